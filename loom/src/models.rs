@@ -1,0 +1,551 @@
+//! The models. Each explores every interleaving up to the preemption bound and every value a relaxed load may return.
+//!
+//! What is asserted is the promise, not the mechanism: when all threads are done, what was said last agrees with the
+//! value (G1), and an excursion outside of a band that was in force is said by the thread that made it (G2).
+
+use std::{
+    sync::Arc as StdArc,
+    task::{Wake, Waker},
+};
+
+use loom::{sync::Arc, thread};
+
+use crate::{
+    cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
+    interest::{ChangeState, Cuts, ExtremesState, Interval, ThresholdState},
+    mailbox::{Mailbox, Taken},
+    time::{Now, Stamp, Time},
+};
+
+/// No model looks at the time.
+struct NoClock;
+
+impl Now for NoClock {
+    fn now(&self) -> Time {
+        Time::ZERO
+    }
+}
+
+/// Three preemptions find every bug that these models were ever seen to find, within seconds.
+fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(f);
+}
+
+/// What a listener has said, behind a plain lock that loom does not see: nothing of the protocol depends on it.
+type Said<T> = StdArc<std::sync::Mutex<Vec<T>>>;
+
+fn said<T: Clone>(said: &Said<T>) -> Vec<T> {
+    said.lock().unwrap().clone()
+}
+
+struct Threshold {
+    id: u64,
+    state: ThresholdState,
+    pending: Option<(bool, f64)>,
+    said: Said<(bool, f64)>,
+}
+
+fn above(id: u64, raise: f64, clear: f64) -> (Box<Threshold>, Said<(bool, f64)>) {
+    let said = Said::default();
+    let listener = Threshold {
+        id,
+        state: ThresholdState::new(Cuts {
+            rising: true,
+            raise,
+            clear,
+        }),
+        pending: None,
+        said: said.clone(),
+    };
+    (Box::new(listener), said)
+}
+
+impl Listener for Threshold {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn judge(&mut self, value: f64, _mutated: bool, _stamp: &mut Stamp<'_>) {
+        if let Some(raised) = self.state.step(value) {
+            self.pending = Some((raised, value));
+        }
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+
+    fn speak(&mut self, _wakes: &mut Wakes) {
+        if let Some(pending) = self.pending.take() {
+            self.said.lock().unwrap().push(pending);
+        }
+    }
+}
+
+/// Raised and cleared alternate, beginning with raised, and the last agrees with the value.
+fn assert_agrees(events: &[(bool, f64)], value: f64, raise: f64, clear: f64) {
+    for (i, (raised, _)) in events.iter().enumerate() {
+        assert_eq!(*raised, i % 2 == 0, "not alternating: {events:?}");
+    }
+    let raised = events.last().is_some_and(|(raised, _)| *raised);
+    if value >= raise {
+        assert!(raised, "{value} was never reported: {events:?}");
+    }
+    if value < clear {
+        assert!(!raised, "{value} did not clear: {events:?}");
+    }
+}
+
+fn attach<R: crate::cell::Repr>(cell: &Cell, listener: Box<dyn Listener>) {
+    let mut wakes = Wakes::new();
+    assert!(cell.attach::<R>(listener, Signal::Value, &NoClock, &mut wakes));
+}
+
+#[test]
+fn a_set_during_attach_is_judged_by_one_of_the_two() {
+    model(4, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || cell.set_real(95.0, &NoClock))
+        };
+        let (listener, events) = above(1, 90.0, 80.0);
+        attach::<Real>(&cell, listener);
+        setter.join().unwrap();
+        assert_eq!(said(&events), [(true, 95.0)]);
+    });
+}
+
+#[test]
+fn two_setters_leave_the_state_in_agreement_with_the_value() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (listener, events) = above(1, 90.0, 80.0);
+        attach::<Real>(&cell, listener);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(95.0, &NoClock);
+                cell.set_real(10.0, &NoClock);
+            })
+        };
+        cell.set_real(85.0, &NoClock);
+        cell.set_real(91.0, &NoClock);
+        setter.join().unwrap();
+        assert_agrees(&said(&events), f64::from_bits(cell.load()), 90.0, 80.0);
+    });
+}
+
+/// The spike is over before anybody could have read it; the thread that made it says so all the same.
+#[test]
+fn a_spike_that_is_over_is_still_reported() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (listener, events) = above(1, 90.0, 80.0);
+        attach::<Real>(&cell, listener);
+        let other = {
+            let cell = cell.clone();
+            thread::spawn(move || cell.set_real(20.0, &NoClock))
+        };
+        cell.set_real(95.0, &NoClock);
+        other.join().unwrap();
+        let events = said(&events);
+        assert!(events.contains(&(true, 95.0)), "{events:?}");
+        assert_agrees(&events, f64::from_bits(cell.load()), 90.0, 80.0);
+    });
+}
+
+#[test]
+fn three_threads_that_count_cross_exactly_once() {
+    model(2, || {
+        let cell = Arc::new(Cell::new::<Whole>(0));
+        let (listener, events) = above(1, 3.0, 3.0);
+        attach::<Whole>(&cell, listener);
+        let others: Vec<_> = (0..2)
+            .map(|_| {
+                let cell = cell.clone();
+                thread::spawn(move || cell.add_whole(1, &NoClock))
+            })
+            .collect();
+        cell.add_whole(1, &NoClock);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!(cell.load(), 3);
+        assert_eq!(said(&events), [(true, 3.0)]);
+    });
+}
+
+#[test]
+fn two_thresholds_on_one_cell_do_not_hide_each_other() {
+    model(2, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (low, low_events) = above(1, 10.0, 10.0);
+        let (high, high_events) = above(2, 50.0, 50.0);
+        attach::<Real>(&cell, low);
+        attach::<Real>(&cell, high);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || cell.set_real(60.0, &NoClock))
+        };
+        cell.set_real(20.0, &NoClock);
+        setter.join().unwrap();
+        let value = f64::from_bits(cell.load());
+        assert_agrees(&said(&low_events), value, 10.0, 10.0);
+        assert_agrees(&said(&high_events), value, 50.0, 50.0);
+        assert!(said(&high_events).contains(&(true, 60.0)));
+    });
+}
+
+#[test]
+fn a_set_during_detach_is_heard_or_not_and_the_others_go_on() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (leaving, _) = above(1, 50.0, 50.0);
+        let (staying, events) = above(2, 90.0, 80.0);
+        attach::<Real>(&cell, leaving);
+        attach::<Real>(&cell, staying);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(95.0, &NoClock);
+                cell.set_real(60.0, &NoClock);
+            })
+        };
+        assert!(cell.detach::<Real>(1, Signal::Value, &NoClock).is_some());
+        setter.join().unwrap();
+        assert_eq!(said(&events), [(true, 95.0), (false, 60.0)]);
+    });
+}
+
+struct Change {
+    state: ChangeState,
+    speaks: bool,
+    posted: Arc<Mailbox<()>>,
+}
+
+impl Listener for Change {
+    fn id(&self) -> u64 {
+        1
+    }
+
+    fn judge(&mut self, value: f64, _mutated: bool, _stamp: &mut Stamp<'_>) {
+        self.speaks |= self.state.step(value);
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+
+    fn speak(&mut self, wakes: &mut Wakes) {
+        if std::mem::take(&mut self.speaks) {
+            wakes.extend(self.posted.push(()).wake);
+        }
+    }
+}
+
+fn take<T>(mailbox: &Mailbox<T>, waker: &Waker) -> Option<(u64, Vec<T>)> {
+    let mut batch = std::collections::VecDeque::new();
+    let mut cx = std::task::Context::from_waker(waker);
+    match mailbox.poll_take(&mut cx, &mut batch) {
+        std::task::Poll::Ready(Taken::Letters { lagged }) => Some((lagged, batch.into())),
+        _ => None,
+    }
+}
+
+/// What the reader of a conflated change does for each letter: re-arm, and take the value read after that.
+fn drain(cell: &Cell) -> f64 {
+    cell.visit::<Real, f64>(1, Signal::Value, &NoClock, |listener, bits| {
+        let listener: &mut dyn std::any::Any = listener;
+        let value = f64::from_bits(bits);
+        listener.downcast_mut::<Change>().unwrap().state.drained(value);
+        value
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_set_during_drain_is_in_the_value_drained_or_makes_a_new_letter() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let posted = Arc::new(Mailbox::new(4));
+        attach::<Real>(
+            &cell,
+            Box::new(Change {
+                state: ChangeState::new(),
+                speaks: false,
+                posted: posted.clone(),
+            }),
+        );
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(1.0, &NoClock);
+                cell.set_real(2.0, &NoClock);
+            })
+        };
+        let mut seen = 0.0;
+        while let Some((_, letters)) = take(&posted, Waker::noop()) {
+            for () in letters {
+                seen = drain(&cell);
+            }
+        }
+        setter.join().unwrap();
+        while let Some((_, letters)) = take(&posted, Waker::noop()) {
+            for () in letters {
+                seen = drain(&cell);
+            }
+        }
+        assert_eq!(seen, 2.0);
+    });
+}
+
+struct Extremes {
+    state: ExtremesState,
+    seen: Said<(f64, f64)>,
+}
+
+impl Listener for Extremes {
+    fn id(&self) -> u64 {
+        1
+    }
+
+    fn judge(&mut self, value: f64, _mutated: bool, _stamp: &mut Stamp<'_>) {
+        self.state.step(value);
+        let mut seen = self.seen.lock().unwrap();
+        seen.clear();
+        seen.extend(self.state.get());
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+}
+
+#[test]
+fn no_extreme_escapes() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let seen = Said::default();
+        attach::<Real>(
+            &cell,
+            Box::new(Extremes {
+                state: ExtremesState::new(),
+                seen: seen.clone(),
+            }),
+        );
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(7.0, &NoClock);
+                cell.set_real(-1.0, &NoClock);
+            })
+        };
+        cell.set_real(9.0, &NoClock);
+        cell.set_real(3.0, &NoClock);
+        setter.join().unwrap();
+        assert_eq!(said(&seen), [(-1.0, 9.0)]);
+    });
+}
+
+struct Tap {
+    id: u64,
+    start: Said<u64>,
+    moves: Said<(u64, u64)>,
+    sequences: Said<u64>,
+}
+
+fn tap(id: u64) -> (Box<Tap>, Said<u64>, Said<(u64, u64)>, Said<u64>) {
+    let (start, moves, sequences) = (Said::default(), Said::default(), Said::default());
+    let tap = Tap {
+        id,
+        start: start.clone(),
+        moves: moves.clone(),
+        sequences: sequences.clone(),
+    };
+    (Box::new(tap), start, moves, sequences)
+}
+
+impl Listener for Tap {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn takes_all(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, bits: u64, _stamp: &mut Stamp<'_>) {
+        self.start.lock().unwrap().push(bits);
+    }
+
+    fn quiet(&self) -> Interval {
+        Interval::NOTHING
+    }
+
+    fn record(&mut self, recorded: Recorded, sequence: u64, _at: Time, _wakes: &mut Wakes) {
+        let Recorded::Moved { before, after } = recorded else {
+            panic!("a cell of values observed something");
+        };
+        self.moves.lock().unwrap().push((before, after));
+        self.sequences.lock().unwrap().push(sequence);
+    }
+}
+
+/// From the value at which the tap began to the present one without a gap.
+fn assert_chain(start: u64, moves: &[(u64, u64)], value: u64) {
+    let mut at = start;
+    for (before, after) in moves {
+        assert_eq!(*before, at, "a gap in {moves:?}");
+        at = *after;
+    }
+    assert_eq!(at, value, "the last of {moves:?} is not the value");
+}
+
+#[test]
+fn a_tap_gets_every_mutation_in_order() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (listener, start, moves, sequences) = tap(1);
+        attach::<Real>(&cell, listener);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(1.0, &NoClock);
+                cell.set_real(2.0, &NoClock);
+            })
+        };
+        cell.set_real(3.0, &NoClock);
+        setter.join().unwrap();
+        let moves = said(&moves);
+        assert_eq!(moves.len(), 3);
+        assert_eq!(said(&sequences), [1, 2, 3]);
+        assert_chain(said(&start)[0], &moves, cell.load());
+    });
+}
+
+#[test]
+fn a_tap_that_comes_in_the_middle_misses_no_amount() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Whole>(0));
+        let adder = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.add_whole(1, &NoClock);
+                cell.add_whole(2, &NoClock);
+            })
+        };
+        let (listener, start, moves, _) = tap(1);
+        attach::<Whole>(&cell, listener);
+        cell.add_whole(4, &NoClock);
+        adder.join().unwrap();
+        assert_eq!(cell.load(), 7);
+        assert_chain(said(&start)[0], &said(&moves), 7);
+    });
+}
+
+#[test]
+fn a_tap_that_leaves_and_one_that_comes_both_have_whole_chains() {
+    model(2, || {
+        let cell = Arc::new(Cell::new::<Whole>(0));
+        let (first, ..) = tap(1);
+        attach::<Whole>(&cell, first);
+        let adder = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.add_whole(1, &NoClock);
+                cell.add_whole(2, &NoClock);
+            })
+        };
+        cell.detach::<Whole>(1, Signal::Value, &NoClock);
+        let (second, start, moves, _) = tap(2);
+        attach::<Whole>(&cell, second);
+        adder.join().unwrap();
+        assert_chain(said(&start)[0], &said(&moves), 3);
+    });
+}
+
+#[test]
+fn a_threshold_beside_a_tap_still_agrees() {
+    model(2, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (threshold, events) = above(1, 90.0, 80.0);
+        attach::<Real>(&cell, threshold);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || {
+                cell.set_real(95.0, &NoClock);
+                cell.set_real(10.0, &NoClock);
+            })
+        };
+        let (listener, ..) = tap(2);
+        attach::<Real>(&cell, listener);
+        cell.detach::<Real>(2, Signal::Value, &NoClock);
+        setter.join().unwrap();
+        let events = said(&events);
+        assert!(events.contains(&(true, 95.0)), "{events:?}");
+        assert_agrees(&events, 10.0, 90.0, 80.0);
+    });
+}
+
+#[test]
+fn retiring_a_cell_while_it_is_set_is_the_last_word() {
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let (listener, events) = above(1, 90.0, 80.0);
+        attach::<Real>(&cell, listener);
+        let setter = {
+            let cell = cell.clone();
+            thread::spawn(move || cell.set_real(95.0, &NoClock))
+        };
+        cell.retire::<Real>(&NoClock, &mut Wakes::new());
+        setter.join().unwrap();
+        assert!(said(&events).len() <= 1);
+        let (late, _) = above(2, 90.0, 80.0);
+        assert!(!cell.attach::<Real>(late, Signal::Value, &NoClock, &mut Wakes::new()));
+    });
+}
+
+struct Flag(loom::sync::atomic::AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: StdArc<Self>) {
+        self.0.store(true, loom::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// A reader that found nothing and parked is woken by whoever pushes next: a letter never lies unread behind a parked
+/// reader.
+#[test]
+fn a_parked_reader_is_woken_for_every_letter() {
+    model(3, || {
+        let mailbox = Arc::new(Mailbox::new(1));
+        let writer = {
+            let mailbox = mailbox.clone();
+            thread::spawn(move || {
+                for letter in 0..2 {
+                    if let Some(waker) = mailbox.push(letter).wake {
+                        waker.wake();
+                    }
+                }
+            })
+        };
+        let woken = StdArc::new(Flag(loom::sync::atomic::AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        let (mut got, mut lagged) = (0, 0);
+        while let Some((dropped, letters)) = take(&mailbox, &waker) {
+            lagged += dropped;
+            got += letters.len() as u64;
+        }
+        // Parked. Whatever is pushed from here on wakes.
+        writer.join().unwrap();
+        if got + lagged < 2 {
+            assert!(woken.0.load(loom::sync::atomic::Ordering::SeqCst));
+            let (dropped, letters) = take(&mailbox, &waker).unwrap();
+            assert_eq!(letters.last(), Some(&1), "the last letter always arrives");
+            assert_eq!(got + lagged + dropped + letters.len() as u64, 2);
+        }
+    });
+}

@@ -1,0 +1,680 @@
+//! The bus: declares metrics, finds them, and brings them together with those who subscribe.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use crate::{
+    cell::{Wakes, wake_all},
+    clock::Clock,
+    desc::{Buckets, Desc, Meta, SERIES_MAX_DEFAULT, validate},
+    dispatch::{Pool, WORKERS_MAX_DEFAULT},
+    error::{DeclareError, SelectorError},
+    events::{self, Changed, Crossing, Moved},
+    lint::{Lint, lint},
+    metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
+    scope::{Component, Metrics, Scope},
+    selector::{IntoSelector, Selector},
+    series::{Series, SeriesCore},
+    snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
+    stats::{self, Stats},
+    tap::{self, Mutations},
+    threshold::{Delta, Threshold},
+    watch::{Listen, Watch},
+    window::Windows,
+};
+
+/// Registry and bus in one: metrics are declared on it, and whoever wants to hear of them subscribes to it.
+///
+/// Clones are the same bus. When the last one is gone its subscriptions end; handles to metrics go on counting, for
+/// nobody.
+///
+/// ```
+/// use metricbus::{MetricBus, Threshold};
+///
+/// let bus = MetricBus::new();
+/// let queue = bus.gauge("queue_depth", "Requests waiting.")?;
+///
+/// let _subscription = bus
+///     .on_threshold("queue_depth", Threshold::above(100.0).clear_below(50.0))
+///     .call(|crossing| println!("{}: {:?} at {}", crossing.series, crossing.state, crossing.value))?;
+///
+/// queue.set(120.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct MetricBus(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) clock: Clock,
+    pub(crate) pool: Pool,
+    pub(crate) stats: Arc<Stats>,
+    series_max: usize,
+    registry: RwLock<Registry>,
+    watches: RwLock<Vec<Arc<Watch>>>,
+    components: Mutex<Vec<Component>>,
+    lints: Mutex<Vec<Lint>>,
+}
+
+#[derive(Default)]
+struct Registry {
+    families: BTreeMap<Arc<str>, Arc<FamilyCore>>,
+    /// Every name that can appear on `/metrics`, and the family it belongs to.
+    exposed: HashMap<String, Arc<str>>,
+}
+
+/// A bus with settings other than the usual ones. Made by [`MetricBus::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct MetricBusBuilder {
+    clock: Clock,
+    series_max: usize,
+    workers_max: usize,
+}
+
+impl MetricBusBuilder {
+    /// The clock of all timers and windows; the system's unless told otherwise.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// How many series a family may have unless its declaration says otherwise; 2 000 unless told otherwise.
+    pub fn cardinality_limit(mut self, series_max: usize) -> Self {
+        self.series_max = series_max;
+        self
+    }
+
+    /// How many threads may run callbacks, at most: 64 unless told otherwise. There are two as long as none hangs.
+    pub fn workers_max(mut self, workers_max: usize) -> Self {
+        self.workers_max = workers_max;
+        self
+    }
+
+    /// Makes the bus. Starts no thread; the first subscription with a callback does.
+    #[must_use]
+    pub fn build(self) -> MetricBus {
+        MetricBus(Arc::new(Inner {
+            clock: self.clock,
+            pool: Pool::new(self.workers_max),
+            stats: Arc::default(),
+            series_max: self.series_max,
+            registry: RwLock::default(),
+            watches: RwLock::default(),
+            components: Mutex::default(),
+            lints: Mutex::default(),
+        }))
+    }
+}
+
+impl Default for MetricBus {
+    fn default() -> Self {
+        MetricBus::new()
+    }
+}
+
+impl MetricBus {
+    /// A bus on the system's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        MetricBus::builder().build()
+    }
+
+    /// A bus with settings of its own.
+    pub fn builder() -> MetricBusBuilder {
+        MetricBusBuilder {
+            clock: Clock::system(),
+            series_max: SERIES_MAX_DEFAULT,
+            workers_max: WORKERS_MAX_DEFAULT,
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
+    /// The clock of this bus.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// The root scope: no prefix, no labels.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        Scope::root(self)
+    }
+
+    /// Declares a counter. See [`Scope::declare`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`].
+    pub fn counter(&self, name: &str, help: &str) -> Result<Counter, DeclareError> {
+        self.scope().counter(name, help)
+    }
+
+    /// Declares a gauge. See [`Scope::declare`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`].
+    pub fn gauge(&self, name: &str, help: &str) -> Result<Gauge, DeclareError> {
+        self.scope().gauge(name, help)
+    }
+
+    /// Declares a histogram. See [`Scope::declare`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`].
+    pub fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: Buckets,
+    ) -> Result<Histogram, DeclareError> {
+        self.scope().histogram(name, help, buckets)
+    }
+
+    /// Declares a metric, or gives the one that was declared before in the same way.
+    ///
+    /// ```
+    /// let bus = metricbus::MetricBus::new();
+    /// bus.counter("requests_total", "Requests served.")?.inc();
+    /// assert_eq!(bus.counter("requests_total", "Requests served.")?.get(), 1);
+    ///
+    /// let error = bus.gauge("requests_total", "Requests served.").unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     r#"metric "requests_total" clashes with its earlier declaration: type was counter, and now is gauge"#,
+    /// );
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`].
+    pub fn declare<M: Metric>(&self, desc: Desc) -> Result<M, DeclareError> {
+        self.scope().declare(desc)
+    }
+
+    /// Declares a metric with labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`]; also when there are no [`labels`](Desc::labels).
+    pub fn family<M: Metric>(&self, desc: Desc) -> Result<Family<M>, DeclareError> {
+        self.scope().family(desc)
+    }
+
+    /// Declares every metric of a struct.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scope::declare`].
+    pub fn register<T: Metrics>(&self) -> Result<T, DeclareError> {
+        self.scope().register()
+    }
+
+    /// Every component that was registered, in order. One that was registered twice in the same way is one.
+    #[must_use]
+    pub fn components(&self) -> Vec<Component> {
+        locked(&self.0.components).clone()
+    }
+
+    /// What the naming lint had to say of the declarations so far. Each was also a `tracing` warning.
+    ///
+    /// ```
+    /// let bus = metricbus::MetricBus::new();
+    /// bus.gauge("wait_milliseconds", "Time waited.")?;
+    /// assert_eq!(
+    ///     bus.lints()[0].to_string(),
+    ///     r#"wait_milliseconds: use the base unit "seconds" instead of "milliseconds""#,
+    /// );
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    #[must_use]
+    pub fn lints(&self) -> Vec<Lint> {
+        locked(&self.0.lints).clone()
+    }
+
+    /// All metrics as they are, sorted by name.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let families = self.0.families();
+        Snapshot {
+            families: families
+                .iter()
+                .map(|family| FamilySnapshot::of(family))
+                .collect(),
+        }
+    }
+
+    /// The series that match now.
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn series(&self, selector: impl IntoSelector) -> Result<Vec<Series>, SelectorError> {
+        let selector = selector.into_selector()?;
+        let mut found = Vec::new();
+        self.0
+            .for_each_match(&selector, |series| found.push(Series(series.clone())));
+        Ok(found)
+    }
+
+    /// Every mutation of the selected series, as a [`Stream`](futures_core::Stream).
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use metricbus::{Change, MetricBus, Value};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let bus = MetricBus::new();
+    /// let requests = bus.counter("requests_total", "Requests served.")?;
+    /// let mut mutations = bus.subscribe("requests_total")?;
+    /// requests.inc_by(2);
+    ///
+    /// let first = mutations.next().await.unwrap()?;
+    /// assert_eq!(first.sequence, 1);
+    /// assert_eq!(first.change, Change::Counted { before: Value::U64(0), after: Value::U64(2) });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn subscribe(&self, selector: impl IntoSelector) -> Result<Mutations, SelectorError> {
+        Ok(tap::subscribe(
+            &self.0,
+            selector.into_selector()?,
+            tap::CAPACITY_DEFAULT,
+        ))
+    }
+
+    /// As [`subscribe`](MetricBus::subscribe), with room for `capacity` waiting mutations rather than 8 192. Each takes
+    /// 40 bytes, twice.
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn subscribe_with_capacity(
+        &self,
+        selector: impl IntoSelector,
+        capacity: usize,
+    ) -> Result<Mutations, SelectorError> {
+        Ok(tap::subscribe(&self.0, selector.into_selector()?, capacity))
+    }
+
+    /// Every change of the selected series, conflated: a slow subscriber gets the latest value, and hears of each series
+    /// at most once until it has come to look.
+    pub fn on_change(&self, selector: impl IntoSelector) -> Listen<Changed> {
+        let plan = selector.into_selector().map(events::changes);
+        Listen::new(self, plan.map_err(Into::into))
+    }
+
+    /// Crossings of a threshold by each of the selected series.
+    pub fn on_threshold(
+        &self,
+        selector: impl IntoSelector,
+        threshold: Threshold,
+    ) -> Listen<Crossing> {
+        let plan = selector
+            .into_selector()
+            .map_err(Into::into)
+            .and_then(|selector| events::thresholds(selector, threshold));
+        Listen::new(self, plan)
+    }
+
+    /// Moves by a delta or more, of each of the selected series.
+    pub fn on_delta(&self, selector: impl IntoSelector, delta: Delta) -> Listen<Moved> {
+        let plan = selector
+            .into_selector()
+            .map_err(Into::into)
+            .and_then(|selector| events::deltas(selector, delta));
+        Listen::new(self, plan)
+    }
+
+    /// A sliding window over the selected series, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn window(
+        &self,
+        selector: impl IntoSelector,
+        width: Duration,
+    ) -> Result<Windows, SelectorError> {
+        Ok(Windows::over(&self.0, selector.into_selector()?, width))
+    }
+
+    /// What the bus counts of itself, `metricbus_*`: losses, panics, threads, components. The exporter shows it beside
+    /// the metrics declared here; it is not part of [`snapshot`](MetricBus::snapshot), and no selector matches it.
+    #[must_use]
+    pub fn self_families(&self) -> Vec<FamilySnapshot> {
+        self.0.self_families()
+    }
+
+    /// Whether a name that can appear on `/metrics` is taken.
+    #[cfg(feature = "http")]
+    pub(crate) fn exposes(&self, name: &str) -> bool {
+        read(&self.0.registry).exposed.contains_key(name)
+    }
+}
+
+impl fmt::Debug for MetricBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricBus")
+            .field("families", &read(&self.0.registry).families.len())
+            .field("subscriptions", &read(&self.0.watches).len())
+            .finish()
+    }
+}
+
+impl Inner {
+    /// All families, sorted by name.
+    pub(crate) fn families(&self) -> Vec<Arc<FamilyCore>> {
+        read(&self.registry).families.values().cloned().collect()
+    }
+
+    fn for_each_match(&self, selector: &Selector, mut f: impl FnMut(&Arc<SeriesCore>)) {
+        for family in self.families() {
+            if selector.could_match_name(&family.meta.name) {
+                family.for_each(|series| {
+                    if selector.matches(series) {
+                        f(series);
+                    }
+                });
+            }
+        }
+    }
+
+    pub(crate) fn declare<M: Metric>(
+        self: &Arc<Self>,
+        scope: &Scope,
+        desc: Desc,
+    ) -> Result<M, DeclareError> {
+        if !desc.variable.is_empty() {
+            return Err(DeclareError::Labels {
+                metric: format!("{}{}", scope.prefix(), desc.name),
+                why: format!(
+                    "it has labels without values, {:?}: declare it with family()",
+                    desc.variable
+                ),
+            });
+        }
+        let (family, plan) = self.enter::<M>(scope, desc)?;
+        Ok(M::from_spec(Made(family.child(&plan.constant_text()))))
+    }
+
+    pub(crate) fn family<M: Metric, L>(
+        self: &Arc<Self>,
+        scope: &Scope,
+        desc: Desc,
+    ) -> Result<Family<M, L>, DeclareError> {
+        if desc.variable.is_empty() {
+            return Err(DeclareError::Labels {
+                metric: format!("{}{}", scope.prefix(), desc.name),
+                why: "a family needs labels: name them with Desc::labels, or use declare()"
+                    .to_owned(),
+            });
+        }
+        let (family, plan) = self.enter::<M>(scope, desc)?;
+        Ok(Family::new(family, plan))
+    }
+
+    /// Finds or makes the family of a declaration.
+    fn enter<M: Metric>(
+        self: &Arc<Self>,
+        scope: &Scope,
+        desc: Desc,
+    ) -> Result<(Arc<FamilyCore>, Plan), DeclareError> {
+        let spec = M::spec();
+        let name = format!("{}{}", scope.prefix(), desc.name);
+        let constant: Vec<(&str, &str)> = scope
+            .labels()
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .chain(
+                desc.constant
+                    .iter()
+                    .map(|(name, value)| (&**name, &**value)),
+            )
+            .collect();
+        let label_names: Vec<&str> = constant
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(desc.variable.iter().map(String::as_str))
+            .collect();
+        let bounds = validate(&desc, &name, spec.kind, &label_names)?;
+        let meta = Meta {
+            name: name.into(),
+            help: desc.help.clone(),
+            unit: desc.unit.clone(),
+            kind: spec.kind,
+            numbers: spec.numbers,
+            label_names: label_names.iter().map(|&n| n.into()).collect(),
+            bounds,
+            series_max: desc.series_max.unwrap_or(self.series_max),
+            expire_after: desc.expire_after,
+            clock: self.clock.clone(),
+        };
+        let family = self.find_or_insert(meta)?;
+        // In the order of the family, which is that of its first declaration.
+        let slots = family
+            .meta
+            .label_names
+            .iter()
+            .map(|name| {
+                let slot = match constant.iter().find(|(n, _)| *n == &**name) {
+                    Some((_, value)) => Slot::Constant((*value).to_owned()),
+                    None => Slot::Variable(
+                        desc.variable
+                            .iter()
+                            .position(|v| **v == **name)
+                            .unwrap_or_default(),
+                    ),
+                };
+                (name.clone(), slot)
+            })
+            .collect();
+        let plan = Plan {
+            slots,
+            variable: desc.variable,
+        };
+        Ok((family, plan))
+    }
+
+    fn find_or_insert(self: &Arc<Self>, meta: Meta) -> Result<Arc<FamilyCore>, DeclareError> {
+        if let Some(family) = read(&self.registry).families.get(&meta.name) {
+            meta.check_same_as(&family.meta)?;
+            return Ok(family.clone());
+        }
+        let lints = lint(&meta);
+        let family = {
+            let mut registry = self
+                .registry
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(family) = registry.families.get(&meta.name) {
+                meta.check_same_as(&family.meta)?;
+                return Ok(family.clone());
+            }
+            let exposed = meta.exposed_names();
+            for sample in &exposed {
+                let Some(other) = registry.exposed.get(sample) else {
+                    continue;
+                };
+                let other_kind = registry
+                    .families
+                    .get(other)
+                    .map_or(meta.kind, |f| f.meta.kind);
+                return Err(DeclareError::SampleClash {
+                    metric: meta.name.to_string(),
+                    kind: meta.kind,
+                    sample: sample.clone(),
+                    other: other.to_string(),
+                    other_kind,
+                });
+            }
+            let name = meta.name.clone();
+            for sample in exposed {
+                registry.exposed.insert(sample, name.clone());
+            }
+            let family = FamilyCore::new(Arc::new(meta), Arc::downgrade(self));
+            registry.families.insert(name, family.clone());
+            family
+        };
+        for lint in &lints {
+            tracing::warn!("metricbus: {lint}");
+        }
+        locked(&self.lints).extend(lints);
+        Ok(family)
+    }
+
+    pub(crate) fn add_component(&self, component: Component) {
+        let mut components = locked(&self.components);
+        if !components.contains(&component) {
+            components.push(component);
+        }
+    }
+
+    /// Attaches whoever waits for a series like this one. The caller holds the family's lock, and wakes once it does not.
+    pub(crate) fn announce(&self, series: &Arc<SeriesCore>, wakes: &mut Wakes) {
+        for watch in read(&self.watches).iter() {
+            watch.attach(series, true, wakes);
+        }
+    }
+
+    /// Attaches a watch to every series that matches and notes it for those to come. A series that is being made
+    /// meanwhile is either found here or finds the watch; if both, the cell refuses the second.
+    pub(crate) fn watch(&self, watch: &Arc<Watch>) {
+        self.watches
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(watch.clone());
+        let mut wakes = Wakes::new();
+        self.for_each_match(&watch.selector, |series| {
+            watch.attach(series, false, &mut wakes)
+        });
+        wake_all(wakes);
+    }
+
+    pub(crate) fn unwatch(&self, watch: &Arc<Watch>) {
+        self.watches
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|w| w.id != watch.id);
+        let mut listeners = Vec::new();
+        self.for_each_match(&watch.selector, |series| {
+            listeners.extend(series.detach(watch.id))
+        });
+        watch.close();
+    }
+
+    pub(crate) fn find_watch(&self, id: u64) -> Option<Arc<Watch>> {
+        read(&self.watches).iter().find(|w| w.id == id).cloned()
+    }
+
+    fn self_families(&self) -> Vec<FamilySnapshot> {
+        let mut families = self.stats.families();
+        let (workers, busy) = self.pool.workers();
+        let declared = self.families();
+        let series: usize = declared.iter().map(|family| family.len()).sum();
+        let watches = read(&self.watches);
+        let unmatched = watches.iter().filter(|w| w.matched() == 0).count();
+        for (name, help, value) in [
+            (
+                "metricbus_callbacks_running",
+                "Callbacks that are running now, hung ones included.",
+                busy,
+            ),
+            (
+                "metricbus_callbacks_waiting",
+                "Subscriptions that wait for a thread to run their callback.",
+                self.pool.waiting(),
+            ),
+            (
+                "metricbus_dispatcher_threads",
+                "Threads that run callbacks.",
+                workers,
+            ),
+            ("metricbus_families", "Declared metrics.", declared.len()),
+            ("metricbus_series", "Series of all metrics.", series),
+            (
+                "metricbus_subscriptions",
+                "Live subscriptions.",
+                watches.len(),
+            ),
+            (
+                "metricbus_subscriptions_unmatched",
+                "Live subscriptions whose selector has never matched a series.",
+                unmatched,
+            ),
+        ] {
+            families.push(stats::gauge(name, help, value as f64));
+        }
+        let components = locked(&self.components);
+        if !components.is_empty() {
+            families.push(component_info(&components));
+        }
+        families.sort_by(|a, b| a.name.cmp(&b.name));
+        families
+    }
+}
+
+fn component_info(components: &[Component]) -> FamilySnapshot {
+    let series = components
+        .iter()
+        .map(|component| {
+            let mut labels = vec![("component".to_owned(), component.name.clone())];
+            labels.extend(
+                component
+                    .labels
+                    .iter()
+                    .filter(|(name, _)| name != "component")
+                    .cloned(),
+            );
+            SeriesSnapshot {
+                labels,
+                value: SampleValue::Gauge(1.0),
+            }
+        })
+        .collect::<Vec<_>>();
+    let mut unique: Vec<SeriesSnapshot> = Vec::new();
+    for one in series {
+        if !unique.contains(&one) {
+            unique.push(one);
+        }
+    }
+    FamilySnapshot {
+        name: "metricbus_component_info".to_owned(),
+        help: "Components that registered their metrics.".to_owned(),
+        unit: None,
+        kind: crate::MetricKind::Gauge,
+        series: unique,
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for family in self.families() {
+            family.for_each(|series| series.silence());
+        }
+        for watch in read(&self.watches).iter() {
+            watch.close();
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,308 @@
+//! The injected clock: one source of time and timers for a whole bus, so that tests run on virtual time.
+//!
+//! Mutations never read it unless a listener of that very series wants to know the time. Timers run on a thread of the
+//! clock's own (system), or inside [`Clock::advance`] (manual).
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::time::{Now, Time, nanos};
+
+/// A monotonic clock, shared by its clones.
+///
+/// ```
+/// use std::time::Duration;
+/// use metricbus::{Clock, MetricBus};
+///
+/// let clock = Clock::manual();
+/// let bus = MetricBus::builder().clock(clock.clone()).build();
+/// let queue = bus.gauge("queue_depth", "Requests waiting.")?;
+/// let window = queue.series().window(Duration::from_secs(10));
+///
+/// queue.set(4.0);
+/// clock.advance(Duration::from_secs(5));
+/// queue.set(8.0);
+/// clock.advance(Duration::from_secs(5));
+/// assert_eq!(window.stats().avg, Some(6.0));
+/// # Ok::<(), metricbus::DeclareError>(())
+/// ```
+#[derive(Clone)]
+pub struct Clock(Arc<Inner>);
+
+struct Inner {
+    source: Source,
+    timers: Arc<Timers>,
+}
+
+enum Source {
+    System {
+        origin: Instant,
+    },
+    Manual {
+        now: AtomicU64,
+        advancing: Mutex<()>,
+    },
+}
+
+struct Timers {
+    due: Mutex<Due>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Due {
+    heap: BinaryHeap<Reverse<Timer>>,
+    next_id: u64,
+    thread_runs: bool,
+    closed: bool,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Timer {
+    at: Time,
+    /// Timers due at the same time run in the order in which they were set.
+    id: u64,
+    job: Job,
+}
+
+impl Clock {
+    /// The clock of the machine (`CLOCK_MONOTONIC`). All system clocks of a process are one.
+    pub fn system() -> Clock {
+        static SYSTEM: OnceLock<Clock> = OnceLock::new();
+        SYSTEM
+            .get_or_init(|| {
+                Clock::with(Source::System {
+                    origin: Instant::now(),
+                })
+            })
+            .clone()
+    }
+
+    /// A clock that stands still at [`Time::ZERO`] until it is [advanced](Clock::advance).
+    pub fn manual() -> Clock {
+        Clock::with(Source::Manual {
+            now: AtomicU64::new(0),
+            advancing: Mutex::new(()),
+        })
+    }
+
+    fn with(source: Source) -> Clock {
+        Clock(Arc::new(Inner {
+            source,
+            timers: Arc::new(Timers {
+                due: Mutex::default(),
+                changed: Condvar::new(),
+            }),
+        }))
+    }
+
+    /// The present.
+    pub fn now(&self) -> Time {
+        match &self.0.source {
+            Source::System { origin } => Time(nanos(origin.elapsed())),
+            Source::Manual { now, .. } => Time(now.load(Ordering::Acquire)),
+        }
+    }
+
+    /// The date of a time of this clock, for people and other machines. A manual clock starts at the Unix epoch.
+    pub fn wall(&self, time: Time) -> SystemTime {
+        match &self.0.source {
+            Source::System { .. } => {
+                let now = SystemTime::now();
+                let age = self.now().since(time);
+                now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
+            }
+            Source::Manual { .. } => SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_nanos(time.0))
+                .unwrap_or(SystemTime::UNIX_EPOCH),
+        }
+    }
+
+    /// Whether this is a manual clock.
+    pub fn is_manual(&self) -> bool {
+        matches!(self.0.source, Source::Manual { .. })
+    }
+
+    /// Moves a manual clock forward, running each timer at its own time, in order, in this thread.
+    ///
+    /// # Panics
+    ///
+    /// On the system clock, which moves by itself.
+    pub fn advance(&self, by: Duration) {
+        let Source::Manual { now, advancing } = &self.0.source else {
+            panic!(
+                "Clock::advance: the system clock moves by itself; use Clock::manual() in tests"
+            );
+        };
+        let _one_at_a_time = advancing.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = self.now() + by;
+        while let Some(timer) = self.0.timers.pop_due(target) {
+            now.fetch_max(timer.at.0, Ordering::AcqRel);
+            (timer.job)();
+        }
+        now.fetch_max(target.0, Ordering::AcqRel);
+    }
+
+    /// Runs `job` at `time`, or at once (on the clock's thread) where that is past. `job` must be short.
+    pub(crate) fn at(&self, time: Time, job: impl FnOnce() + Send + 'static) {
+        let timers = &self.0.timers;
+        let mut due = timers.lock();
+        let id = due.next_id;
+        due.next_id += 1;
+        due.heap.push(Reverse(Timer {
+            at: time,
+            id,
+            job: Box::new(job),
+        }));
+        if self.is_manual() {
+            return;
+        }
+        if !due.thread_runs {
+            due.thread_runs = true;
+            let clock = Arc::downgrade(&self.0);
+            let shared = timers.clone();
+            let started = std::thread::Builder::new()
+                .name("metricbus-clock".into())
+                .spawn(move || shared.run(&clock));
+            if let Err(error) = started {
+                due.thread_runs = false;
+                tracing::error!(%error, "metricbus: no thread for timers; expiry is off until one can be started");
+            }
+        }
+        drop(due);
+        timers.changed.notify_one();
+    }
+}
+
+impl Timers {
+    fn lock(&self) -> MutexGuard<'_, Due> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop_due(&self, now: Time) -> Option<Timer> {
+        let mut due = self.lock();
+        if due.heap.peek()?.0.at <= now {
+            due.heap.pop().map(|Reverse(timer)| timer)
+        } else {
+            None
+        }
+    }
+
+    /// The system clock's thread: ends when the last clone of the clock is gone.
+    fn run(&self, clock: &Weak<Inner>) {
+        loop {
+            let Some(now) = clock.upgrade().map(|inner| Clock(inner).now()) else {
+                return;
+            };
+            if let Some(timer) = self.pop_due(now) {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(timer.job));
+                if caught.is_err() {
+                    tracing::error!("metricbus: a timer panicked");
+                }
+                continue;
+            }
+            let due = self.lock();
+            if due.closed {
+                return;
+            }
+            match due.heap.peek().map(|Reverse(timer)| timer.at) {
+                Some(at) if at <= now => {}
+                Some(at) => drop(self.changed.wait_timeout(due, at.since(now))),
+                None => drop(self.changed.wait(due)),
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.timers.lock().closed = true;
+        self.timers.changed.notify_all();
+    }
+}
+
+impl Now for Clock {
+    fn now(&self) -> Time {
+        Clock::now(self)
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::system()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.is_manual() { "manual" } else { "system" };
+        write!(f, "Clock({kind}, {:?})", self.now())
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.id) == (other.at, other.id)
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.id).cmp(&(other.at, other.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_run_in_order_each_at_its_own_time() {
+        let clock = Clock::manual();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        for secs in [3, 1, 2, 9] {
+            let (at, seen, clock2) = (
+                Time::ZERO + Duration::from_secs(secs),
+                seen.clone(),
+                clock.clone(),
+            );
+            clock.at(at, move || seen.lock().unwrap().push(clock2.now()));
+        }
+        clock.advance(Duration::from_secs(5));
+        let seen: Vec<_> = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|t| t.as_secs_f64())
+            .collect();
+        assert_eq!(seen, [1.0, 2.0, 3.0]);
+        assert_eq!(clock.now().as_secs_f64(), 5.0);
+    }
+
+    #[test]
+    fn a_timer_of_the_system_clock_runs() {
+        let (tx, rx) = std::sync::mpsc::channel();
+        let clock = Clock::system();
+        let at = clock.now() + Duration::from_millis(1);
+        clock.at(at, move || tx.send(()).unwrap());
+        rx.recv().unwrap();
+        assert!(clock.now() >= at);
+    }
+}

@@ -1,0 +1,240 @@
+//! What can go wrong, an enum per operation. Every message says what was wrong, with the value, and what would be right.
+
+use crate::desc::MetricKind;
+
+/// Why a metric could not be declared.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeclareError {
+    /// The name is not `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+    #[error(
+        "metric name {name:?} is not valid: {why}; a name is letters, digits, '_' and ':', not beginning with a digit"
+    )]
+    Name {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A label's name is not `[a-zA-Z_][a-zA-Z0-9_]*`.
+    #[error(
+        "metric {metric:?}: label name {label:?} is not valid: {why}; a label name is letters, digits and '_', not beginning with a digit"
+    )]
+    LabelName {
+        /// The metric.
+        metric: String,
+        /// The label's name as given.
+        label: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The label's name has a meaning of its own.
+    #[error("metric {metric:?}: label {label:?} is reserved: {why}")]
+    LabelReserved {
+        /// The metric.
+        metric: String,
+        /// The label.
+        label: String,
+        /// For what.
+        why: &'static str,
+    },
+    /// A label is there twice, perhaps once by a scope.
+    #[error("metric {metric:?}: label {label:?} is given twice (labels in force: {labels:?})")]
+    LabelTwice {
+        /// The metric.
+        metric: String,
+        /// The label.
+        label: String,
+        /// All labels of the declaration.
+        labels: Vec<String>,
+    },
+    /// Labels without values where a single metric was asked for, or none where a family was.
+    #[error("metric {metric:?}: {why}")]
+    Labels {
+        /// The metric.
+        metric: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// The unit isn't at the end of the name.
+    #[error(
+        "metric {metric:?} has unit {unit:?}: its name must end in it; {right:?} would be right"
+    )]
+    Unit {
+        /// The metric.
+        metric: String,
+        /// The unit.
+        unit: String,
+        /// A name that would do.
+        right: String,
+    },
+    /// The buckets of a histogram can't be used.
+    #[error("metric {metric:?}: {source}")]
+    Buckets {
+        /// The metric.
+        metric: String,
+        /// Why not.
+        source: BucketError,
+    },
+    /// The same name was declared before, with something else.
+    #[error(
+        "metric {metric:?} clashes with its earlier declaration: {what} was {earlier}, and now is {now}"
+    )]
+    Clash {
+        /// The metric.
+        metric: String,
+        /// Type, help, unit, label names or buckets.
+        what: &'static str,
+        /// As declared first.
+        earlier: String,
+        /// As declared now.
+        now: String,
+    },
+    /// One of the names under which the metric appears on `/metrics` belongs to another metric.
+    #[error(
+        "{kind} {metric:?} is exposed as {sample:?}, which belongs to {other_kind} {other:?}; rename one of the two"
+    )]
+    SampleClash {
+        /// The metric being declared.
+        metric: String,
+        /// Its type.
+        kind: MetricKind,
+        /// The name both want.
+        sample: String,
+        /// The metric that has it.
+        other: String,
+        /// Its type.
+        other_kind: MetricKind,
+    },
+}
+
+/// Why label values were refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabelError {
+    /// Too few or too many values.
+    #[error("metric {metric:?} takes {wanted} label values ({names:?}), and got {got}")]
+    Count {
+        /// The metric.
+        metric: String,
+        /// How many it takes.
+        wanted: usize,
+        /// How many it got.
+        got: usize,
+        /// For which labels.
+        names: Vec<String>,
+    },
+}
+
+/// Why bucket bounds were refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BucketError {
+    /// A bound is NaN or -Inf.
+    #[error("bucket bound {bound} at position {position} is not a number that can bound a bucket")]
+    NotANumber {
+        /// The bound.
+        bound: f64,
+        /// Where it stands, from 0.
+        position: usize,
+    },
+    /// Bounds must grow.
+    #[error("bucket bounds must increase: {bound} at position {position} follows {before}")]
+    NotIncreasing {
+        /// The bound before.
+        before: f64,
+        /// The bound.
+        bound: f64,
+        /// Where it stands, from 0.
+        position: usize,
+    },
+    /// A helper got something from which no bounds can be made.
+    #[error("{what} is {value}: {right}")]
+    Argument {
+        /// Which argument.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// What would be right.
+        right: &'static str,
+    },
+    /// More bounds than are sensible.
+    #[error("{count} bucket bounds are too many: at most {max}")]
+    TooMany {
+        /// How many were given.
+        count: usize,
+        /// How many can be.
+        max: usize,
+    },
+}
+
+/// Why a selector could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SelectorError {
+    /// The text is not a selector.
+    #[error(
+        "selector {text:?}, at byte {position}: {what}; a selector looks like kv_usage{{component=\"decode\",pod!~\"test-.*\"}}"
+    )]
+    Syntax {
+        /// The selector.
+        text: String,
+        /// Where it went wrong, in bytes from the beginning.
+        position: usize,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// The regular expression of a matcher is not one.
+    #[error("selector {text:?}: {pattern:?} is not a regular expression: {why}")]
+    Regex {
+        /// The selector.
+        text: String,
+        /// The pattern.
+        pattern: String,
+        /// What the regex engine says.
+        why: String,
+    },
+}
+
+/// Why a subscription could not be made.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The selector is wrong.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// A bound is not a finite number.
+    #[error("threshold bound {bound}: a bound must be a finite number")]
+    Bound {
+        /// The bound.
+        bound: f64,
+    },
+    /// The clear bound is on the wrong side of the raise bound.
+    #[error("threshold {threshold}: it would clear while raised; {right}")]
+    ClearBound {
+        /// The threshold.
+        threshold: String,
+        /// What would be right.
+        right: String,
+    },
+    /// A delta must be a distance.
+    #[error(
+        "delta of {delta}: it must be greater than 0 and finite; for any change at all use on_change"
+    )]
+    Delta {
+        /// The delta.
+        delta: f64,
+    },
+}
+
+/// Why a counter did not take an amount.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CounterError {
+    /// A counter only grows.
+    #[error("a counter can't be raised by {amount}: the amount must be finite and 0 or more")]
+    Amount {
+        /// The amount.
+        amount: f64,
+    },
+}

@@ -1,0 +1,365 @@
+//! Crossings, moves and changes: the events of `on_threshold`, `on_delta` and `on_change`, and their listeners.
+
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+};
+
+use crate::{
+    cell::{Listener, Wakes},
+    error::SubscribeError,
+    interest::{ChangeState, Cuts, DeltaState, Distance, Interval, ThresholdState},
+    selector::Selector,
+    series::{Series, SeriesCore, Value},
+    threshold::{Delta, Threshold},
+    time::{Now, Stamp, Time},
+    watch::{Birth, Event, Plan, Post, sealed},
+};
+
+/// A threshold was crossed.
+///
+/// Per series, raised and cleared alternate, and `epoch` grows by 1 with each: a gap in it is the number of crossings
+/// that were dropped from a full mailbox.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Crossing {
+    /// Where.
+    pub series: Series,
+    /// Which way.
+    pub state: Crossed,
+    /// The value that crossed, as the thread that made it saw it; it may be over by now.
+    pub value: f64,
+    /// 1 for the first crossing of this series that the subscription knows of, 2 for the next …
+    pub epoch: u64,
+    /// Why now.
+    pub cause: Cause,
+    /// When, by the bus's clock.
+    pub at: Time,
+}
+
+/// Which way a threshold was crossed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Crossed {
+    /// The condition holds.
+    Raised,
+    /// It no longer does.
+    Cleared,
+}
+
+/// Why a crossing is reported now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A mutation crossed the bound.
+    Crossing,
+    /// The condition held already when the subscription was made.
+    Initial,
+    /// The series was removed while raised; `value` is its last one.
+    Removed,
+}
+
+/// A value has moved by a delta or more.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Moved {
+    /// Where.
+    pub series: Series,
+    /// The value last notified to this subscriber, or found when it subscribed.
+    pub from: f64,
+    /// The value now.
+    pub to: f64,
+    /// When, by the bus's clock.
+    pub at: Time,
+}
+
+/// A value is not what it was when last delivered. Changes in between are conflated into one.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Changed {
+    /// Where.
+    pub series: Series,
+    /// The present value, read at delivery; of a histogram, the number of observations.
+    pub value: Value,
+    /// The time of the delivery, by the bus's clock.
+    pub at: Time,
+}
+
+impl Event for Crossing {}
+
+impl sealed::Event for Crossing {
+    type Letter = Crossing;
+
+    fn open(letter: Crossing, _listener: u64) -> Option<Crossing> {
+        Some(letter)
+    }
+}
+
+impl Event for Moved {}
+
+impl sealed::Event for Moved {
+    type Letter = Moved;
+
+    fn open(letter: Moved, _listener: u64) -> Option<Moved> {
+        Some(letter)
+    }
+}
+
+impl Event for Changed {}
+
+impl sealed::Event for Changed {
+    type Letter = Arc<SeriesCore>;
+
+    /// Only here does the listener ask to hear of the next change, and the value is read after that: a change is either
+    /// in the value delivered or makes a new letter.
+    fn open(core: Arc<SeriesCore>, listener: u64) -> Option<Changed> {
+        let drained = core.visit(listener, |listener, value| {
+            let listener: &mut dyn Any = listener;
+            if let Some(change) = listener.downcast_mut::<ChangeListener>() {
+                change.drained(value);
+            }
+            value
+        });
+        let value = match drained {
+            // A histogram's cell holds its sum; the value is its count.
+            Some(value) if core.buckets.is_none() => value,
+            _ => core.value(),
+        };
+        let at = core.now();
+        Some(Changed {
+            series: Series(core),
+            value,
+            at,
+        })
+    }
+}
+
+pub(crate) fn thresholds(
+    selector: Selector,
+    threshold: Threshold,
+) -> Result<Plan<Crossing>, SubscribeError> {
+    let cuts = threshold.cuts()?;
+    Ok(Plan {
+        selector,
+        make: Box::new(move |birth| Box::new(ThresholdListener::new(birth, cuts))),
+        one_per_series: false,
+    })
+}
+
+pub(crate) fn deltas(selector: Selector, delta: Delta) -> Result<Plan<Moved>, SubscribeError> {
+    let distance = delta.distance()?;
+    Ok(Plan {
+        selector,
+        make: Box::new(move |birth| Box::new(DeltaListener::new(birth, distance))),
+        one_per_series: false,
+    })
+}
+
+pub(crate) fn changes(selector: Selector) -> Plan<Changed> {
+    Plan {
+        selector,
+        make: Box::new(|birth| Box::new(ChangeListener::new(birth))),
+        one_per_series: true,
+    }
+}
+
+struct ThresholdListener {
+    id: u64,
+    series: Weak<SeriesCore>,
+    state: ThresholdState,
+    epoch: u64,
+    /// What the next judgement is of: a value found rather than made, of a series just made or of an old one.
+    newborn: bool,
+    first: bool,
+    initial: bool,
+    pending: Option<Crossing>,
+    post: Post<Crossing>,
+}
+
+impl ThresholdListener {
+    fn new(birth: Birth<'_, Crossing>, cuts: Cuts) -> Self {
+        ThresholdListener {
+            id: birth.id,
+            series: Arc::downgrade(birth.series),
+            state: ThresholdState::new(cuts),
+            epoch: 0,
+            newborn: birth.newborn,
+            first: true,
+            initial: birth.initial,
+            pending: None,
+            post: birth.post,
+        }
+    }
+
+    fn crossing(&mut self, raised: bool, value: f64, cause: Cause, at: Time) -> Option<Crossing> {
+        let series = self.series.upgrade().map(Series)?;
+        self.epoch += 1;
+        let state = if raised {
+            Crossed::Raised
+        } else {
+            Crossed::Cleared
+        };
+        Some(Crossing {
+            series,
+            state,
+            value,
+            epoch: self.epoch,
+            cause,
+            at,
+        })
+    }
+}
+
+impl Listener for ThresholdListener {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn judge(&mut self, value: f64, mutated: bool, stamp: &mut Stamp<'_>) {
+        if !mutated && self.newborn {
+            // The 0 of a series just made was not measured.
+            return;
+        }
+        self.newborn = false;
+        let first = std::mem::replace(&mut self.first, false);
+        let Some(raised) = self.state.step(value) else {
+            return;
+        };
+        let cause = if first && !mutated {
+            Cause::Initial
+        } else {
+            Cause::Crossing
+        };
+        if cause == Cause::Initial && !self.initial {
+            return;
+        }
+        self.pending = self.crossing(raised, value, cause, stamp.at());
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+
+    fn speak(&mut self, wakes: &mut Wakes) {
+        if let Some(crossing) = self.pending.take() {
+            self.post.send(crossing, wakes);
+        }
+    }
+
+    fn removed(&mut self, value: f64, stamp: &mut Stamp<'_>, wakes: &mut Wakes) {
+        if !self.state.is_raised() {
+            return;
+        }
+        if let Some(crossing) = self.crossing(false, value, Cause::Removed, stamp.at()) {
+            self.post.send(crossing, wakes);
+        }
+    }
+}
+
+struct DeltaListener {
+    id: u64,
+    series: Weak<SeriesCore>,
+    state: DeltaState,
+    pending: Option<Moved>,
+    post: Post<Moved>,
+}
+
+impl DeltaListener {
+    fn new(birth: Birth<'_, Moved>, distance: Distance) -> Self {
+        DeltaListener {
+            id: birth.id,
+            series: Arc::downgrade(birth.series),
+            state: DeltaState::new(distance),
+            pending: None,
+            post: birth.post,
+        }
+    }
+}
+
+impl Listener for DeltaListener {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn judge(&mut self, value: f64, _mutated: bool, stamp: &mut Stamp<'_>) {
+        let Some((from, to)) = self.state.step(value) else {
+            return;
+        };
+        self.pending = self.series.upgrade().map(|series| Moved {
+            series: Series(series),
+            from,
+            to,
+            at: stamp.at(),
+        });
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+
+    fn speak(&mut self, wakes: &mut Wakes) {
+        if let Some(moved) = self.pending.take() {
+            self.post.send(moved, wakes);
+        }
+    }
+}
+
+struct ChangeListener {
+    id: u64,
+    series: Weak<SeriesCore>,
+    state: ChangeState,
+    /// A histogram changes with each observation, also of the value observed last.
+    observes: bool,
+    speaks: bool,
+    post: Post<Arc<SeriesCore>>,
+}
+
+impl ChangeListener {
+    fn new(birth: Birth<'_, Changed>) -> Self {
+        ChangeListener {
+            id: birth.id,
+            series: Arc::downgrade(birth.series),
+            state: ChangeState::new(),
+            observes: birth.series.buckets.is_some(),
+            speaks: false,
+            post: birth.post,
+        }
+    }
+
+    fn drained(&mut self, value: Value) {
+        let known = if self.observes {
+            f64::NAN
+        } else {
+            value.as_f64()
+        };
+        self.state.drained(known);
+    }
+}
+
+impl Listener for ChangeListener {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn judge(&mut self, value: f64, mutated: bool, _stamp: &mut Stamp<'_>) {
+        if self.observes {
+            if mutated && !self.state.is_marked() {
+                self.state.mark();
+                self.speaks = true;
+            }
+            return;
+        }
+        self.speaks |= self.state.step(value);
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+
+    fn speak(&mut self, wakes: &mut Wakes) {
+        if std::mem::take(&mut self.speaks)
+            && let Some(series) = self.series.upgrade()
+        {
+            self.post.send(series, wakes);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! To and from the `prometheus` crate. Reads its registries with suspicion: a custom collector can give anything.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto,
+};
+
+use crate::{FamilySnapshot, MetricBus, MetricKind, SampleValue};
+
+/// The metrics of a bus as a collector of the `prometheus` crate, for an application that has a registry and serves it
+/// already.
+///
+/// Each gathering reads the bus anew, so metrics and children that are declared later are there too. Names that the bus
+/// has when the collector is made are claimed in the registry: a clash is an error of `register`. One that is declared
+/// later under a name which the registry has already is not noticed by the registry, which then mixes the two; declare
+/// first, register then.
+///
+/// The registry's text format has no units, and shows counters as floats.
+///
+/// ```
+/// use metricbus::{MetricBus, export::PrometheusCollector};
+/// use prometheus::{Registry, TextEncoder};
+///
+/// let bus = MetricBus::new();
+/// bus.counter("requests_total", "Requests.")?.inc_by(6);
+///
+/// let registry = Registry::new();
+/// registry.register(Box::new(PrometheusCollector::new(&bus)))?;
+/// assert_eq!(
+///     TextEncoder::new().encode_to_string(&registry.gather())?,
+///     "# HELP requests_total Requests.\n# TYPE requests_total counter\nrequests_total 6\n",
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct PrometheusCollector {
+    bus: MetricBus,
+    claims: Vec<Desc>,
+}
+
+impl PrometheusCollector {
+    /// A collector of this bus.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, export::PrometheusCollector};
+    /// use prometheus::core::Collector;
+    ///
+    /// let bus = MetricBus::new();
+    /// let collector = PrometheusCollector::new(&bus);
+    /// bus.gauge("queue_depth", "Requests waiting.")?.set(3.0);
+    /// assert_eq!(collector.collect()[0].name(), "queue_depth");
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn new(bus: &MetricBus) -> Self {
+        // A registry knows collectors by their descriptions, so even one of an empty bus needs one of its own.
+        static COLLECTORS: AtomicU64 = AtomicU64::new(0);
+        let number = COLLECTORS.fetch_add(1, Relaxed).to_string();
+        let identity = HashMap::from([("collector".to_owned(), number)]);
+        let identity = Desc::new(
+            "metricbus_collector".to_owned(),
+            "Stands for a bus in a registry.".to_owned(),
+            Vec::new(),
+            identity,
+        );
+        let claims = bus.snapshot().families.into_iter().map(|family| {
+            let first = family.series.into_iter().next();
+            let labels = first.map_or_else(Vec::new, |s| {
+                s.labels.into_iter().map(|(name, _)| name).collect()
+            });
+            Desc::new(family.name, described(family.help), labels, HashMap::new())
+        });
+        PrometheusCollector {
+            bus: bus.clone(),
+            // Our names are valid in a registry too, so nothing is lost here.
+            claims: claims.chain([identity]).filter_map(Result::ok).collect(),
+        }
+    }
+}
+
+/// The `prometheus` crate wants a help text.
+fn described(help: String) -> String {
+    if help.is_empty() {
+        "(no help)".to_owned()
+    } else {
+        help
+    }
+}
+
+impl Collector for PrometheusCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.claims.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<proto::MetricFamily> {
+        let families = self.bus.snapshot().families.into_iter();
+        // Its encoder refuses a whole scrape for one family without series.
+        families
+            .filter(|f| !f.series.is_empty())
+            .filter_map(to_proto)
+            .collect()
+    }
+}
+
+impl fmt::Debug for PrometheusCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrometheusCollector")
+            .field("bus", &self.bus)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `None` for a type that the `prometheus` crate does not have.
+fn to_proto(family: FamilySnapshot) -> Option<proto::MetricFamily> {
+    let mut out = proto::MetricFamily::default();
+    out.set_field_type(match family.kind {
+        MetricKind::Counter => proto::MetricType::COUNTER,
+        MetricKind::Gauge => proto::MetricType::GAUGE,
+        MetricKind::Histogram => proto::MetricType::HISTOGRAM,
+    });
+    out.set_name(family.name);
+    out.set_help(described(family.help));
+    for series in family.series {
+        let labels = series.labels.into_iter().map(|(name, value)| {
+            let mut pair = proto::LabelPair::default();
+            pair.set_name(name);
+            pair.set_value(value);
+            pair
+        });
+        let mut metric = proto::Metric::from_label(labels.collect());
+        match series.value {
+            SampleValue::Counter(value) => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value.as_f64());
+                metric.set_counter(counter);
+            }
+            SampleValue::Gauge(value) => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+            SampleValue::Histogram(value) => {
+                let buckets = value.buckets.into_iter().map(|(bound, count)| {
+                    let mut bucket = proto::Bucket::default();
+                    bucket.set_upper_bound(bound);
+                    bucket.set_cumulative_count(count);
+                    bucket
+                });
+                let mut histogram = proto::Histogram::default();
+                histogram.set_bucket(buckets.collect());
+                histogram.set_sample_sum(value.sum);
+                histogram.set_sample_count(value.count);
+                metric.set_histogram(histogram);
+            }
+        }
+        out.mut_metric().push(metric);
+    }
+    Some(out)
+}
+
+#[cfg(feature = "http")]
+pub(super) use from::gather;
+
+/// What an [`Exporter`](super::Exporter) merges.
+#[cfg(feature = "http")]
+mod from {
+    use super::*;
+    use crate::{
+        HistogramSnapshot, SeriesSnapshot, Value,
+        export::foreign::{Foreign, Summary, SummarySeries},
+    };
+
+    /// Everything in a registry, as far as it can be exposed.
+    pub(in crate::export) fn gather(registry: &prometheus::Registry) -> Foreign {
+        let mut foreign = Foreign::default();
+        for family in registry.gather() {
+            if let Err(fault) = take(&family, &mut foreign) {
+                foreign.unfit.push((family.name().to_owned(), fault));
+            }
+        }
+        foreign
+    }
+
+    fn take(family: &proto::MetricFamily, foreign: &mut Foreign) -> Result<(), String> {
+        let name = family.name().to_owned();
+        if !is_name(&name, true) {
+            return Err("its name is not valid".to_owned());
+        }
+        let mut seen = HashSet::new();
+        let mut labels = |metric: &proto::Metric, reserved: &str| {
+            let mut pairs: Vec<(String, String)> = Vec::new();
+            for pair in metric.get_label() {
+                let label = pair.name();
+                if !is_name(label, false) || label == reserved {
+                    return Err(format!("its label {label:?} is not valid"));
+                }
+                if pairs.iter().any(|(earlier, _)| earlier == label) {
+                    return Err(format!("its label {label:?} is there twice"));
+                }
+                pairs.push((label.to_owned(), pair.value().to_owned()));
+            }
+            let mut key = pairs.clone();
+            key.sort();
+            if !seen.insert(key) {
+                return Err(format!("a series is there twice: {pairs:?}"));
+            }
+            Ok(pairs)
+        };
+        let metrics = family.get_metric().iter();
+        let kind = match family.get_field_type() {
+            proto::MetricType::COUNTER => MetricKind::Counter,
+            proto::MetricType::GAUGE => MetricKind::Gauge,
+            proto::MetricType::HISTOGRAM => MetricKind::Histogram,
+            proto::MetricType::SUMMARY => {
+                let series = metrics.map(|metric| {
+                    let summary = metric.get_summary();
+                    let quantiles = summary.get_quantile().iter();
+                    Ok(SummarySeries {
+                        labels: labels(metric, "quantile")?,
+                        quantiles: quantiles.map(|q| (q.quantile(), q.value())).collect(),
+                        sum: summary.sample_sum(),
+                        count: summary.sample_count(),
+                    })
+                });
+                let series = series.collect::<Result<Vec<_>, String>>()?;
+                let help = family.help().to_owned();
+                foreign.summaries.push(Summary { name, help, series });
+                return Ok(());
+            }
+            #[allow(
+                unreachable_patterns,
+                reason = "all there is without the crate's own optional types"
+            )]
+            other => return Err(format!("its type {other:?} can't be exposed")),
+        };
+        let series = metrics.map(|metric| {
+            let (labels, value) = match kind {
+                MetricKind::Counter => {
+                    let value = Value::F64(metric.get_counter().value());
+                    (labels(metric, "")?, SampleValue::Counter(value))
+                }
+                MetricKind::Gauge => (
+                    labels(metric, "")?,
+                    SampleValue::Gauge(metric.get_gauge().value()),
+                ),
+                MetricKind::Histogram => {
+                    let histogram = histogram(metric.get_histogram())?;
+                    (labels(metric, "le")?, SampleValue::Histogram(histogram))
+                }
+            };
+            Ok(SeriesSnapshot { labels, value })
+        });
+        let series = series.collect::<Result<Vec<_>, String>>()?;
+        same_bounds(&series)?;
+        foreign.families.push(FamilySnapshot {
+            name,
+            help: family.help().to_owned(),
+            unit: None,
+            kind,
+            series,
+        });
+        Ok(())
+    }
+
+    /// The crate's `protobuf` feature, which any crate of a program may switch on, renames `get_value` to `value`. An
+    /// inherent method comes before a trait's, so here each name stands for whichever there is.
+    #[allow(dead_code, reason = "which of the two is used depends on the feature")]
+    trait Read {
+        fn value(&self) -> f64;
+        fn get_value(&self) -> f64;
+    }
+
+    macro_rules! read {
+        ($($message:ty),*) => {$(
+            impl Read for $message {
+                fn value(&self) -> f64 {
+                    self.get_value()
+                }
+
+                fn get_value(&self) -> f64 {
+                    self.value()
+                }
+            }
+        )*};
+    }
+
+    read!(proto::Counter, proto::Gauge);
+
+    // Deprecated with that feature, and all there is without.
+    #[allow(deprecated)]
+    fn histogram(histogram: &proto::Histogram) -> Result<HistogramSnapshot, String> {
+        let (count, sum) = (histogram.get_sample_count(), histogram.get_sample_sum());
+        let buckets = histogram.get_bucket().iter();
+        let mut buckets: Vec<(f64, u64)> = buckets
+            .map(|b| (b.upper_bound(), b.cumulative_count()))
+            .collect();
+        if buckets
+            .last()
+            .is_none_or(|(bound, _)| *bound != f64::INFINITY)
+        {
+            buckets.push((f64::INFINITY, count));
+        }
+        let in_order = |pair: &[(f64, u64)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
+        if !buckets.windows(2).all(in_order) {
+            return Err("its buckets do not increase".to_owned());
+        }
+        Ok(HistogramSnapshot {
+            buckets,
+            sum,
+            count,
+        })
+    }
+
+    /// The encoder renders bounds once per family.
+    fn same_bounds(series: &[SeriesSnapshot]) -> Result<(), String> {
+        let bounds = series.iter().filter_map(|series| match &series.value {
+            SampleValue::Histogram(h) => Some(
+                h.buckets
+                    .iter()
+                    .map(|(bound, _)| *bound)
+                    .collect::<Vec<_>>(),
+            ),
+            _ => None,
+        });
+        let bounds: Vec<_> = bounds.collect();
+        if bounds.windows(2).all(|pair| pair[0] == pair[1]) {
+            Ok(())
+        } else {
+            Err("its series have different buckets".to_owned())
+        }
+    }
+
+    fn is_name(name: &str, of_metric: bool) -> bool {
+        let begins = |c: char| c.is_ascii_alphabetic() || c == '_' || (of_metric && c == ':');
+        let mut chars = name.chars();
+        chars.next().is_some_and(begins) && chars.all(|c| begins(c) || c.is_ascii_digit())
+    }
+}

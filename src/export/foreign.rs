@@ -1,0 +1,133 @@
+//! What a registry that isn't ours has to say. Owns the one type of metric that the bus does not have: the summary.
+
+use super::text::Format;
+use crate::{FamilySnapshot, labels::push_label};
+
+/// What one foreign registry said.
+#[derive(Default)]
+#[cfg_attr(
+    not(feature = "prometheus"),
+    expect(dead_code, reason = "only the bridge makes one")
+)]
+pub(super) struct Foreign {
+    pub(super) families: Vec<FamilySnapshot>,
+    pub(super) summaries: Vec<Summary>,
+    /// Name and fault of what can't be exposed.
+    pub(super) unfit: Vec<(String, String)>,
+}
+
+/// A family of type summary.
+#[cfg_attr(
+    not(feature = "prometheus"),
+    expect(dead_code, reason = "only the bridge makes one")
+)]
+pub(super) struct Summary {
+    pub(super) name: String,
+    pub(super) help: String,
+    pub(super) series: Vec<SummarySeries>,
+}
+
+/// One series of a summary.
+#[cfg_attr(
+    not(feature = "prometheus"),
+    expect(dead_code, reason = "only the bridge makes one")
+)]
+pub(super) struct SummarySeries {
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) quantiles: Vec<(f64, f64)>,
+    pub(super) sum: f64,
+    pub(super) count: u64,
+}
+
+impl Summary {
+    pub(super) fn exposed_names(&self) -> Vec<String> {
+        ["", "_sum", "_count", "_created"]
+            .iter()
+            .map(|suffix| format!("{}{suffix}", self.name))
+            .collect()
+    }
+
+    /// Summaries read the same in both formats, but for a quote in the help text.
+    pub(super) fn encode(&self, format: Format, out: &mut Vec<u8>) {
+        let mut text = String::new();
+        let mut help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
+        if format == Format::OpenMetrics {
+            help = help.replace('"', "\\\"");
+        }
+        let name = &self.name;
+        text += &format!("# HELP {name} {help}\n# TYPE {name} summary\n");
+        for series in &self.series {
+            let mut labels = String::new();
+            for (name, value) in &series.labels {
+                push_label(&mut labels, name, value);
+            }
+            for (quantile, value) in &series.quantiles {
+                let mut labels = labels.clone();
+                push_label(&mut labels, "quantile", &number(*quantile));
+                text += &format!("{name}{{{labels}}} {}\n", number(*value));
+            }
+            let braced = if labels.is_empty() {
+                String::new()
+            } else {
+                format!("{{{labels}}}")
+            };
+            text += &format!("{name}_sum{braced} {}\n", number(series.sum));
+            text += &format!("{name}_count{braced} {}\n", series.count);
+        }
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn number(value: f64) -> String {
+    match value {
+        f64::INFINITY => "+Inf".to_owned(),
+        f64::NEG_INFINITY => "-Inf".to_owned(),
+        _ => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_written_with_its_quantiles_sum_and_count() {
+        let series = |labels: &[(&str, &str)]| SummarySeries {
+            labels: labels
+                .iter()
+                .map(|(n, v)| (n.to_string(), v.to_string()))
+                .collect(),
+            quantiles: vec![(0.5, 0.25), (0.99, f64::NAN)],
+            sum: f64::INFINITY,
+            count: 3,
+        };
+        let summary = Summary {
+            name: "rpc_seconds".to_owned(),
+            help: "A \"quoted\"\nhelp.".to_owned(),
+            series: vec![series(&[]), series(&[("service", "a\"b")])],
+        };
+        let mut out = Vec::new();
+        summary.encode(Format::Text, &mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            r#"# HELP rpc_seconds A "quoted"\nhelp.
+# TYPE rpc_seconds summary
+rpc_seconds{quantile="0.5"} 0.25
+rpc_seconds{quantile="0.99"} NaN
+rpc_seconds_sum +Inf
+rpc_seconds_count 3
+rpc_seconds{service="a\"b",quantile="0.5"} 0.25
+rpc_seconds{service="a\"b",quantile="0.99"} NaN
+rpc_seconds_sum{service="a\"b"} +Inf
+rpc_seconds_count{service="a\"b"} 3
+"#
+        );
+        let mut out = Vec::new();
+        summary.encode(Format::OpenMetrics, &mut out);
+        assert!(
+            String::from_utf8(out)
+                .unwrap()
+                .starts_with(r#"# HELP rpc_seconds A \"quoted\"\nhelp."#)
+        );
+    }
+}

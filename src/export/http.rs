@@ -1,0 +1,832 @@
+//! The exporter as a tower service: routes, what goes into a scrape, and how scrapes that come at once share the work.
+//!
+//! # A scrape
+//!
+//! 1. The collect hooks run, and merged registries are gathered, all at once and each until its deadline.
+//! 2. The scrape joins the next batch for its format and encoding, or begins one. A batch starts when one of the few
+//!    places for encoding is free; from then on it takes no more scrapes. So everyone gets values read after the
+//!    request came, while any number of scrapes at once costs a few encodings, and the memory of a few bodies.
+//! 3. The batch is encoded on the blocking pool, off the async workers, into buffers that come back when the last
+//!    client has read its answer.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    io::Write,
+    pin::Pin,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VARY,
+        X_CONTENT_TYPE_OPTIONS,
+    },
+};
+use http_body_util::Full;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    task::spawn_blocking,
+};
+
+use super::{
+    collect::{Job, lock},
+    foreign::Foreign,
+    health::{self, Check, CheckResult},
+    join_all,
+    negotiate::{self, Encoding},
+    own::Own,
+    process,
+    server::Limits,
+    text::{self, Format},
+};
+use crate::{MetricBus, desc::exposed_names};
+
+/// How long a health check may take. Kubernetes waits one second for a probe, unless told otherwise.
+const CHECK_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How long gathering a merged registry may take.
+#[cfg(feature = "prometheus")]
+const MERGE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a scrape may take altogether; far above Prometheus's own patience (10 s by default).
+const SCRAPE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Buffers kept for the next scrapes, and the largest that is kept.
+const BUFFERS_MAX: usize = 4;
+const BUFFER_BYTES_MAX: usize = 64 << 20;
+
+/// Names of families left out that are remembered, so that each is logged once.
+const TOLD_MAX: usize = 1_000;
+
+const PATHS: &str = "/metrics\n/health\n/live\n";
+
+const PAGE: &str = "<!doctype html>\n\
+<html lang=\"en\"><head><meta charset=\"utf-8\"><title>metricbus</title></head><body>\n\
+<h1>metricbus</h1>\n\
+<ul>\n\
+<li><a href=\"metrics\">metrics</a>: Prometheus text 0.0.4, or OpenMetrics 1.0 where it is asked for</li>\n\
+<li><a href=\"health\">health</a>: whether all checks pass</li>\n\
+<li><a href=\"live\">live</a>: whether the process answers</li>\n\
+</ul>\n\
+</body></html>\n";
+
+/// Serves a bus over HTTP: `/metrics`, `/health`, `/live`.
+///
+/// It is a [tower service](tower_service::Service), so it mounts in axum, hyper or tonic, and it is a
+/// [server of its own](Exporter::serve) where there is none. Clones share everything.
+///
+/// - `GET /metrics`: every family of the bus, what was merged, `process_*` (on Linux) and `metricbus_*`. Prometheus text
+///   0.0.4, or OpenMetrics 1.0 for a client that names it in `Accept`; gzip for one that takes it.
+/// - `GET /health`: 200 where all checks pass, else 503; JSON that names each check and its error.
+/// - `GET /live`: 200, if anything answers at all.
+///
+/// Other paths are 404, other methods than GET and HEAD 405. A family has one name and one type: where a merged registry
+/// or `process_*` has a name that the bus has too, the bus's stays, the other is left out, counted in
+/// `metricbus_exporter_skipped_families_total`, and logged once.
+///
+/// It has to be called inside a tokio runtime with its timers enabled; otherwise it answers 503.
+///
+/// ```
+/// use http::Request;
+/// use http_body_util::BodyExt;
+/// use metricbus::{MetricBus, export::Exporter};
+/// use tower_service::Service;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bus = MetricBus::new();
+/// bus.counter("requests_total", "Requests.")?.inc();
+///
+/// let mut exporter = Exporter::new(&bus);
+/// let response = exporter.call(Request::get("/metrics").body(())?).await?;
+/// let body = response.into_body().collect().await?.to_bytes();
+/// assert!(std::str::from_utf8(&body)?.contains("\nrequests_total 1\n"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Exporter {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    bus: MetricBus,
+    checks: Vec<Check>,
+    hooks: Vec<Job<()>>,
+    sources: Vec<Job<Arc<Foreign>>>,
+    process_metrics: bool,
+    pub(super) limits: Limits,
+    pub(super) own: Own,
+    /// How many batches may be encoded at a time.
+    encoders: Arc<Semaphore>,
+    /// For each format and encoding, the batch that has not started yet.
+    batches: [Mutex<Option<Batch>>; 4],
+    buffers: Arc<Buffers>,
+    told: Mutex<HashSet<String>>,
+}
+
+/// Options of an [`Exporter`].
+///
+/// ```
+/// use std::time::Duration;
+/// use metricbus::{MetricBus, export::Exporter};
+///
+/// let bus = MetricBus::new();
+/// let free = bus.gauge("disk_free_bytes", "Free space on the disk.")?;
+/// let exporter = Exporter::builder(&bus)
+///     .check("disk", || Ok(()))
+///     .collect_hook("disk", Duration::from_millis(200), move || free.set(1e9))
+///     .connections_max(64)
+///     .build();
+/// # let _ = exporter;
+/// # Ok::<(), metricbus::DeclareError>(())
+/// ```
+#[must_use]
+pub struct ExporterBuilder {
+    bus: MetricBus,
+    checks: Vec<(String, Box<dyn FnMut() -> CheckResult + Send>)>,
+    check_deadline: Duration,
+    hooks: Vec<Job<()>>,
+    sources: Vec<Job<Arc<Foreign>>>,
+    process_metrics: bool,
+    limits: Limits,
+}
+
+impl Exporter {
+    /// An exporter of this bus, with no checks and no hooks.
+    ///
+    /// ```
+    /// let exporter = metricbus::export::Exporter::new(&metricbus::MetricBus::new());
+    /// # let _ = exporter;
+    /// ```
+    pub fn new(bus: &MetricBus) -> Self {
+        Exporter::builder(bus).build()
+    }
+
+    /// An exporter with checks, hooks, or limits of its own.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, export::Exporter};
+    ///
+    /// let exporter = Exporter::builder(&MetricBus::new())
+    ///     .check("model", || Err("weights are not loaded yet".into()))
+    ///     .build();
+    /// # let _ = exporter;
+    /// ```
+    pub fn builder(bus: &MetricBus) -> ExporterBuilder {
+        ExporterBuilder {
+            bus: bus.clone(),
+            checks: Vec::new(),
+            check_deadline: CHECK_DEADLINE,
+            hooks: Vec::new(),
+            sources: Vec::new(),
+            process_metrics: true,
+            limits: Limits::default(),
+        }
+    }
+
+    /// The bus.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, export::Exporter};
+    ///
+    /// let exporter = Exporter::new(&MetricBus::new());
+    /// exporter.bus().gauge("ready", "Whether all is set up.")?.set(1.0);
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn bus(&self) -> &MetricBus {
+        &self.inner.bus
+    }
+}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter")
+            .field("checks", &self.inner.checks.len())
+            .field("hooks", &self.inner.hooks.len())
+            .field("sources", &self.inner.sources.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ExporterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExporterBuilder")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ExporterBuilder {
+    /// A check for `/health`. It runs on a thread of its own, for each request anew, and may block; one that panics or
+    /// isn't done in time (500 ms, see [`check_deadline`](Self::check_deadline)) has failed. Of two checks with one name
+    /// the second replaces the first.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let exporter = Exporter::builder(&MetricBus::new())
+    ///     .check("cache dir", || {
+    ///         std::fs::metadata("/tmp")?;
+    ///         Ok(())
+    ///     })
+    ///     .build();
+    /// # let _ = exporter;
+    /// ```
+    pub fn check(
+        mut self,
+        name: impl Into<String>,
+        check: impl FnMut() -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    ) -> Self {
+        let name = name.into();
+        self.checks.retain(|(n, _)| *n != name);
+        self.checks.push((name, Box::new(check)));
+        self
+    }
+
+    /// How long each check may take. They run side by side, so `/health` takes no longer than this.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).check_deadline(Duration::from_secs(2));
+    /// # let _ = builder;
+    /// ```
+    pub fn check_deadline(mut self, deadline: Duration) -> Self {
+        self.check_deadline = deadline;
+        self
+    }
+
+    /// Runs `hook` before each scrape, to set metrics that are only worth measuring when somebody looks.
+    ///
+    /// It has a thread of its own and may block. All hooks run side by side; a scrape waits until they are done, or
+    /// until their `deadline`. A hook that hangs is not started again while it runs, and from its deadline on no scrape
+    /// waits for it (`metricbus_exporter_hook_timeouts_total`, `_hook_skips_total`). One that panics is caught
+    /// (`metricbus_exporter_hook_failures_total`) and runs again with the next scrape. Scrapes at the same time share
+    /// one run.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let bus = MetricBus::new();
+    /// let sessions = bus.gauge("sessions", "Open sessions.")?;
+    /// let exporter = Exporter::builder(&bus)
+    ///     .collect_hook("sessions", Duration::from_millis(100), move || sessions.set(3.0))
+    ///     .build();
+    /// # let _ = exporter;
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn collect_hook(
+        mut self,
+        name: impl Into<String>,
+        deadline: Duration,
+        hook: impl FnMut() + Send + 'static,
+    ) -> Self {
+        self.hooks.push(Job::new(name, deadline, hook));
+        self
+    }
+
+    /// Exposes what is registered with a registry of the `prometheus` crate too, now or later.
+    ///
+    /// It is gathered like a [collect hook](Self::collect_hook) with a deadline of one second, named `registry-0`,
+    /// `registry-1` … Names that the bus has are left out, and so are families that would break the format: a custom
+    /// collector can give anything. Of a family's types only `UNTYPED` is not taken; timestamps are not passed on.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let registry = prometheus::Registry::new();
+    /// let jobs = prometheus::IntCounter::new("jobs_total", "Jobs.")?;
+    /// registry.register(Box::new(jobs.clone()))?;
+    ///
+    /// let exporter = Exporter::builder(&MetricBus::new()).merge(registry).build();
+    /// # let _ = exporter;
+    /// # Ok::<(), prometheus::Error>(())
+    /// ```
+    #[cfg(feature = "prometheus")]
+    pub fn merge(mut self, registry: prometheus::Registry) -> Self {
+        let name = format!("registry-{}", self.sources.len());
+        let gather = move || Arc::new(super::bridge::gather(&registry));
+        self.sources.push(Job::new(name, MERGE_DEADLINE, gather));
+        self
+    }
+
+    /// Whether `process_*` is exposed: it is, unless this says `false`.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).process_metrics(false);
+    /// # let _ = builder;
+    /// ```
+    pub fn process_metrics(mut self, exposed: bool) -> Self {
+        self.process_metrics = exposed;
+        self
+    }
+
+    /// The most connections that [`serve`](Exporter::serve) has open at once (1 024; at least 1). Further ones wait in
+    /// the kernel's accept queue. When the limit is reached, idle connections are closed to make room.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).connections_max(32);
+    /// # let _ = builder;
+    /// ```
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.limits.connections = connections.clamp(1, u32::MAX as usize >> 3);
+        self
+    }
+
+    /// The largest request head, in bytes (16 KiB; at least 8 KiB). A larger one is answered with 431.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).head_bytes_max(64 * 1024);
+    /// # let _ = builder;
+    /// ```
+    pub fn head_bytes_max(mut self, bytes: usize) -> Self {
+        self.limits.head_bytes = bytes.max(Limits::HEAD_BYTES_MIN);
+        self
+    }
+
+    /// How long a client may take to send a request's head (5 s), from the connection's beginning or the request's first
+    /// byte.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).head_timeout(Duration::from_secs(1));
+    /// # let _ = builder;
+    /// ```
+    pub fn head_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.head = timeout;
+        self
+    }
+
+    /// How long a connection may be kept open between requests (75 s).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).idle_timeout(Duration::from_secs(10));
+    /// # let _ = builder;
+    /// ```
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle = timeout;
+        self
+    }
+
+    /// How long a client may read nothing of its answer (10 s), and how long it may take for all of it (60 s).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new())
+    ///     .write_timeouts(Duration::from_secs(2), Duration::from_secs(20));
+    /// # let _ = builder;
+    /// ```
+    pub fn write_timeouts(mut self, stalled: Duration, total: Duration) -> Self {
+        self.limits.stalled = stalled;
+        self.limits.written = total;
+        self
+    }
+
+    /// How long a shutdown waits for answers that are on their way (10 s) before it cuts the connections.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).shutdown_deadline(Duration::from_secs(1));
+    /// # let _ = builder;
+    /// ```
+    pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
+        self.limits.shutdown = deadline;
+        self
+    }
+
+    /// The exporter.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let exporter = Exporter::builder(&MetricBus::new()).build();
+    /// # let _ = exporter;
+    /// ```
+    pub fn build(self) -> Exporter {
+        let deadline = self.check_deadline;
+        let checks = self.checks.into_iter();
+        // Encoding is bound by the processor: more at a time only take memory.
+        let encoders = std::thread::available_parallelism()
+            .map_or(2, |n| n.get())
+            .clamp(1, 4);
+        Exporter {
+            inner: Arc::new(Inner {
+                bus: self.bus,
+                checks: checks
+                    .map(|(name, check)| health::check(name, deadline, check))
+                    .collect(),
+                hooks: self.hooks,
+                sources: self.sources,
+                process_metrics: self.process_metrics,
+                limits: self.limits,
+                own: Own::default(),
+                encoders: Arc::new(Semaphore::new(encoders)),
+                batches: Default::default(),
+                buffers: Arc::default(),
+                told: Mutex::default(),
+            }),
+        }
+    }
+}
+
+/// The answer of an [`Exporter`], on its way.
+///
+/// ```
+/// # use http::Request;
+/// # use metricbus::{MetricBus, export::{Exporter, ResponseFuture}};
+/// # use tower_service::Service;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut exporter = Exporter::new(&MetricBus::new());
+/// let answer: ResponseFuture = exporter.call(Request::get("/live").body(())?);
+/// assert_eq!(answer.await?.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "futures do nothing unless polled"]
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>);
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<Full<Bytes>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(Ok)
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
+    }
+}
+
+impl<B> tower_service::Service<Request<B>> for Exporter {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    /// Always ready: scrapes wait for their batch, not for each other.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// A request's body is not read.
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        let inner = self.inner.clone();
+        let route = Route::of(request.method(), request.uri().path());
+        let head_only = request.method() == Method::HEAD;
+        let format = negotiate::format(request.headers());
+        let encoding = negotiate::encoding(request.headers());
+        ResponseFuture(Box::pin(async move {
+            let mut response = match route {
+                Route::Metrics => inner.metrics(format, encoding).await,
+                Route::Health => inner.health().await,
+                Route::Live => answer(StatusCode::OK, JSON, "{\"status\":\"ok\"}\n"),
+                Route::Page => answer(StatusCode::OK, "text/html; charset=utf-8", PAGE),
+                Route::Unknown => answer(
+                    StatusCode::NOT_FOUND,
+                    PLAIN,
+                    format!("not found; there is:\n{PATHS}"),
+                ),
+                Route::Method => {
+                    let text = "only GET and HEAD are answered here\n";
+                    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, text);
+                    response
+                        .headers_mut()
+                        .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                    response
+                }
+            };
+            if head_only {
+                // The length stays in the header.
+                *response.body_mut() = Full::default();
+            }
+            response
+        }))
+    }
+}
+
+enum Route {
+    Metrics,
+    Health,
+    Live,
+    Page,
+    Unknown,
+    Method,
+}
+
+impl Route {
+    fn of(method: &Method, path: &str) -> Self {
+        let route = match path {
+            "/metrics" => Route::Metrics,
+            "/health" => Route::Health,
+            "/live" => Route::Live,
+            "/" | "" => Route::Page,
+            _ => return Route::Unknown,
+        };
+        if method == Method::GET || method == Method::HEAD {
+            route
+        } else {
+            Route::Method
+        }
+    }
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let body = body.into();
+    let length = HeaderValue::from(body.len());
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, length);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Why a scrape was not answered.
+#[derive(Debug, thiserror::Error)]
+enum ScrapeError {
+    #[error("the exporter was called outside of a tokio runtime; call it inside one")]
+    NoRuntime,
+    #[error("not done within {SCRAPE_DEADLINE:?}: the runtime's blocking threads may all be taken")]
+    Late,
+    #[error("the runtime is shutting down")]
+    Closing,
+    #[error("encoding panicked; this is a fault of metricbus")]
+    Panicked,
+}
+
+/// What a batch of scrapes gets.
+type Encoded = Result<Bytes, Arc<ScrapeError>>;
+
+/// Scrapes that will get the same answer.
+struct Batch {
+    /// By source; the latest that a scrape of this batch has gathered.
+    foreign: Arc<Mutex<Vec<Option<Arc<Foreign>>>>>,
+    encoded: watch::Receiver<Option<Encoded>>,
+}
+
+impl Inner {
+    async fn health(&self) -> Response<Full<Bytes>> {
+        if Handle::try_current().is_err() {
+            return self.no_answer(&ScrapeError::NoRuntime);
+        }
+        let (well, body) = health::report(&self.checks).await;
+        let status = if well {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        answer(status, JSON, body)
+    }
+
+    async fn metrics(self: Arc<Self>, format: Format, encoding: Encoding) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        let encoded = match Handle::try_current() {
+            Err(_) => Err(Arc::new(ScrapeError::NoRuntime)),
+            Ok(_) => {
+                match tokio::time::timeout(SCRAPE_DEADLINE, self.scrape(format, encoding)).await {
+                    Ok(encoded) => encoded,
+                    Err(_elapsed) => Err(Arc::new(ScrapeError::Late)),
+                }
+            }
+        };
+        let body = match encoded {
+            Ok(body) => body,
+            Err(error) => {
+                self.own.scrapes_failed.fetch_add(1, Relaxed);
+                return self.no_answer(&error);
+            }
+        };
+        self.own.scraped(format, began.elapsed(), body.len());
+        let mut response = answer(StatusCode::OK, format.content_type(), body);
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+        if encoding == Encoding::Gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
+    }
+
+    fn no_answer(&self, error: &ScrapeError) -> Response<Full<Bytes>> {
+        tracing::warn!(%error, "metricbus: a request was not answered");
+        let status = match error {
+            ScrapeError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        answer(status, PLAIN, format!("{error}\n"))
+    }
+
+    async fn scrape(self: &Arc<Self>, format: Format, encoding: Encoding) -> Encoded {
+        let hooks = join_all(self.hooks.iter().map(Job::run));
+        let sources = join_all(self.sources.iter().map(Job::run));
+        let (_outcomes, foreign) = tokio::join!(hooks, sources);
+        let foreign = foreign.into_iter().map(Result::ok).collect();
+        let mut encoded = self.join_batch(format, encoding, foreign);
+        match encoded.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(encoded)) => encoded.clone(),
+            _ => Err(Arc::new(ScrapeError::Closing)),
+        }
+    }
+
+    fn slot(&self, format: Format, encoding: Encoding) -> &Mutex<Option<Batch>> {
+        let format = usize::from(matches!(format, Format::OpenMetrics));
+        let encoding = usize::from(matches!(encoding, Encoding::Gzip));
+        &self.batches[format * 2 + encoding]
+    }
+
+    fn join_batch(
+        self: &Arc<Self>,
+        format: Format,
+        encoding: Encoding,
+        foreign: Vec<Option<Arc<Foreign>>>,
+    ) -> watch::Receiver<Option<Encoded>> {
+        let mut slot = lock(self.slot(format, encoding));
+        if let Some(batch) = &*slot
+            // Closed where the runtime that was to encode it is gone: another one may be running this.
+            && batch.encoded.has_changed().is_ok()
+        {
+            for (kept, latest) in lock(&batch.foreign).iter_mut().zip(foreign) {
+                if latest.is_some() {
+                    *kept = latest;
+                }
+            }
+            return batch.encoded.clone();
+        }
+        let (send, encoded) = watch::channel(None);
+        let foreign = Arc::new(Mutex::new(foreign));
+        *slot = Some(Batch {
+            foreign: foreign.clone(),
+            encoded: encoded.clone(),
+        });
+        drop(slot);
+
+        let inner = self.clone();
+        let pending = encoded.clone();
+        // A task of its own, so that the client that began the batch can leave it to the others.
+        tokio::spawn(async move {
+            let permit = inner.encoders.clone().acquire_owned().await;
+            {
+                let mut slot = lock(inner.slot(format, encoding));
+                if slot
+                    .as_ref()
+                    .is_some_and(|batch| batch.encoded.same_channel(&pending))
+                {
+                    *slot = None;
+                }
+            }
+            let done = spawn_blocking(move || {
+                let _permit = permit;
+                let foreign = std::mem::take(&mut *lock(&foreign));
+                inner.encode(format, encoding, &foreign)
+            });
+            let encoded = done.await.map_err(|error| {
+                Arc::new(if error.is_panic() {
+                    ScrapeError::Panicked
+                } else {
+                    ScrapeError::Closing
+                })
+            });
+            send.send_replace(Some(encoded));
+        });
+        encoded
+    }
+
+    /// The whole answer. Blocks the thread for as long as it takes.
+    fn encode(
+        &self,
+        format: Format,
+        encoding: Encoding,
+        foreign: &[Option<Arc<Foreign>>],
+    ) -> Bytes {
+        let mut text = Buffer::from(&self.buffers);
+        text::encode(&self.bus, format, &mut text.bytes);
+        // Only now: a metric that is declared after this can't be in the text, and one declared before is known here.
+        let mut taken = HashSet::new();
+        let mut take = |name: &str, exposed: Vec<String>| {
+            let free = exposed
+                .iter()
+                .all(|n| !taken.contains(n) && !self.bus.exposes(n));
+            if free {
+                taken.extend(exposed);
+            } else {
+                self.skipped(name, "its name, or that of one of its samples, is taken");
+            }
+            free
+        };
+        // Ours have their names before foreign ones get any, but are written last, with what was left out counted.
+        let mut own = self.own.families(&self.hooks, &self.sources);
+        own.retain(|f| take(&f.name, exposed_names(&f.name, f.kind)));
+        let process = if self.process_metrics {
+            process::families()
+        } else {
+            Vec::new()
+        };
+        for mut families in [process, self.bus.self_families()] {
+            families.retain(|f| take(&f.name, exposed_names(&f.name, f.kind)));
+            text::encode_families(&families, format, &mut text.bytes);
+        }
+        for foreign in foreign.iter().flatten() {
+            for family in &foreign.families {
+                if take(&family.name, exposed_names(&family.name, family.kind)) {
+                    text::encode_families(std::slice::from_ref(family), format, &mut text.bytes);
+                }
+            }
+            for summary in &foreign.summaries {
+                if take(&summary.name, summary.exposed_names()) {
+                    summary.encode(format, &mut text.bytes);
+                }
+            }
+            for (name, fault) in &foreign.unfit {
+                self.skipped(name, fault);
+            }
+        }
+        let names: HashSet<String> = own.into_iter().map(|f| f.name).collect();
+        let mut own = self.own.families(&self.hooks, &self.sources);
+        own.retain(|f| names.contains(&f.name));
+        text::encode_families(&own, format, &mut text.bytes);
+        text::finish(format, &mut text.bytes);
+        match encoding {
+            Encoding::Identity => Bytes::from_owner(text),
+            Encoding::Gzip => Bytes::from_owner(text.gzip()),
+        }
+    }
+
+    fn skipped(&self, name: &str, why: &str) {
+        self.own.families_skipped.fetch_add(1, Relaxed);
+        let mut told = lock(&self.told);
+        if told.len() < TOLD_MAX && told.insert(name.to_owned()) {
+            tracing::warn!(
+                family = name,
+                why,
+                "metricbus: family left out of the scrape"
+            );
+        }
+    }
+}
+
+/// Buffers between two scrapes.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+/// A buffer that goes back when the last response with its bytes is gone.
+struct Buffer {
+    bytes: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl Buffer {
+    fn from(home: &Arc<Buffers>) -> Self {
+        Buffer {
+            bytes: lock(&home.0).pop().unwrap_or_default(),
+            home: home.clone(),
+        }
+    }
+
+    fn gzip(self) -> Buffer {
+        let mut zipped = Buffer::from(&self.home);
+        // The fastest level: the text repeats itself so much that the others gain little, and a scrape is waiting.
+        let mut encoder = GzEncoder::new(&mut zipped.bytes, Compression::fast());
+        // Writing into a Vec can't fail.
+        let _ = encoder.write_all(&self.bytes);
+        let _ = encoder.finish();
+        zipped
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut kept = lock(&self.home.0);
+        if kept.len() < BUFFERS_MAX && bytes.capacity() <= BUFFER_BYTES_MAX {
+            kept.push(bytes);
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The text encoder: Prometheus text 0.0.4 and OpenMetrics 1.0.
+//!
+//! Series carry their labels already rendered, so a line is two copies and a number; nothing is allocated per series.
+//! Takes no lock that a mutation takes.
+
+use crate::{
+    bus::MetricBus,
+    desc::{MetricKind, Numbers},
+    labels::push_label,
+    metric::FamilyCore,
+    series::{SeriesCore, Value},
+    snapshot::{FamilySnapshot, SampleValue},
+};
+
+/// An exposition format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Format {
+    /// Prometheus text 0.0.4: understood by everything.
+    #[default]
+    Text,
+    /// OpenMetrics 1.0: counters are families without `_total`, units are there, and `# EOF` ends the text.
+    OpenMetrics,
+}
+
+impl Format {
+    /// For the header of that name.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// Writes every metric of the bus, sorted by name, to the end of `out`. Metrics without series are left out. The
+/// `# EOF` of OpenMetrics is not written, so that more families can follow; see [`finish`].
+///
+/// In OpenMetrics a histogram's `_sum` is left out where the format does not allow it: when it is negative or NaN, or
+/// there are negative buckets.
+///
+/// ```
+/// use metricbus::{MetricBus, export::text::{Format, encode}};
+///
+/// let bus = MetricBus::new();
+/// bus.counter("requests_total", "Requests served.")?.inc_by(6);
+///
+/// let mut out = Vec::new();
+/// encode(&bus, Format::Text, &mut out);
+/// assert_eq!(
+///     String::from_utf8_lossy(&out),
+///     "# HELP requests_total Requests served.\n# TYPE requests_total counter\nrequests_total 6\n",
+/// );
+/// # Ok::<(), metricbus::DeclareError>(())
+/// ```
+pub fn encode(bus: &MetricBus, format: Format, out: &mut Vec<u8>) {
+    let mut line = Line::default();
+    for family in bus.inner().families() {
+        encode_family(&family, format, &mut line, out);
+    }
+}
+
+/// Writes families that were collected elsewhere. Names and label names are written as they are; help and label values
+/// are escaped.
+pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Vec<u8>) {
+    let mut line = Line::default();
+    let mut labels = String::new();
+    for family in families.iter().filter(|family| !family.series.is_empty()) {
+        line.begin(
+            &family.name,
+            &family.help,
+            family.unit.as_deref(),
+            family.kind,
+            format,
+            out,
+        );
+        if let Some(SampleValue::Histogram(first)) = family.series.first().map(|s| &s.value) {
+            line.bounds(first.buckets.iter().map(|(bound, _)| *bound), format);
+        }
+        for series in &family.series {
+            labels.clear();
+            for (name, value) in &series.labels {
+                push_label(&mut labels, name, value);
+            }
+            match &series.value {
+                SampleValue::Counter(Value::U64(v)) => line.whole(&labels, *v, out),
+                SampleValue::Counter(Value::F64(v)) | SampleValue::Gauge(v) => {
+                    line.real(&labels, *v, out);
+                }
+                SampleValue::Histogram(h) => {
+                    let counts = h.buckets.iter().map(|(_, count)| *count);
+                    line.histogram(&labels, counts, h.sum, format, out);
+                }
+            }
+        }
+    }
+}
+
+/// Ends a text: `# EOF` in OpenMetrics, nothing in Prometheus text.
+pub fn finish(format: Format, out: &mut Vec<u8>) {
+    if format == Format::OpenMetrics {
+        out.extend_from_slice(b"# EOF\n");
+    }
+}
+
+fn encode_family(family: &FamilyCore, format: Format, line: &mut Line, out: &mut Vec<u8>) {
+    let meta = &family.meta;
+    let mut begun = false;
+    family.for_each(|series| {
+        if !begun {
+            begun = true;
+            line.begin(
+                &meta.name,
+                &meta.help,
+                meta.unit.as_deref(),
+                meta.kind,
+                format,
+                out,
+            );
+            if meta.kind == MetricKind::Histogram {
+                line.bounds(meta.bounds.iter().copied().chain([f64::INFINITY]), format);
+            }
+        }
+        let series: &SeriesCore = series;
+        match (&series.buckets, meta.numbers) {
+            (Some(buckets), _) => {
+                let sum = f64::from_bits(series.cell.load());
+                let mut total = 0;
+                let cumulative = buckets.counts().map(|count| {
+                    total += count;
+                    total
+                });
+                line.histogram(&series.text, cumulative, sum, format, out);
+            }
+            (None, Numbers::Whole) => line.whole(&series.text, series.cell.load(), out),
+            (None, Numbers::Real) => {
+                line.real(&series.text, f64::from_bits(series.cell.load()), out);
+            }
+        }
+    });
+}
+
+/// What the lines of one family have in common, rendered once.
+#[derive(Default)]
+struct Line {
+    /// `name`, or `name_bucket`, `name_sum` and `name_count`.
+    name: Vec<u8>,
+    sum: Vec<u8>,
+    count: Vec<u8>,
+    /// `le="…"} ` of each bucket.
+    les: Vec<Vec<u8>>,
+    negative_bounds: bool,
+    itoa: itoa::Buffer,
+    zmij: zmij::Buffer,
+}
+
+impl Line {
+    fn begin(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&str>,
+        kind: MetricKind,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) {
+        let (family, sample) = match (format, kind) {
+            (Format::OpenMetrics, MetricKind::Counter) => {
+                let base = name.strip_suffix("_total").unwrap_or(name);
+                (base, format!("{base}_total"))
+            }
+            (_, MetricKind::Histogram) => (name, format!("{name}_bucket")),
+            _ => (name, name.to_owned()),
+        };
+        self.name.clear();
+        self.name.extend_from_slice(sample.as_bytes());
+        self.sum = format!("{name}_sum").into();
+        self.count = format!("{name}_count").into();
+        if !help.is_empty() || format == Format::Text {
+            meta_line(out, "HELP", family, |out| push_help(out, help, format));
+        }
+        meta_line(out, "TYPE", family, |out| {
+            out.extend_from_slice(kind.as_str().as_bytes())
+        });
+        if let (Format::OpenMetrics, Some(unit)) = (format, unit) {
+            meta_line(out, "UNIT", family, |out| {
+                out.extend_from_slice(unit.as_bytes())
+            });
+        }
+    }
+
+    fn bounds(&mut self, bounds: impl Iterator<Item = f64>, format: Format) {
+        self.les.clear();
+        self.negative_bounds = false;
+        for bound in bounds {
+            self.negative_bounds |= bound < 0.0;
+            let mut le = b"le=\"".to_vec();
+            match format {
+                Format::Text => self.push_real(bound, &mut le),
+                Format::OpenMetrics => le.extend_from_slice(canonical(bound).as_bytes()),
+            }
+            le.extend_from_slice(b"\"} ");
+            self.les.push(le);
+        }
+    }
+
+    #[inline]
+    fn whole(&mut self, labels: &str, value: u64, out: &mut Vec<u8>) {
+        // Room for the whole line at once, so that the copies below need not grow `out` in between.
+        out.reserve(self.name.len() + labels.len() + 32);
+        start(out, &self.name, labels);
+        out.extend_from_slice(self.itoa.format(value).as_bytes());
+        out.push(b'\n');
+    }
+
+    #[inline]
+    fn real(&mut self, labels: &str, value: f64, out: &mut Vec<u8>) {
+        out.reserve(self.name.len() + labels.len() + 40);
+        start(out, &self.name, labels);
+        self.push_real(value, out);
+        out.push(b'\n');
+    }
+
+    fn histogram(
+        &mut self,
+        labels: &str,
+        cumulative: impl Iterator<Item = u64>,
+        sum: f64,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) {
+        let mut total = 0;
+        for (le, count) in self.les.iter().zip(cumulative) {
+            total = count;
+            out.reserve(self.name.len() + labels.len() + le.len() + 32);
+            out.extend_from_slice(&self.name);
+            out.push(b'{');
+            if !labels.is_empty() {
+                out.extend_from_slice(labels.as_bytes());
+                out.push(b',');
+            }
+            out.extend_from_slice(le);
+            out.extend_from_slice(self.itoa.format(count).as_bytes());
+            out.push(b'\n');
+        }
+        let sum_allowed = format == Format::Text || (sum >= 0.0 && !self.negative_bounds);
+        if sum_allowed {
+            start(out, &self.sum, labels);
+            self.push_real(sum, out);
+            out.push(b'\n');
+        }
+        start(out, &self.count, labels);
+        out.extend_from_slice(self.itoa.format(total).as_bytes());
+        out.push(b'\n');
+    }
+
+    /// The shortest text that reads back as the same double; whole numbers without a fraction.
+    fn push_real(&mut self, value: f64, out: &mut Vec<u8>) {
+        /// Whole doubles up to here are written as integers: 15 digits are exact and still short.
+        const WHOLE_MAX: f64 = 1e15;
+        if value.abs() < WHOLE_MAX && value.trunc() == value {
+            out.extend_from_slice(self.itoa.format(value as i64).as_bytes());
+        } else if value.is_nan() {
+            out.extend_from_slice(b"NaN");
+        } else if value.is_infinite() {
+            out.extend_from_slice(if value > 0.0 { b"+Inf" } else { b"-Inf" });
+        } else {
+            let text = self.zmij.format_finite(value);
+            out.extend_from_slice(text.strip_suffix(".0").unwrap_or(text).as_bytes());
+        }
+    }
+}
+
+/// `name{labels} `
+#[inline]
+fn start(out: &mut Vec<u8>, name: &[u8], labels: &str) {
+    out.extend_from_slice(name);
+    if labels.is_empty() {
+        out.push(b' ');
+    } else {
+        out.push(b'{');
+        out.extend_from_slice(labels.as_bytes());
+        out.extend_from_slice(b"} ");
+    }
+}
+
+fn meta_line(out: &mut Vec<u8>, word: &str, family: &str, text: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(b"# ");
+    out.extend_from_slice(word.as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(family.as_bytes());
+    out.push(b' ');
+    text(out);
+    out.push(b'\n');
+}
+
+fn push_help(out: &mut Vec<u8>, help: &str, format: Format) {
+    for byte in help.bytes() {
+        match byte {
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'"' if format == Format::OpenMetrics => out.extend_from_slice(b"\\\""),
+            byte => out.push(byte),
+        }
+    }
+}
+
+/// A bound as OpenMetrics's canonical numbers want it (specification, "Considerations: Canonical Numbers"): always with
+/// a fraction, and with an exponent of two digits from 10^6 on, as Go writes them.
+fn canonical(bound: f64) -> String {
+    if bound.is_infinite() {
+        return if bound > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
+    }
+    let magnitude = bound.abs();
+    if magnitude != 0.0 && !(1e-4..1e6).contains(&magnitude) {
+        let text = format!("{bound:e}");
+        if let Some((mantissa, exponent)) = text.split_once('e') {
+            let (sign, digits) = match exponent.strip_prefix('-') {
+                Some(digits) => ('-', digits),
+                None => ('+', exponent),
+            };
+            return format!("{mantissa}e{sign}{digits:0>2}");
+        }
+        return text;
+    }
+    // `{:?}` of a double in this range is its shortest text, with a fraction.
+    format!("{bound:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Buckets, Counter, Desc, Gauge, Histogram};
+
+    fn text(bus: &MetricBus, format: Format) -> String {
+        let mut out = Vec::new();
+        encode(bus, format, &mut out);
+        finish(format, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_snapshot_is_written_as_the_bus_itself() {
+        let bus = MetricBus::new();
+        let c = bus
+            .family::<Counter>(Desc::new("c_total", "a\\b\n\"c\"").labels(["x"]))
+            .unwrap();
+        c.with_label_values(&["quote \" back \\ line \n 🦀"])
+            .unwrap()
+            .inc();
+        bus.declare::<Counter<f64>>(Desc::new("cpu_seconds_total", "h").unit("seconds"))
+            .unwrap()
+            .inc_by(0.5);
+        for (i, v) in [f64::NAN, f64::INFINITY, -1.5, 1e300, 5e-324, -0.0]
+            .into_iter()
+            .enumerate()
+        {
+            let g: Gauge = bus.declare(Desc::new(format!("g{i}"), "h")).unwrap();
+            g.set(v);
+        }
+        let h: Histogram = bus
+            .declare(
+                Desc::new("h", "h")
+                    .label("a", "b")
+                    .buckets(Buckets::new([1e-5, 0.5, 1.0, 1e6]).unwrap()),
+            )
+            .unwrap();
+        h.observe(0.7);
+        for format in [Format::Text, Format::OpenMetrics] {
+            let mut from_snapshot = Vec::new();
+            encode_families(&bus.snapshot().families, format, &mut from_snapshot);
+            finish(format, &mut from_snapshot);
+            assert_eq!(
+                text(&bus, format),
+                String::from_utf8(from_snapshot).unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn an_open_metrics_text_has_units_canonical_bounds_and_an_end() {
+        let bus = MetricBus::new();
+        let h: Histogram = bus
+            .declare(
+                Desc::new("wait_seconds", "Time waited.")
+                    .unit("seconds")
+                    .buckets(Buckets::new([0.00001, 0.5, 1.0, 1e6]).unwrap()),
+            )
+            .unwrap();
+        h.observe(1.0);
+        bus.counter("requests_total", "Requests.").unwrap().inc();
+        assert_eq!(
+            text(&bus, Format::OpenMetrics),
+            "# HELP requests Requests.\n\
+             # TYPE requests counter\n\
+             requests_total 1\n\
+             # HELP wait_seconds Time waited.\n\
+             # TYPE wait_seconds histogram\n\
+             # UNIT wait_seconds seconds\n\
+             wait_seconds_bucket{le=\"1e-05\"} 0\n\
+             wait_seconds_bucket{le=\"0.5\"} 0\n\
+             wait_seconds_bucket{le=\"1.0\"} 1\n\
+             wait_seconds_bucket{le=\"1e+06\"} 1\n\
+             wait_seconds_bucket{le=\"+Inf\"} 1\n\
+             wait_seconds_sum 1\n\
+             wait_seconds_count 1\n\
+             # EOF\n"
+        );
+    }
+
+    #[test]
+    fn a_sum_that_open_metrics_forbids_is_left_out() {
+        let bus = MetricBus::new();
+        let h = bus
+            .histogram("h", "h", Buckets::new([1.0]).unwrap())
+            .unwrap();
+        h.observe(-3.0);
+        assert!(!text(&bus, Format::OpenMetrics).contains("h_sum"));
+        assert!(text(&bus, Format::Text).contains("h_sum -3\n"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Metrics that react.
+#![doc = include_str!("../README.md")]
+
+mod bus;
+mod cell;
+mod clock;
+mod desc;
+mod dispatch;
+mod error;
+mod events;
+mod interest;
+mod labels;
+mod lint;
+mod mailbox;
+mod metric;
+mod scope;
+mod selector;
+mod series;
+mod snapshot;
+mod stats;
+mod sync;
+mod tap;
+mod threshold;
+mod time;
+mod watch;
+mod window;
+
+pub mod dynamo;
+pub mod export;
+
+pub use bus::{MetricBus, MetricBusBuilder};
+pub use clock::Clock;
+pub use desc::{Buckets, Desc, MetricKind};
+pub use error::{
+    BucketError, CounterError, DeclareError, LabelError, SelectorError, SubscribeError,
+};
+pub use events::{Cause, Changed, Crossed, Crossing, Moved};
+pub use labels::Labels;
+pub use lint::Lint;
+pub use metric::{
+    Counter, CounterValue, Family, Gauge, Histogram, HistogramSnapshot, InProgress, Metric,
+    ObserveTimer, PeakGauge, SetTimer,
+};
+#[cfg(feature = "derive")]
+pub use metricbus_derive::{Labels, Metrics};
+pub use scope::{Component, Metrics, Scope};
+pub use selector::{IntoSelector, Selector};
+pub use series::{Series, Value};
+pub use snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot};
+pub use tap::{Change, Lagged, Mutation, Mutations};
+pub use threshold::{Delta, Threshold};
+pub use time::Time;
+pub use watch::{Event, Events, Listen, Subscription, SubscriptionStats};
+pub use window::{Window, WindowStats, Windows};

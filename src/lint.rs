@@ -1,0 +1,149 @@
+//! The naming lint: what `promtool check metrics` would say of a name, said at declaration.
+//!
+//! A lint never refuses a metric. The rules are those of Prometheus's `util/promlint` (naming conventions at
+//! prometheus.io/docs/practices/naming).
+
+use std::fmt;
+
+use crate::desc::{Meta, MetricKind};
+
+/// A warning about a declaration's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lint {
+    /// The metric.
+    pub metric: String,
+    /// What is unusual, and what would be usual.
+    pub text: String,
+}
+
+impl fmt::Display for Lint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.metric, self.text)
+    }
+}
+
+/// Base units, with the units that ought to be given in them.
+const UNITS: &[(&str, &[&str])] = &[
+    ("amperes", &[]),
+    (
+        "bytes",
+        &[
+            "kilobytes",
+            "megabytes",
+            "gigabytes",
+            "terabytes",
+            "petabytes",
+            "kibibytes",
+            "mebibytes",
+            "gibibytes",
+            "tebibytes",
+            "pebibytes",
+            "bits",
+            "kilobits",
+            "megabits",
+            "gigabits",
+        ],
+    ),
+    ("celsius", &["kelvins", "kelvin", "fahrenheit"]),
+    ("grams", &["kilograms", "milligrams"]),
+    ("joules", &["kilojoules", "millijoules"]),
+    ("meters", &["kilometers", "centimeters", "millimeters"]),
+    ("ratio", &["percent"]),
+    (
+        "seconds",
+        &[
+            "milliseconds",
+            "microseconds",
+            "nanoseconds",
+            "minutes",
+            "hours",
+            "days",
+            "weeks",
+        ],
+    ),
+    ("volts", &["millivolts", "kilovolts"]),
+];
+
+const ABBREVIATED: &[&str] = &[
+    "s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h", "d",
+];
+
+/// Everything there is to say of a declaration.
+pub(crate) fn lint(meta: &Meta) -> Vec<Lint> {
+    let name = &*meta.name;
+    let mut lints = Vec::new();
+    let mut say = |text: String| {
+        lints.push(Lint {
+            metric: name.to_owned(),
+            text,
+        });
+    };
+    if meta.help.trim().is_empty() {
+        say("no help text".to_owned());
+    }
+    match meta.kind {
+        MetricKind::Counter if !name.ends_with("_total") => {
+            say(format!(
+                "counter metrics should end in \"_total\", as in {name}_total"
+            ));
+        }
+        MetricKind::Gauge | MetricKind::Histogram if name.ends_with("_total") => {
+            say("metrics that are not counters should not end in \"_total\"".to_owned());
+        }
+        _ => {}
+    }
+    if meta.kind != MetricKind::Histogram {
+        for suffix in ["_bucket", "_count", "_sum"] {
+            if name.ends_with(suffix) {
+                say(format!(
+                    "metrics that are not histograms should not end in {suffix:?}"
+                ));
+            }
+        }
+    }
+    if name.contains(':') {
+        say("':' is meant for the names of recording rules".to_owned());
+    }
+    if is_camel_case(name) {
+        say("names should be in snake_case, not camelCase".to_owned());
+    }
+    for label in &meta.label_names {
+        if is_camel_case(label) {
+            say(format!(
+                "label {label:?} should be in snake_case, not camelCase"
+            ));
+        }
+    }
+    let lower = name.to_lowercase();
+    let words: Vec<&str> = lower.split('_').collect();
+    // A first word that is a type or a unit names the thing counted, as promlint sees it.
+    for kind in ["counter", "gauge", "histogram", "summary"] {
+        if words.iter().skip(1).any(|word| *word == kind) {
+            say(format!(
+                "the name should not include a metric type, {kind:?}"
+            ));
+        }
+    }
+    for word in &words {
+        for (base, others) in UNITS {
+            if others.contains(word) {
+                say(format!("use the base unit {base:?} instead of {word:?}"));
+            }
+        }
+    }
+    for word in words
+        .iter()
+        .skip(1)
+        .filter(|word| ABBREVIATED.contains(word))
+    {
+        say(format!("units should not be abbreviated, as {word:?} is"));
+    }
+    lints
+}
+
+fn is_camel_case(name: &str) -> bool {
+    name.as_bytes()
+        .windows(2)
+        .any(|pair| pair[0].is_ascii_lowercase() && pair[1].is_ascii_uppercase())
+}

@@ -1,0 +1,208 @@
+//! A bounded mailbox between a mutating thread and one reader.
+//!
+//! It owns the queue, the count of what was dropped, and the reader's waker. It never blocks a writer on a reader, never
+//! allocates after it was made, and never wakes by itself: [`Mailbox::push`] hands back the waker of a parked reader,
+//! and the caller wakes it once it holds no lock.
+//!
+//! A full mailbox drops the *oldest* letter and counts it, so the last state always arrives. The reader takes all
+//! letters at once by swapping buffers: one lock per batch, and one wake per batch, since a waker is handed out only
+//! once per park.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll, Waker},
+};
+
+use crate::sync::{Mutex, lock};
+
+pub(crate) struct Mailbox<T> {
+    inner: Mutex<Inner<T>>,
+}
+
+struct Inner<T> {
+    queue: VecDeque<T>,
+    capacity: usize,
+    /// Letters dropped since the reader last came.
+    dropped: u64,
+    /// Letters that left the queue, taken or dropped, since the mailbox was made.
+    gone: u64,
+    closed: bool,
+    parked: Option<Waker>,
+}
+
+/// What a push did.
+#[must_use]
+pub(crate) struct Pushed {
+    /// To be woken once no lock is held.
+    pub(crate) wake: Option<Waker>,
+    /// The oldest letter had to go.
+    pub(crate) dropped: bool,
+}
+
+/// What a reader found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Letters are in the buffer; this many before them were dropped.
+    Letters { lagged: u64 },
+    /// No letter will come any more.
+    Closed,
+}
+
+impl<T> Mailbox<T> {
+    /// `capacity` of 0 counts as 1: the last state always arrives.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        Mailbox {
+            inner: Mutex::new(Inner {
+                queue: VecDeque::with_capacity(capacity),
+                capacity,
+                dropped: 0,
+                gone: 0,
+                closed: false,
+                parked: None,
+            }),
+        }
+    }
+
+    pub(crate) fn push(&self, letter: T) -> Pushed {
+        let mut evicted = None;
+        let mut inner = lock(&self.inner);
+        if inner.closed {
+            return Pushed {
+                wake: None,
+                dropped: false,
+            };
+        }
+        if inner.queue.len() == inner.capacity {
+            evicted = inner.queue.pop_front();
+            inner.dropped += 1;
+            inner.gone += 1;
+        }
+        inner.queue.push_back(letter);
+        let wake = inner.parked.take();
+        // The evicted letter is freed after the lock.
+        drop(inner);
+        Pushed {
+            wake,
+            dropped: evicted.is_some(),
+        }
+    }
+
+    /// Makes room for at least `capacity` letters. For mailboxes whose letters are bounded by something else, such as
+    /// one per series.
+    pub(crate) fn grow_to(&self, capacity: usize) {
+        let mut inner = lock(&self.inner);
+        if capacity > inner.capacity {
+            inner.capacity = capacity.next_power_of_two();
+            let more = inner.capacity - inner.queue.len();
+            inner.queue.reserve(more);
+        }
+    }
+
+    /// How many letters have left the queue: a letter pushed when this plus the queue's length was `n` is gone once this
+    /// exceeds `n`.
+    pub(crate) fn gone(&self) -> u64 {
+        lock(&self.inner).gone
+    }
+
+    /// The position that the next letter will have.
+    pub(crate) fn next_position(&self) -> u64 {
+        let inner = lock(&self.inner);
+        inner.gone + inner.queue.len() as u64
+    }
+
+    /// No more letters. Those inside stay readable unless `discard`.
+    pub(crate) fn close(&self, discard: bool) -> Option<Waker> {
+        let mut inner = lock(&self.inner);
+        inner.closed = true;
+        let thrown = if discard {
+            std::mem::take(&mut inner.queue)
+        } else {
+            VecDeque::new()
+        };
+        let wake = inner.parked.take();
+        drop(inner);
+        drop(thrown);
+        wake
+    }
+
+    /// Takes every letter into `batch`, which must be empty, or parks.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut VecDeque<T>) -> Poll<Taken> {
+        debug_assert!(batch.is_empty());
+        let mut inner = lock(&self.inner);
+        if inner.queue.is_empty() {
+            if inner.closed {
+                return Poll::Ready(Taken::Closed);
+            }
+            match &mut inner.parked {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        let capacity = inner.capacity;
+        if batch.capacity() < capacity {
+            // Here, on the reader's side, so that the writer never grows a queue.
+            batch.reserve(capacity);
+        }
+        std::mem::swap(&mut inner.queue, batch);
+        inner.gone += batch.len() as u64;
+        let lagged = std::mem::take(&mut inner.dropped);
+        Poll::Ready(Taken::Letters { lagged })
+    }
+}
+
+#[cfg(all(test, not(metricbus_loom)))]
+mod tests {
+    use super::*;
+
+    fn take(mailbox: &Mailbox<u32>) -> Option<(u64, Vec<u32>)> {
+        let mut batch = VecDeque::new();
+        match mailbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut batch) {
+            Poll::Ready(Taken::Letters { lagged }) => Some((lagged, batch.into())),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_full_mailbox_drops_the_oldest_and_counts_it() {
+        let mailbox = Mailbox::new(2);
+        for letter in 1..=5 {
+            let _ = mailbox.push(letter);
+        }
+        assert_eq!(take(&mailbox), Some((3, vec![4, 5])));
+        assert_eq!(take(&mailbox), None);
+    }
+
+    #[test]
+    fn a_parked_reader_is_handed_out_to_be_woken_once() {
+        let mailbox = Mailbox::new(8);
+        assert!(mailbox.push(1).wake.is_none());
+        take(&mailbox);
+        assert_eq!(take(&mailbox), None);
+        assert!(mailbox.push(2).wake.is_some());
+        assert!(mailbox.push(3).wake.is_none());
+    }
+
+    #[test]
+    fn what_was_said_before_closing_is_still_read() {
+        let mailbox = Mailbox::new(8);
+        let _ = mailbox.push(1);
+        mailbox.close(false);
+        let _ = mailbox.push(2);
+        assert_eq!(take(&mailbox), Some((0, vec![1])));
+        let mut batch = VecDeque::new();
+        let end = mailbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut batch);
+        assert_eq!(end, Poll::Ready(Taken::Closed));
+    }
+
+    #[test]
+    fn positions_tell_when_a_letter_has_left() {
+        let mailbox = Mailbox::new(1);
+        let position = mailbox.next_position();
+        let _ = mailbox.push(1);
+        assert!(mailbox.gone() <= position);
+        let _ = mailbox.push(2);
+        assert!(mailbox.gone() > position);
+    }
+}

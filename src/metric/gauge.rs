@@ -1,0 +1,218 @@
+//! Gauges: go up and down.
+
+use std::sync::Arc;
+
+use super::{Made, Metric, Spec};
+use crate::{
+    cell::{Listener, Wakes, wake_all},
+    desc::{MetricKind, Numbers},
+    interest::{ExtremesState, Interval},
+    series::SeriesCore,
+    time::{Stamp, Time},
+};
+
+/// A value that goes up and down: queue depth, cache usage, requests in flight. Always a double.
+///
+/// Clones are the same gauge. NaN and ±∞ can be set and are exposed as such.
+///
+/// ```
+/// use metricbus::MetricBus;
+///
+/// let bus = MetricBus::new();
+/// let inflight = bus.gauge("inflight_requests", "Requests being served.")?;
+/// {
+///     let _one = inflight.track_inprogress();
+///     assert_eq!(inflight.get(), 1.0);
+/// }
+/// assert_eq!(inflight.get(), 0.0);
+/// # Ok::<(), metricbus::DeclareError>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Gauge {
+    pub(super) core: Arc<SeriesCore>,
+}
+
+impl Gauge {
+    /// Makes `value` the value.
+    #[inline]
+    pub fn set(&self, value: f64) {
+        self.core.cell.set_real(value, &*self.core);
+    }
+
+    /// Adds 1.
+    #[inline]
+    pub fn inc(&self) {
+        self.add(1.0);
+    }
+
+    /// Takes 1 away.
+    #[inline]
+    pub fn dec(&self) {
+        self.add(-1.0);
+    }
+
+    /// Adds `amount`, which may be negative.
+    #[inline]
+    pub fn add(&self, amount: f64) {
+        self.core.cell.add_real(amount, &*self.core);
+    }
+
+    /// Takes `amount` away.
+    #[inline]
+    pub fn sub(&self, amount: f64) {
+        self.add(-amount);
+    }
+
+    /// Raises the value to `value` where it is lower or NaN. A NaN `value` does nothing.
+    pub fn set_max(&self, value: f64) {
+        self.core.cell.set_real_if(value, &*self.core, |now| {
+            value > now || (now.is_nan() && !value.is_nan())
+        });
+    }
+
+    /// Lowers the value to `value` where it is higher or NaN. A NaN `value` does nothing.
+    pub fn set_min(&self, value: f64) {
+        self.core.cell.set_real_if(value, &*self.core, |now| {
+            value < now || (now.is_nan() && !value.is_nan())
+        });
+    }
+
+    /// The present value.
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.core.cell.load())
+    }
+
+    /// Adds 1 now and takes it away when the guard is dropped.
+    pub fn track_inprogress(&self) -> InProgress {
+        self.inc();
+        InProgress(self.clone())
+    }
+
+    /// When the guard is dropped, sets the gauge to the seconds since now, by the bus's clock.
+    pub fn start_timer(&self) -> SetTimer {
+        SetTimer {
+            gauge: self.clone(),
+            start: self.core.meta.clock.now(),
+        }
+    }
+
+    /// Remembers the smallest and the largest value from now on, so that a peak between two reads is seen.
+    ///
+    /// Costs a mutation nothing unless it is a new extreme.
+    ///
+    /// ```
+    /// let bus = metricbus::MetricBus::new();
+    /// let queue = bus.gauge("queue_depth", "Requests waiting.")?;
+    /// let peaks = queue.extremes();
+    /// queue.set(40.0);
+    /// queue.set(3.0);
+    /// assert_eq!(peaks.take(), Some((0.0, 40.0)));
+    /// assert_eq!(peaks.take(), Some((3.0, 3.0)));
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn extremes(&self) -> PeakGauge {
+        let id = crate::stats::next_id();
+        let listener = Extremes {
+            id,
+            state: ExtremesState::new(),
+        };
+        let mut wakes = Wakes::new();
+        self.core.attach(Box::new(listener), &mut wakes);
+        wake_all(wakes);
+        PeakGauge {
+            core: self.core.clone(),
+            id,
+        }
+    }
+}
+
+impl Metric for Gauge {
+    fn spec() -> Spec {
+        Spec {
+            kind: MetricKind::Gauge,
+            numbers: Numbers::Real,
+        }
+    }
+
+    fn from_spec(Made(core): Made) -> Self {
+        Gauge { core }
+    }
+}
+
+/// Takes 1 away from a gauge when dropped. Made by [`Gauge::track_inprogress`].
+#[must_use = "it counts as in progress only as long as it is held"]
+#[derive(Debug)]
+pub struct InProgress(Gauge);
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Sets a gauge to the elapsed seconds when dropped. Made by [`Gauge::start_timer`].
+#[must_use = "it measures as long as it is held"]
+#[derive(Debug)]
+pub struct SetTimer {
+    gauge: Gauge,
+    start: Time,
+}
+
+impl Drop for SetTimer {
+    fn drop(&mut self) {
+        let elapsed = self.gauge.core.meta.clock.now().since(self.start);
+        self.gauge.set(elapsed.as_secs_f64());
+    }
+}
+
+/// Smallest and largest value of a gauge since it was last asked. Made by [`Gauge::extremes`].
+#[must_use = "extremes are remembered only as long as it is held"]
+pub struct PeakGauge {
+    core: Arc<SeriesCore>,
+    id: u64,
+}
+
+impl PeakGauge {
+    /// Smallest and largest value since the last call, the value held then included; from here on anew. NaN is passed
+    /// over. `None` when there was nothing but NaN, or the series is gone.
+    pub fn take(&self) -> Option<(f64, f64)> {
+        self.core
+            .visit(self.id, |listener, value| {
+                let listener: &mut dyn std::any::Any = listener;
+                let extremes = listener.downcast_mut::<Extremes>()?;
+                // The value may be newer than the last step, whose mutator is on its way.
+                extremes.state.step(value.as_f64());
+                let seen = extremes.state.get();
+                extremes.state.reset();
+                extremes.state.step(value.as_f64());
+                seen
+            })
+            .flatten()
+    }
+}
+
+impl Drop for PeakGauge {
+    fn drop(&mut self) {
+        self.core.detach(self.id);
+    }
+}
+
+struct Extremes {
+    id: u64,
+    state: ExtremesState,
+}
+
+impl Listener for Extremes {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn judge(&mut self, value: f64, _mutated: bool, _stamp: &mut Stamp<'_>) {
+        self.state.step(value);
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+}

@@ -1,0 +1,337 @@
+//! The children of one family: found by their label text, created, removed, expired, limited.
+
+use std::{
+    any::Any,
+    collections::HashSet,
+    hash::BuildHasher,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    time::Duration,
+};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::{
+    bus::Inner,
+    cell::{Listener, Wakes, wake_all},
+    desc::Meta,
+    interest::{Interval, TouchState},
+    labels::{OVERFLOW_LABEL, push_label},
+    series::SeriesCore,
+    time::{Stamp, Time},
+};
+
+/// A declared name with its children.
+pub(crate) struct FamilyCore {
+    pub(crate) meta: Arc<Meta>,
+    bus: Weak<Inner>,
+    hasher: DefaultHashBuilder,
+    table: RwLock<Table>,
+}
+
+/// Children keep their slot for life, so that a scrape can go over the slots in steps without holding the lock
+/// throughout, and sees no child twice.
+#[derive(Default)]
+struct Table {
+    slots: Vec<Option<Arc<SeriesCore>>>,
+    free: Vec<u32>,
+    index: HashTable<u32>,
+    overflow: Option<Arc<SeriesCore>>,
+    sweeping: bool,
+}
+
+impl Table {
+    fn live(&self) -> usize {
+        self.index.len() - usize::from(self.overflow.is_some())
+    }
+}
+
+impl FamilyCore {
+    pub(crate) fn new(meta: Arc<Meta>, bus: Weak<Inner>) -> Arc<Self> {
+        Arc::new(FamilyCore {
+            meta,
+            bus,
+            hasher: DefaultHashBuilder::default(),
+            table: RwLock::default(),
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, table: &Table, hash: u64, text: &str) -> Option<Arc<SeriesCore>> {
+        let slot = table.index.find(hash, |&slot| {
+            child(table, slot).is_some_and(|c| &*c.text == text)
+        })?;
+        child(table, *slot).cloned()
+    }
+
+    /// The child with these labels, made where there is none; the overflow series where there can be no more.
+    pub(crate) fn child(self: &Arc<Self>, text: &str) -> Arc<SeriesCore> {
+        let hash = self.hasher.hash_one(text);
+        if let Some(found) = self.find(&self.read(), hash, text) {
+            return found;
+        }
+        let mut wakes = Wakes::new();
+        let made = {
+            let mut table = self.write();
+            match self.find(&table, hash, text) {
+                Some(found) => found,
+                None if table.live() >= self.meta.series_max => {
+                    self.overflow(&mut table, &mut wakes)
+                }
+                None => self.insert(&mut table, text, &mut wakes),
+            }
+        };
+        wake_all(wakes);
+        made
+    }
+
+    fn overflow(self: &Arc<Self>, table: &mut Table, wakes: &mut Wakes) -> Arc<SeriesCore> {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.stats.overflowed(&self.meta.name);
+        }
+        if let Some(overflow) = &table.overflow {
+            return overflow.clone();
+        }
+        tracing::warn!(
+            metric = %self.meta.name,
+            series_max = self.meta.series_max,
+            "metricbus: cardinality limit reached; further label values share one series"
+        );
+        let mut text = String::new();
+        push_label(&mut text, OVERFLOW_LABEL, "true");
+        let made = self.insert(table, &text, wakes);
+        table.overflow = Some(made.clone());
+        made
+    }
+
+    /// Under the lock until every listener whose selector matches is in place: nobody else can mutate the child
+    /// before.
+    fn insert(
+        self: &Arc<Self>,
+        table: &mut Table,
+        text: &str,
+        wakes: &mut Wakes,
+    ) -> Arc<SeriesCore> {
+        let series = SeriesCore::new(self.meta.clone(), text);
+        if let Some(idle) = self.meta.expire_after {
+            let touch = Touch {
+                state: TouchState::new(),
+                last: self.meta.clock.now(),
+            };
+            series.attach(Box::new(touch), wakes);
+            if !table.sweeping {
+                table.sweeping = true;
+                self.sweep_after(idle / 4);
+            }
+        }
+        if let Some(bus) = self.bus.upgrade() {
+            bus.announce(&series, wakes);
+        }
+        let slot = match table.free.pop() {
+            Some(slot) => {
+                table.slots[slot as usize] = Some(series.clone());
+                slot
+            }
+            None => {
+                table.slots.push(Some(series.clone()));
+                // A family of 2^32 children would need hundreds of gigabytes.
+                (table.slots.len() - 1) as u32
+            }
+        };
+        let hash = self.hasher.hash_one(text);
+        let slots = &table.slots;
+        table.index.insert_unique(hash, slot, |&slot| {
+            let text = slots[slot as usize].as_ref().map_or("", |c| &c.text);
+            self.hasher.hash_one(text)
+        });
+        series
+    }
+
+    /// Removes the child with these labels. `false` when there is none.
+    pub(crate) fn remove(&self, text: &str) -> bool {
+        let hash = self.hasher.hash_one(text);
+        let removed = {
+            let mut table = self.write();
+            let slot = table
+                .index
+                .find(hash, |&slot| {
+                    child(&table, slot).is_some_and(|c| &*c.text == text)
+                })
+                .copied();
+            slot.and_then(|slot| self.take(&mut table, slot))
+        };
+        self.retire(removed.as_slice());
+        removed.is_some()
+    }
+
+    /// Removes every child that `doomed` says; how many there were.
+    pub(crate) fn remove_where(&self, mut doomed: impl FnMut(&Arc<SeriesCore>) -> bool) -> usize {
+        let mut removed = Vec::new();
+        {
+            let mut table = self.write();
+            for slot in 0..table.slots.len() as u32 {
+                if child(&table, slot).is_some_and(&mut doomed) {
+                    removed.extend(self.take(&mut table, slot));
+                }
+            }
+        }
+        self.retire(&removed);
+        removed.len()
+    }
+
+    fn take(&self, table: &mut Table, slot: u32) -> Option<Arc<SeriesCore>> {
+        let series = table.slots.get_mut(slot as usize)?.take()?;
+        let hash = self.hasher.hash_one(&*series.text);
+        if let Ok(entry) = table.index.find_entry(hash, |&s| s == slot) {
+            entry.remove();
+        }
+        table.free.push(slot);
+        if table
+            .overflow
+            .as_ref()
+            .is_some_and(|o| Arc::ptr_eq(o, &series))
+        {
+            table.overflow = None;
+        }
+        Some(series)
+    }
+
+    fn retire(&self, removed: &[Arc<SeriesCore>]) {
+        let mut wakes = Wakes::new();
+        for series in removed {
+            series.retire(&mut wakes);
+        }
+        wake_all(wakes);
+    }
+
+    /// How many children there are, the overflow series included.
+    pub(crate) fn len(&self) -> usize {
+        self.read().index.len()
+    }
+
+    /// Calls `f` with every child, holding the lock for a few hundred at a time, so that nobody who makes a new child
+    /// waits for a whole scrape.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&Arc<SeriesCore>)) {
+        const STEP: usize = 512;
+        let mut from = 0;
+        loop {
+            let table = self.read();
+            let Some(rest) = table.slots.get(from..).filter(|rest| !rest.is_empty()) else {
+                return;
+            };
+            let step = &rest[..rest.len().min(STEP)];
+            for (i, slot) in step.iter().enumerate() {
+                // Children lie scattered in memory; the one after next is on its way while this one is written.
+                if let Some(Some(later)) = step.get(i + 4) {
+                    prefetch(Arc::as_ptr(later));
+                }
+                if let Some(series) = slot {
+                    f(series);
+                }
+            }
+            from += STEP;
+        }
+    }
+
+    pub(crate) fn children(&self) -> Vec<Arc<SeriesCore>> {
+        let mut all = Vec::with_capacity(self.len());
+        self.for_each(|series| all.push(series.clone()));
+        all
+    }
+
+    fn sweep_after(self: &Arc<Self>, wait: Duration) {
+        let clock = self.meta.clock.clone();
+        let family = Arc::downgrade(self);
+        clock.at(clock.now() + wait.max(SWEEP_MIN), move || {
+            if let Some(family) = family.upgrade() {
+                family.sweep();
+            }
+        });
+    }
+
+    /// Removes the children that were idle for too long, and comes again as long as there are any.
+    fn sweep(self: &Arc<Self>) {
+        let Some(idle) = self.meta.expire_after else {
+            return;
+        };
+        let now = self.meta.clock.now();
+        let mut expired = HashSet::new();
+        self.for_each(|series| {
+            let last = series.visit(TOUCH_ID, |listener, _| {
+                let listener: &mut dyn Any = listener;
+                let touch = listener.downcast_mut::<Touch>()?;
+                if touch.state.take() {
+                    // Some time since the last sweep; the latest it can have been is now.
+                    touch.last = now;
+                }
+                Some(touch.last)
+            });
+            if last.flatten().is_some_and(|last| now.since(last) >= idle) {
+                expired.insert(Arc::as_ptr(series));
+            }
+        });
+        if !expired.is_empty() {
+            self.remove_where(|series| expired.contains(&Arc::as_ptr(series)));
+            if let Some(bus) = self.bus.upgrade() {
+                bus.stats.expired(expired.len() as u64);
+            }
+        }
+        let mut table = self.write();
+        table.sweeping = !table.index.is_empty();
+        if table.sweeping {
+            drop(table);
+            self.sweep_after(idle / 4);
+        }
+    }
+}
+
+/// No sweep comes more often than this.
+const SWEEP_MIN: Duration = Duration::from_millis(10);
+
+/// Of the listener that watches for mutations of a child which can expire. Ids of others start above.
+pub(crate) const TOUCH_ID: u64 = 0;
+
+struct Touch {
+    state: TouchState,
+    last: Time,
+}
+
+impl Listener for Touch {
+    fn id(&self) -> u64 {
+        TOUCH_ID
+    }
+
+    fn judge(&mut self, _value: f64, mutated: bool, _stamp: &mut Stamp<'_>) {
+        if mutated {
+            self.state.step();
+        }
+    }
+
+    fn quiet(&self) -> Interval {
+        self.state.quiet()
+    }
+}
+
+fn child(table: &Table, slot: u32) -> Option<&Arc<SeriesCore>> {
+    table.slots.get(slot as usize)?.as_ref()
+}
+
+/// Asks the processor to fetch what `at` points to. A hint: it reads nothing.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch does not access memory in the language's sense and can't fault, whatever the address; SSE
+        // is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

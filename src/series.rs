@@ -1,0 +1,318 @@
+//! A series: one cell with its name and labels, and the public handle to it.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    cell::{Cell, Listener, Real, Signal, Wakes, Whole},
+    desc::{Meta, MetricKind, Numbers},
+    labels,
+    time::{Now, Time},
+    window::Window,
+};
+
+/// The value of a counter, a gauge, or (as a count) a histogram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// Of a counter that counts in `u64`, or the number of observations of a histogram.
+    U64(u64),
+    /// Of a gauge, or of a counter that counts in `f64`.
+    F64(f64),
+}
+
+impl Value {
+    /// As a double; integers above 2^53 are rounded.
+    pub fn as_f64(self) -> f64 {
+        match self {
+            Value::U64(v) => v as f64,
+            Value::F64(v) => v,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::U64(v) => v.fmt(f),
+            Value::F64(v) => v.fmt(f),
+        }
+    }
+}
+
+/// Named by the sealed traits of metrics, and so `pub`; no path leads here from outside the crate.
+pub struct SeriesCore {
+    pub(crate) meta: Arc<Meta>,
+    /// `a="x",b="y"`, as it is exposed.
+    pub(crate) text: Box<str>,
+    /// The value; of a histogram, the sum.
+    pub(crate) cell: Cell,
+    pub(crate) buckets: Option<Arc<BucketCells>>,
+}
+
+/// The buckets of one histogram.
+pub(crate) struct BucketCells {
+    /// Padded with +Inf to whole groups, so that the search has no remainder to handle.
+    padded: Box<[f64]>,
+    /// One more than there are bounds. Not cumulative.
+    counts: Box<[AtomicU64]>,
+}
+
+/// Bounds compared at a time. Four doubles are two SSE2 registers, and pad a histogram of 11 bounds by one.
+const GROUP: usize = 4;
+
+/// From here on a binary search does fewer compares than one look at every bound.
+const LINEAR_MAX: usize = 64;
+
+impl BucketCells {
+    fn new(bounds: &[f64]) -> Self {
+        let mut padded = bounds.to_vec();
+        padded.resize(bounds.len().next_multiple_of(GROUP), f64::INFINITY);
+        BucketCells {
+            padded: padded.into(),
+            counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// The bucket of `v`: the first whose bound is ≥ `v`. NaN goes to the last one.
+    #[inline(always)]
+    fn find(&self, v: f64) -> usize {
+        let last = self.counts.len() - 1;
+        let under = if self.padded.len() <= LINEAR_MAX {
+            // How many bounds `v` is over: no branch, so nothing for unpredictable values to mispredict.
+            let mut under = [0u64; GROUP];
+            for group in self.padded.chunks_exact(GROUP) {
+                for i in 0..GROUP {
+                    // Not `v > bound`: a NaN has to be over all of them.
+                    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+                    let over = !(v <= group[i]);
+                    under[i] += u64::from(over);
+                }
+            }
+            under.iter().sum::<u64>() as usize
+        } else {
+            #[allow(clippy::neg_cmp_op_on_partial_ord)]
+            self.padded.partition_point(|bound| !(v <= *bound))
+        };
+        under.min(last)
+    }
+
+    #[inline(always)]
+    pub(crate) fn count(&self, v: f64) {
+        // Relaxed: the read-modify-write of the sum that follows publishes it.
+        self.counts[self.find(v)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts per bucket, not cumulative, the last one for +Inf.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
+        self.counts.iter().map(|c| c.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.counts().sum()
+    }
+}
+
+impl Now for SeriesCore {
+    fn now(&self) -> Time {
+        self.meta.clock.now()
+    }
+}
+
+impl SeriesCore {
+    pub(crate) fn new(meta: Arc<Meta>, text: &str) -> Arc<Self> {
+        let cell = match meta.numbers {
+            Numbers::Whole => Cell::new::<Whole>(0),
+            Numbers::Real => Cell::new::<Real>(0.0_f64.to_bits()),
+        };
+        let buckets =
+            (meta.kind == MetricKind::Histogram).then(|| Arc::new(BucketCells::new(&meta.bounds)));
+        Arc::new(SeriesCore {
+            meta,
+            text: text.into(),
+            cell,
+            buckets,
+        })
+    }
+
+    pub(crate) fn signal(&self) -> Signal {
+        match self.meta.kind {
+            MetricKind::Histogram => Signal::Observation,
+            _ => Signal::Value,
+        }
+    }
+
+    /// Bits of this series' cell as a value.
+    pub(crate) fn value_of(&self, bits: u64) -> Value {
+        match self.meta.numbers {
+            Numbers::Whole => Value::U64(bits),
+            Numbers::Real => Value::F64(f64::from_bits(bits)),
+        }
+    }
+
+    pub(crate) fn value(&self) -> Value {
+        match &self.buckets {
+            Some(buckets) => Value::U64(buckets.total()),
+            None => self.value_of(self.cell.load()),
+        }
+    }
+
+    pub(crate) fn attach(&self, listener: Box<dyn Listener>, wakes: &mut Wakes) -> bool {
+        match self.meta.numbers {
+            Numbers::Whole => self
+                .cell
+                .attach::<Whole>(listener, self.signal(), self, wakes),
+            Numbers::Real => self
+                .cell
+                .attach::<Real>(listener, self.signal(), self, wakes),
+        }
+    }
+
+    pub(crate) fn detach(&self, id: u64) -> Option<Box<dyn Listener>> {
+        match self.meta.numbers {
+            Numbers::Whole => self.cell.detach::<Whole>(id, self.signal(), self),
+            Numbers::Real => self.cell.detach::<Real>(id, self.signal(), self),
+        }
+    }
+
+    /// Shows listener `id` to `f`, with the present value, and re-arms the band.
+    pub(crate) fn visit<T>(
+        &self,
+        id: u64,
+        f: impl FnOnce(&mut dyn Listener, Value) -> T,
+    ) -> Option<T> {
+        let f = |listener: &mut dyn Listener, bits| f(listener, self.value_of(bits));
+        match self.meta.numbers {
+            Numbers::Whole => self.cell.visit::<Whole, T>(id, self.signal(), self, f),
+            Numbers::Real => self.cell.visit::<Real, T>(id, self.signal(), self, f),
+        }
+    }
+
+    /// Takes out whoever listens, without a word: the bus is gone.
+    pub(crate) fn silence(&self) {
+        match self.meta.numbers {
+            Numbers::Whole => self.cell.silence::<Whole>(),
+            Numbers::Real => self.cell.silence::<Real>(),
+        }
+    }
+
+    pub(crate) fn retire(&self, wakes: &mut Wakes) {
+        match self.meta.numbers {
+            Numbers::Whole => self.cell.retire::<Whole>(self, wakes),
+            Numbers::Real => self.cell.retire::<Real>(self, wakes),
+        }
+    }
+}
+
+/// One metric with one set of label values, whatever its type.
+///
+/// Displayed as it is exposed: `http_requests_total{method="GET"}`. Two handles are equal when they are the same series
+/// of the same bus.
+#[derive(Clone)]
+pub struct Series(pub(crate) Arc<SeriesCore>);
+
+impl Series {
+    /// The metric's full name.
+    pub fn name(&self) -> &str {
+        &self.0.meta.name
+    }
+
+    /// What the metric means.
+    pub fn help(&self) -> &str {
+        &self.0.meta.help
+    }
+
+    /// The metric's unit, where one was declared.
+    pub fn unit(&self) -> Option<&str> {
+        self.0.meta.unit.as_deref()
+    }
+
+    /// The metric's type.
+    pub fn kind(&self) -> MetricKind {
+        self.0.meta.kind
+    }
+
+    /// All labels, in the order in which they are exposed.
+    pub fn labels(&self) -> Vec<(String, String)> {
+        labels::pairs(&self.0.text)
+    }
+
+    /// The value of one label; `None` where the series does not have it.
+    pub fn label(&self, name: &str) -> Option<String> {
+        labels::value_of(&self.0.text, name)
+    }
+
+    /// The present value; of a histogram, the number of observations.
+    pub fn value(&self) -> Value {
+        self.0.value()
+    }
+
+    /// Whether the series was removed or has expired. Writes to it go nowhere.
+    pub fn is_removed(&self) -> bool {
+        self.0.cell.is_retired()
+    }
+
+    /// A sliding window over this series, from now on. See [`Window`].
+    pub fn window(&self, width: Duration) -> Window {
+        Window::over(self, width)
+    }
+
+    pub(crate) fn is(&self, core: &Arc<SeriesCore>) -> bool {
+        Arc::ptr_eq(&self.0, core)
+    }
+}
+
+impl PartialEq for Series {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Series {}
+
+impl Hash for Series {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        if self.0.text.is_empty() {
+            return Ok(());
+        }
+        write!(f, "{{{}}}", self.0.text)
+    }
+}
+
+impl fmt::Debug for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} = {}", self.value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_finds_the_first_bucket_that_holds_it() {
+        for n in [0, 1, 3, 4, 11, 18, 63, 64, 65, 200] {
+            let bounds: Vec<f64> = (0..n).map(|i| f64::from(i) * 1.5 - 3.0).collect();
+            let cells = BucketCells::new(&bounds);
+            let values = bounds.iter().flat_map(|b| [*b, b.next_up(), b.next_down()]);
+            for v in values.chain([f64::INFINITY, f64::NEG_INFINITY, -0.0, 1e9]) {
+                let expected = bounds.iter().position(|b| v <= *b).unwrap_or(bounds.len());
+                assert_eq!(cells.find(v), expected, "{v} among {n}");
+            }
+            assert_eq!(cells.find(f64::NAN), bounds.len(), "NaN among {n}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the bus counts of itself, exposed as `metricbus_*`. Kept off the bus, so that a tap on everything does not feed
+//! itself.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    desc::MetricKind,
+    series::Value,
+    snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot},
+};
+
+/// Amounts that counters of this process refused. Process-wide: a counter does not know its bus.
+pub(crate) static REFUSED_AMOUNTS: AtomicU64 = AtomicU64::new(0);
+
+/// A number that no other watch or listener of this process has. Starts above [`TOUCH_ID`](crate::metric).
+pub(crate) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[derive(Default)]
+pub(crate) struct Stats {
+    overflowed: Mutex<BTreeMap<Arc<str>, u64>>,
+    expired: AtomicU64,
+    pub(crate) delivered: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) panicked: AtomicU64,
+    pub(crate) detached: AtomicU64,
+    pub(crate) inline_overruns: AtomicU64,
+}
+
+impl Stats {
+    pub(crate) fn overflowed(&self, metric: &Arc<str>) {
+        let mut overflowed = self
+            .overflowed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *overflowed.entry(metric.clone()).or_default() += 1;
+    }
+
+    pub(crate) fn expired(&self, n: u64) {
+        self.expired.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn families(&self) -> Vec<FamilySnapshot> {
+        let total = |name: &str, help: &str, value: &AtomicU64| {
+            counter(name, help, value.load(Ordering::Relaxed))
+        };
+        let overflowed = self
+            .overflowed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let per_metric = overflowed
+            .iter()
+            .map(|(metric, n)| SeriesSnapshot {
+                labels: vec![("metric".to_owned(), metric.to_string())],
+                value: SampleValue::Counter(Value::U64(*n)),
+            })
+            .collect();
+        vec![
+            total(
+                "metricbus_callback_panics_total",
+                "Callbacks that panicked.",
+                &self.panicked,
+            ),
+            total(
+                "metricbus_events_delivered_total",
+                "Events handed to callbacks and streams.",
+                &self.delivered,
+            ),
+            total(
+                "metricbus_events_dropped_total",
+                "Events dropped from full mailboxes, oldest first.",
+                &self.dropped,
+            ),
+            total(
+                "metricbus_inline_overruns_total",
+                "Times that inline callbacks set each other off so often that the rest went to the dispatcher.",
+                &self.inline_overruns,
+            ),
+            total(
+                "metricbus_refused_amounts_total",
+                "Amounts that counters refused: negative, NaN or infinite. Of the whole process.",
+                &REFUSED_AMOUNTS,
+            ),
+            total(
+                "metricbus_series_expired_total",
+                "Series removed because they had no mutation for too long.",
+                &self.expired,
+            ),
+            FamilySnapshot {
+                name: "metricbus_series_overflowed_total".to_owned(),
+                help: "Look-ups of new label values beyond a family's cardinality limit."
+                    .to_owned(),
+                unit: None,
+                kind: MetricKind::Counter,
+                series: per_metric,
+            },
+            total(
+                "metricbus_subscriptions_detached_total",
+                "Subscriptions detached because their callback panicked time after time.",
+                &self.detached,
+            ),
+        ]
+    }
+}
+
+pub(crate) fn counter(name: &str, help: &str, value: u64) -> FamilySnapshot {
+    one(
+        name,
+        help,
+        MetricKind::Counter,
+        SampleValue::Counter(Value::U64(value)),
+    )
+}
+
+pub(crate) fn gauge(name: &str, help: &str, value: f64) -> FamilySnapshot {
+    one(name, help, MetricKind::Gauge, SampleValue::Gauge(value))
+}
+
+fn one(name: &str, help: &str, kind: MetricKind, value: SampleValue) -> FamilySnapshot {
+    FamilySnapshot {
+        name: name.to_owned(),
+        help: help.to_owned(),
+        unit: None,
+        kind,
+        series: vec![SeriesSnapshot {
+            labels: Vec::new(),
+            value,
+        }],
+    }
+}

@@ -1,0 +1,27 @@
+//! The one place that chooses between `std` and `loom`.
+//!
+//! Files whose protocol has a loom model (`cell`, `mailbox`) take their atomics and locks from here and from nowhere
+//! else. The crate in `loom/` compiles those same files with `cfg(metricbus_loom)` set by its build script, so that the
+//! models run the code that ships.
+
+#[cfg(not(metricbus_loom))]
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+
+#[cfg(metricbus_loom)]
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+
+use std::sync::PoisonError;
+
+/// Locks, and goes on where a holder panicked.
+///
+/// No user code runs under a lock of this crate, so a poisoned lock means a bug of ours; the data behind each of them
+/// is valid after every statement, and one bug must not take every later mutation with it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,635 @@
+//! Subscriptions: from a selector to listeners in the cells of present and future series, and from their mailboxes to
+//! closures, async closures and streams.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+
+use crate::{
+    bus::{Inner, MetricBus},
+    cell::{Listener, Wakes},
+    dispatch,
+    error::SubscribeError,
+    mailbox::{Mailbox, Taken},
+    selector::Selector,
+    series::SeriesCore,
+    stats::{Stats, next_id},
+};
+
+/// A selector with the listener that each matching series gets.
+pub(crate) struct Watch {
+    pub(crate) id: u64,
+    pub(crate) selector: Selector,
+    make: Make,
+    /// Called once, when the subscription or the bus ends.
+    close: Box<dyn Fn() + Send + Sync>,
+    matched: AtomicU64,
+}
+
+/// Makes the listener of one series. `true`: the series is new, and its value has not been measured yet.
+type Make = Box<dyn Fn(&Arc<SeriesCore>, bool) -> Box<dyn Listener> + Send + Sync>;
+
+impl Watch {
+    pub(crate) fn attach(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
+        if self.selector.matches(series) && series.attach((self.make)(series, newborn), wakes) {
+            self.matched.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        (self.close)();
+    }
+
+    /// How many series have matched so far.
+    pub(crate) fn matched(&self) -> u64 {
+        self.matched.load(Ordering::Relaxed)
+    }
+}
+
+/// The reader's end of a mailbox, for one kind of event.
+pub(crate) struct Inbox<T> {
+    mailbox: Arc<Mailbox<T>>,
+    batch: VecDeque<T>,
+}
+
+pub(crate) enum Item<T> {
+    Letter(T),
+    /// So many letters were dropped before the next one.
+    Lagged(u64),
+    End,
+}
+
+impl<T> Inbox<T> {
+    pub(crate) fn new(mailbox: Arc<Mailbox<T>>) -> Self {
+        Inbox {
+            mailbox,
+            batch: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item<T>> {
+        loop {
+            if let Some(letter) = self.batch.pop_front() {
+                return Poll::Ready(Item::Letter(letter));
+            }
+            match self.mailbox.poll_take(cx, &mut self.batch) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Taken::Closed) => return Poll::Ready(Item::End),
+                Poll::Ready(Taken::Letters { lagged: 0 }) => {}
+                Poll::Ready(Taken::Letters { lagged }) => {
+                    return Poll::Ready(Item::Lagged(lagged));
+                }
+            }
+        }
+    }
+}
+
+/// Something a subscriber can hear of. Sealed: made by this crate only.
+pub trait Event: sealed::Event {}
+
+pub(crate) mod sealed {
+    /// What the machinery needs of an event.
+    pub trait Event: Sized + Send + 'static {
+        /// What is put into the mailbox.
+        #[doc(hidden)]
+        type Letter: Send + 'static;
+
+        #[doc(hidden)]
+        fn open(letter: Self::Letter, listener: u64) -> Option<Self>;
+    }
+}
+
+/// How many events a mailbox holds unless told otherwise. A crossing takes 64 bytes, so this is 16 KiB.
+pub(crate) const CAPACITY_DEFAULT: usize = 256;
+
+/// A subscription being made: choose where its events go. Nothing is subscribed until then.
+///
+/// | | runs | when slow |
+/// |---|---|---|
+/// | [`call`](Listen::call) | on the dispatcher's threads | drops the oldest, counted |
+/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops the oldest, counted |
+/// | [`stream`](Listen::stream) | wherever it is polled | drops the oldest, counted |
+/// | [`inline`](Listen::inline) | in the mutating thread, after its mutation | slows that thread down |
+///
+/// Each subscription gets its events one at a time and in order per series. A callback may mutate metrics, also the one
+/// it listens to.
+///
+/// A callback that panics is caught and counted. After [three panics in a row](Subscription::is_detached) it is
+/// detached, with a `tracing` error. One that hangs keeps a thread of the dispatcher and holds up nobody else.
+///
+/// ```
+/// use metricbus::{Crossed, MetricBus, Threshold};
+///
+/// let bus = MetricBus::new();
+/// let kv = bus.gauge("kv_usage_ratio", "Share of KV blocks in use.")?;
+///
+/// let (tx, rx) = std::sync::mpsc::channel();
+/// let _subscription = bus
+///     .on_threshold("kv_usage_ratio", Threshold::above(0.9).clear_below(0.8))
+///     .call(move |crossing| drop(tx.send(crossing)))?;
+///
+/// kv.set(0.95);
+/// kv.set(0.5);
+/// assert_eq!(rx.recv()?.state, Crossed::Raised);
+/// let cleared = rx.recv()?;
+/// assert_eq!((cleared.state, cleared.value, cleared.epoch), (Crossed::Cleared, 0.5, 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "nothing is subscribed until `call`, `call_async`, `stream` or `inline`"]
+pub struct Listen<E: Event> {
+    bus: MetricBus,
+    plan: Result<Plan<E>, SubscribeError>,
+    capacity: usize,
+    initial: bool,
+}
+
+pub(crate) struct Plan<E: Event> {
+    pub(crate) selector: Selector,
+    /// Makes the listener of one series.
+    pub(crate) make: MakeFor<E>,
+    /// Each series has at most one letter in the mailbox, which therefore has room for all.
+    pub(crate) one_per_series: bool,
+}
+
+/// What a listener is made from.
+pub(crate) struct Birth<'a, E: Event> {
+    pub(crate) id: u64,
+    pub(crate) series: &'a Arc<SeriesCore>,
+    pub(crate) newborn: bool,
+    /// Whether to say what holds already.
+    pub(crate) initial: bool,
+    pub(crate) post: Post<E::Letter>,
+}
+
+type MakeFor<E> = Box<dyn Fn(Birth<'_, E>) -> Box<dyn Listener> + Send + Sync>;
+
+/// The writer's end of a mailbox.
+pub(crate) struct Post<T> {
+    mailbox: Arc<Mailbox<T>>,
+    shared: Arc<Shared>,
+}
+
+impl<T> Post<T> {
+    pub(crate) fn send(&self, letter: T, wakes: &mut Wakes) {
+        let pushed = self.mailbox.push(letter);
+        if pushed.dropped {
+            self.shared.dropped();
+        }
+        wakes.extend(pushed.wake);
+    }
+}
+
+/// What a subscription counts.
+pub(crate) struct Shared {
+    stats: Arc<Stats>,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+    panicked: AtomicU64,
+    detached: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(stats: Arc<Stats>) -> Arc<Self> {
+        Arc::new(Shared {
+            stats,
+            delivered: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            panicked: AtomicU64::new(0),
+            detached: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn dropped(&self) {
+        dispatch::bump(&self.dropped);
+        dispatch::bump(&self.stats.dropped);
+    }
+
+    pub(crate) fn delivered(&self) {
+        dispatch::bump(&self.delivered);
+        dispatch::bump(&self.stats.delivered);
+    }
+}
+
+impl<E: Event> Listen<E> {
+    pub(crate) fn new(bus: &MetricBus, plan: Result<Plan<E>, SubscribeError>) -> Self {
+        Listen {
+            bus: bus.clone(),
+            plan,
+            capacity: CAPACITY_DEFAULT,
+            initial: true,
+        }
+    }
+
+    /// How many events may wait (256 unless told otherwise; 0 counts as 1). When it is full the oldest is dropped and
+    /// counted, so the last state always arrives.
+    pub fn capacity(mut self, events: usize) -> Self {
+        self.capacity = events;
+        self
+    }
+
+    /// Whether to say at once what holds already when the subscription is made (yes unless told otherwise). A series
+    /// that is declared later is judged from its first mutation on.
+    pub fn initial(mut self, initial: bool) -> Self {
+        self.initial = initial;
+        self
+    }
+
+    /// Calls `f` with each event, on the dispatcher's threads.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn call(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        self.bus.inner().pool.start();
+        let scheduler = self.bus.inner().pool.scheduler();
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// Calls `f` with each event and waits for its future before the next one.
+    ///
+    /// Where this is called inside a tokio runtime (and the feature `tokio` is on) the future runs there, so that it can
+    /// use tokio's I/O and timers; otherwise on the dispatcher's threads.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, Threshold};
+    ///
+    /// let bus = MetricBus::new();
+    /// let _subscription = bus
+    ///     .on_threshold("kv_usage_ratio", Threshold::above(0.9))
+    ///     .call_async(async |crossing| println!("{} is {}", crossing.series, crossing.value))?;
+    /// # Ok::<(), metricbus::SubscribeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn call_async<F, Fut>(self, f: F) -> Result<Subscription, SubscribeError>
+    where
+        F: FnMut(E) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        #[cfg(feature = "tokio")]
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (subscription, events) = self.subscribe()?;
+            runtime.spawn(drive(events, f));
+            return Ok(subscription);
+        }
+        self.bus.inner().pool.start();
+        let scheduler = self.bus.inner().pool.scheduler();
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, f), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// Calls `f` in the thread that mutates, right after its mutation and outside of all locks.
+    ///
+    /// The fastest way to react, and the only one that can slow a component down: `f` has to be short. Two threads that
+    /// mutate at once don't call `f` at once; one of them calls it for both. Callbacks that set each other off run one
+    /// after the other, and after 256 in one go the rest runs on the dispatcher.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn inline(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        let inner = self.bus.inner();
+        let stats = inner.stats.clone();
+        let scheduler =
+            dispatch::inline_scheduler(&inner.pool, move || dispatch::bump(&stats.inline_overruns));
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// The events as a [`Stream`]. Dropping it unsubscribes; it ends when the bus does.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn stream(self) -> Result<Events<E>, SubscribeError> {
+        let (subscription, reader) = self.subscribe()?;
+        Ok(Events {
+            subscription,
+            reader,
+        })
+    }
+
+    fn subscribe(self) -> Result<(Subscription, Reader<E>), SubscribeError> {
+        let plan = self.plan?;
+        let inner = self.bus.inner();
+        let id = next_id();
+        let shared = Shared::new(inner.stats.clone());
+        let mailbox = Arc::new(Mailbox::new(self.capacity));
+        let make = {
+            let (mailbox, shared, initial) = (mailbox.clone(), shared.clone(), self.initial);
+            let series_seen = AtomicU64::new(0);
+            Box::new(move |series: &Arc<SeriesCore>, newborn: bool| {
+                if plan.one_per_series {
+                    let seen = series_seen.fetch_add(1, Ordering::Relaxed) + 1;
+                    mailbox.grow_to(seen as usize);
+                }
+                (plan.make)(Birth {
+                    id,
+                    series,
+                    newborn,
+                    initial,
+                    post: Post {
+                        mailbox: mailbox.clone(),
+                        shared: shared.clone(),
+                    },
+                })
+            })
+        };
+        let subscription = Subscription::start(
+            inner,
+            id,
+            plan.selector,
+            make,
+            mailbox.clone(),
+            shared.clone(),
+        );
+        let reader = Reader {
+            id,
+            inbox: Inbox::new(mailbox),
+            shared,
+            bus: Arc::downgrade(inner),
+            event: PhantomData,
+        };
+        Ok((subscription, reader))
+    }
+}
+
+/// A live subscription. Dropping it unsubscribes; [`forget`](Subscription::forget) keeps it for the life of the bus.
+#[must_use = "dropping a subscription unsubscribes at once; keep it, or call `forget()`"]
+pub struct Subscription {
+    bus: Weak<Inner>,
+    watch: Arc<Watch>,
+    shared: Arc<Shared>,
+}
+
+/// What a subscription has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubscriptionStats {
+    /// Series that matched, present and past.
+    pub series_matched: u64,
+    /// Events handed over.
+    pub delivered: u64,
+    /// Events dropped because the mailbox was full.
+    pub dropped: u64,
+    /// Events whose callback panicked.
+    pub panicked: u64,
+}
+
+impl Subscription {
+    pub(crate) fn start<T: Send + 'static>(
+        inner: &Arc<Inner>,
+        id: u64,
+        selector: Selector,
+        make: Make,
+        mailbox: Arc<Mailbox<T>>,
+        shared: Arc<Shared>,
+    ) -> Subscription {
+        let close = move || {
+            if let Some(reader) = mailbox.close(true) {
+                reader.wake();
+            }
+        };
+        let watch = Arc::new(Watch {
+            id,
+            selector,
+            make,
+            close: Box::new(close),
+            matched: AtomicU64::new(0),
+        });
+        inner.watch(&watch);
+        Subscription {
+            bus: Arc::downgrade(inner),
+            watch,
+            shared,
+        }
+    }
+
+    /// Keeps the subscription for as long as the bus lives.
+    pub fn forget(self) {
+        let mut kept = ManuallyDrop::new(self);
+        let kept = &mut *kept;
+        // Nothing of the subscription is needed any more but that it isn't ended.
+        kept.bus = Weak::new();
+    }
+
+    /// Ends the subscription; as dropping it. A callback that is running is let finish.
+    pub fn unsubscribe(self) {
+        drop(self);
+    }
+
+    /// What it has done so far. `series_matched: 0` is the commonest reason why a callback never comes: the selector
+    /// matches nothing.
+    pub fn stats(&self) -> SubscriptionStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SubscriptionStats {
+            series_matched: load(&self.watch.matched),
+            delivered: load(&self.shared.delivered),
+            dropped: load(&self.shared.dropped),
+            panicked: load(&self.shared.panicked),
+        }
+    }
+
+    /// Whether it was ended because its callback panicked three times in a row.
+    pub fn is_detached(&self) -> bool {
+        self.shared.detached.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        match self.bus.upgrade() {
+            Some(bus) => bus.unwatch(&self.watch),
+            None => self.watch.close(),
+        }
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("selector", &self.watch.selector.to_string())
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+/// A [`Stream`] of events. Made by [`Listen::stream`].
+#[must_use = "streams do nothing unless polled, and dropping this one unsubscribes"]
+pub struct Events<E: Event> {
+    subscription: Subscription,
+    reader: Reader<E>,
+}
+
+impl<E: Event> Events<E> {
+    /// The subscription behind the stream.
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+}
+
+impl<E: Event> Stream for Events<E> {
+    type Item = E;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<E>> {
+        self.reader.poll_next(cx)
+    }
+}
+
+/// Nothing in it points into itself.
+impl<E: Event> Unpin for Events<E> {}
+
+impl<E: Event> fmt::Debug for Events<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Events").field(&self.subscription).finish()
+    }
+}
+
+struct Reader<E: Event> {
+    id: u64,
+    inbox: Inbox<E::Letter>,
+    shared: Arc<Shared>,
+    bus: Weak<Inner>,
+    event: PhantomData<fn() -> E>,
+}
+
+impl<E: Event> Reader<E> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {
+        loop {
+            match self.inbox.poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Item::End) => return Poll::Ready(None),
+                // Counted when it happened, and shown by the gap in the epochs.
+                Poll::Ready(Item::Lagged(_)) => {}
+                Poll::Ready(Item::Letter(letter)) => {
+                    if let Some(event) = E::open(letter, self.id) {
+                        self.shared.delivered();
+                        return Poll::Ready(Some(event));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Panics in a row after which a callback is detached.
+const PANICS_MAX: u32 = 3;
+
+/// Events after which a busy subscription lets others have the thread.
+const TURN: u32 = 64;
+
+/// A sync callback as one whose future is done at once.
+fn sync_callback<E>(mut f: impl FnMut(E)) -> impl FnMut(E) -> std::future::Ready<()> {
+    move |event| {
+        f(event);
+        std::future::ready(())
+    }
+}
+
+/// Hands each event to `f`, until the subscription ends or `f` has panicked too often.
+async fn drive<E: Event, Fut: Future<Output = ()>>(
+    mut reader: Reader<E>,
+    mut f: impl FnMut(E) -> Fut,
+) {
+    let mut panics = 0;
+    let mut turn = 0;
+    while let Some(event) = poll_fn(|cx| reader.poll_next(cx)).await {
+        let outcome = match catch_unwind(AssertUnwindSafe(|| f(event))) {
+            Err(panic) => Err(panic),
+            Ok(future) => {
+                let mut future = pin!(future);
+                poll_fn(
+                    |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                        Ok(Poll::Pending) => Poll::Pending,
+                        Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+                        Err(panic) => Poll::Ready(Err(panic)),
+                    },
+                )
+                .await
+            }
+        };
+        match outcome {
+            Ok(()) => panics = 0,
+            Err(panic) => {
+                panics += 1;
+                dispatch::bump(&reader.shared.panicked);
+                dispatch::bump(&reader.shared.stats.panicked);
+                let message = panic_message(&*panic);
+                if panics >= PANICS_MAX {
+                    reader.detach(message);
+                    return;
+                }
+                tracing::warn!(message, panics, "metricbus: a callback panicked");
+            }
+        }
+        turn += 1;
+        if turn == TURN {
+            turn = 0;
+            yield_now().await;
+        }
+    }
+}
+
+impl<E: Event> Reader<E> {
+    fn detach(&self, message: &str) {
+        self.shared.detached.store(true, Ordering::Release);
+        dispatch::bump(&self.shared.stats.detached);
+        let Some(bus) = self.bus.upgrade() else {
+            return;
+        };
+        if let Some(watch) = bus.find_watch(self.id) {
+            tracing::error!(
+                selector = %watch.selector,
+                message,
+                "metricbus: callback detached: it panicked {PANICS_MAX} times in a row"
+            );
+            bus.unwatch(&watch);
+        }
+    }
+}
+
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
