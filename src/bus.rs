@@ -573,7 +573,7 @@ impl Inner {
         self.for_each_match(&watch.selector, |series| {
             listeners.extend(series.detach(watch.id))
         });
-        watch.close();
+        watch.close(true);
     }
 
     pub(crate) fn find_watch(&self, id: u64) -> Option<Arc<Watch>> {
@@ -666,7 +666,7 @@ impl Drop for Inner {
             family.for_each(|series| series.silence());
         }
         for watch in read(&self.watches).iter() {
-            watch.close();
+            watch.close(false);
         }
     }
 }

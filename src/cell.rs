@@ -42,6 +42,11 @@
 //! listener hears "cleared", sets 90 then 70 under the old band, and the 90 is never reported); a plain load in step 3,
 //! or a plain store for `set` (crossings are lost).
 //!
+//! *Order.* Between its read-modify-write and its loads of the band a mutator may be overtaken, and then be judged after
+//! one that came later. What only grows can be put right: a value lower than the one judged last came before it, and the
+//! later one is judged again instead. A gauge cannot tell; such an excursion is reported late, and the re-read follows it
+//! with the present state. It is never lost, and what was said last agrees with the value.
+//!
 //! # Recorders: those who want every mutation
 //!
 //! A tap or a window is a listener that [takes all](Listener::takes_all). While there is one the band is *shut*: `lo`
@@ -80,10 +85,15 @@ pub(crate) trait Repr: 'static {
     fn decode(bits: u64) -> f64;
     fn inside(bits: u64, lo: u64, hi: u64) -> bool;
     fn band(interval: Interval) -> (u64, u64);
+
+    /// Whichever of the two came later, where that can be told: of what only grows, the greater. Otherwise `bits`.
+    fn latest(bits: u64, judged: u64) -> u64;
 }
 
-/// Bits are an unsigned integer.
+/// Bits are an unsigned integer that only grows.
 pub(crate) enum Whole {}
+/// Bits are a double that only grows.
+pub(crate) enum Amount {}
 /// Bits are a double.
 pub(crate) enum Real {}
 
@@ -104,6 +114,29 @@ impl Repr for Whole {
         // For a whole v: v >= x exactly when v >= ceil(x), and v < x exactly when v < ceil(x). `as` saturates.
         (interval.lo.ceil() as u64, interval.hi.ceil() as u64)
     }
+
+    fn latest(bits: u64, judged: u64) -> u64 {
+        bits.max(judged)
+    }
+}
+
+impl Repr for Amount {
+    fn decode(bits: u64) -> f64 {
+        Real::decode(bits)
+    }
+
+    #[inline(always)]
+    fn inside(bits: u64, lo: u64, hi: u64) -> bool {
+        Real::inside(bits, lo, hi)
+    }
+
+    fn band(interval: Interval) -> (u64, u64) {
+        Real::band(interval)
+    }
+
+    fn latest(bits: u64, judged: u64) -> u64 {
+        f64::from_bits(bits).max(f64::from_bits(judged)).to_bits()
+    }
 }
 
 impl Repr for Real {
@@ -122,6 +155,10 @@ impl Repr for Real {
             return (SHUT, SHUT);
         }
         (interval.lo.to_bits(), interval.hi.to_bits())
+    }
+
+    fn latest(bits: u64, _judged: u64) -> u64 {
+        bits
     }
 }
 
@@ -188,6 +225,8 @@ struct Desk {
     /// The last `after` that was recorded.
     chain: u64,
     sequence: u64,
+    /// The value judged last.
+    judged: u64,
     retired: bool,
 }
 
@@ -218,6 +257,14 @@ impl Cell {
     #[inline(always)]
     pub(crate) fn add_real(&self, d: f64, host: &impl Now) {
         self.mutate::<Real>(host, |value| {
+            let before = add_bits(value, d);
+            (before, (f64::from_bits(before) + d).to_bits())
+        });
+    }
+
+    #[inline(always)]
+    pub(crate) fn add_amount(&self, d: f64, host: &impl Now) {
+        self.mutate::<Amount>(host, |value| {
             let before = add_bits(value, d);
             (before, (f64::from_bits(before) + d).to_bits())
         });
@@ -506,6 +553,8 @@ impl Cell {
         wakes: &mut Wakes,
     ) {
         loop {
+            bits = R::latest(bits, desk.judged);
+            desk.judged = bits;
             let value = R::decode(bits);
             for listener in &mut desk.listeners {
                 listener.judge(value, mutated, stamp);
@@ -585,6 +634,7 @@ impl Desk {
             recorders: 0,
             chain: 0,
             sequence: 0,
+            judged: 0,
             retired: false,
         })
     }

@@ -269,10 +269,14 @@ fn check_bounds(bounds: &[f64]) -> Result<(), BucketError> {
     Ok(())
 }
 
-/// What a counter counts in. Gauges and sums are always doubles.
+/// How the 64 bits of a series' cell are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbers {
+    /// Of a counter that counts in `u64`.
     Whole,
+    /// Of a counter that counts in `f64`: a double that only grows.
+    Amount,
+    /// Of a gauge, and of a histogram's sum.
     Real,
 }
 
@@ -312,7 +316,7 @@ impl Meta {
             })
         };
         let kind = |m: &Meta| match (m.kind, m.numbers) {
-            (MetricKind::Counter, Numbers::Real) => "counter of f64".to_owned(),
+            (_, Numbers::Amount) => "counter of f64".to_owned(),
             (kind, _) => kind.to_string(),
         };
         let unit = |m: &Meta| {

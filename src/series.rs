@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    cell::{Cell, Listener, Real, Signal, Wakes, Whole},
+    cell::{Amount, Cell, Listener, Real, Signal, Wakes, Whole},
     desc::{Meta, MetricKind, Numbers},
     labels,
     time::{Now, Time},
@@ -129,6 +129,7 @@ impl SeriesCore {
     pub(crate) fn new(meta: Arc<Meta>, text: &str) -> Arc<Self> {
         let cell = match meta.numbers {
             Numbers::Whole => Cell::new::<Whole>(0),
+            Numbers::Amount => Cell::new::<Amount>(0.0_f64.to_bits()),
             Numbers::Real => Cell::new::<Real>(0.0_f64.to_bits()),
         };
         let buckets =
@@ -152,7 +153,7 @@ impl SeriesCore {
     pub(crate) fn value_of(&self, bits: u64) -> Value {
         match self.meta.numbers {
             Numbers::Whole => Value::U64(bits),
-            Numbers::Real => Value::F64(f64::from_bits(bits)),
+            Numbers::Amount | Numbers::Real => Value::F64(f64::from_bits(bits)),
         }
     }
 
@@ -168,6 +169,9 @@ impl SeriesCore {
             Numbers::Whole => self
                 .cell
                 .attach::<Whole>(listener, self.signal(), self, wakes),
+            Numbers::Amount => self
+                .cell
+                .attach::<Amount>(listener, self.signal(), self, wakes),
             Numbers::Real => self
                 .cell
                 .attach::<Real>(listener, self.signal(), self, wakes),
@@ -177,6 +181,7 @@ impl SeriesCore {
     pub(crate) fn detach(&self, id: u64) -> Option<Box<dyn Listener>> {
         match self.meta.numbers {
             Numbers::Whole => self.cell.detach::<Whole>(id, self.signal(), self),
+            Numbers::Amount => self.cell.detach::<Amount>(id, self.signal(), self),
             Numbers::Real => self.cell.detach::<Real>(id, self.signal(), self),
         }
     }
@@ -190,6 +195,7 @@ impl SeriesCore {
         let f = |listener: &mut dyn Listener, bits| f(listener, self.value_of(bits));
         match self.meta.numbers {
             Numbers::Whole => self.cell.visit::<Whole, T>(id, self.signal(), self, f),
+            Numbers::Amount => self.cell.visit::<Amount, T>(id, self.signal(), self, f),
             Numbers::Real => self.cell.visit::<Real, T>(id, self.signal(), self, f),
         }
     }
@@ -198,6 +204,7 @@ impl SeriesCore {
     pub(crate) fn silence(&self) {
         match self.meta.numbers {
             Numbers::Whole => self.cell.silence::<Whole>(),
+            Numbers::Amount => self.cell.silence::<Amount>(),
             Numbers::Real => self.cell.silence::<Real>(),
         }
     }
@@ -205,6 +212,7 @@ impl SeriesCore {
     pub(crate) fn retire(&self, wakes: &mut Wakes) {
         match self.meta.numbers {
             Numbers::Whole => self.cell.retire::<Whole>(self, wakes),
+            Numbers::Amount => self.cell.retire::<Amount>(self, wakes),
             Numbers::Real => self.cell.retire::<Real>(self, wakes),
         }
     }

@@ -35,8 +35,8 @@ pub(crate) struct Watch {
     pub(crate) id: u64,
     pub(crate) selector: Selector,
     make: Make,
-    /// Called once, when the subscription or the bus ends.
-    close: Box<dyn Fn() + Send + Sync>,
+    /// Called when the subscription ends (`true`: what was not read yet is thrown away) or the bus does.
+    close: Box<dyn Fn(bool) + Send + Sync>,
     matched: AtomicU64,
 }
 
@@ -50,8 +50,8 @@ impl Watch {
         }
     }
 
-    pub(crate) fn close(&self) {
-        (self.close)();
+    pub(crate) fn close(&self, discard: bool) {
+        (self.close)(discard);
     }
 
     /// How many series have matched so far.
@@ -411,8 +411,8 @@ impl Subscription {
         mailbox: Arc<Mailbox<T>>,
         shared: Arc<Shared>,
     ) -> Subscription {
-        let close = move || {
-            if let Some(reader) = mailbox.close(true) {
+        let close = move |discard| {
+            if let Some(reader) = mailbox.close(discard) {
                 reader.wake();
             }
         };
@@ -466,7 +466,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         match self.bus.upgrade() {
             Some(bus) => bus.unwatch(&self.watch),
-            None => self.watch.close(),
+            None => self.watch.close(true),
         }
     }
 }

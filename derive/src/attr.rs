@@ -294,3 +294,83 @@ pub(crate) fn named_fields<'a>(
         ),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syn::parse_quote;
+
+    fn paragraphs(item: syn::ItemStruct) -> Vec<String> {
+        doc_paragraphs(&item.attrs).unwrap()
+    }
+
+    #[test]
+    fn the_lines_of_a_paragraph_are_joined_and_trimmed() {
+        let item = parse_quote! {
+            ///   Requests served,
+            /// whatever came of them.
+            ///
+            ///
+            /// * A list in the comment.
+            #[doc(hidden)]
+            struct A;
+        };
+        assert_eq!(
+            paragraphs(item),
+            [
+                "Requests served, whatever came of them.",
+                "* A list in the comment."
+            ]
+        );
+    }
+
+    #[test]
+    fn a_block_comment_is_read_without_its_margin() {
+        let item = parse_quote! {
+            /**
+             * Requests served,
+             * whatever came of them.
+             *
+             * More.
+             */
+            struct A;
+        };
+        assert_eq!(
+            paragraphs(item),
+            ["Requests served, whatever came of them.", "More."]
+        );
+        assert_eq!(
+            paragraphs(parse_quote!(
+                /** One line. */
+                struct A;
+            )),
+            ["One line."]
+        );
+    }
+
+    #[test]
+    fn a_doc_comment_that_is_no_literal_is_an_error() {
+        let item: syn::ItemStruct = parse_quote!(
+            #[doc = concat!("a", "b")]
+            struct A;
+        );
+        assert!(doc_paragraphs(&item.attrs).is_err());
+        assert_eq!(
+            paragraphs(parse_quote!(
+                struct A;
+            )),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn a_name_is_found_however_deep_it_is() {
+        let names = ["T".to_owned()];
+        assert!(mentions(
+            quote::quote!(Family<Counter, (u8, [By<T>; 2])>),
+            &names
+        ));
+        assert!(!mentions(quote::quote!(Family<Counter, Type>), &names));
+        assert!(!mentions(quote::quote!(T), &[]));
+    }
+}

@@ -186,19 +186,25 @@ impl<'a> Component<'a> {
         })
     }
 
-    /// Two fields may share a metric only if constant labels tell them apart.
+    /// Two fields may share a metric only if the values of the same constant labels tell them apart.
     fn check_names_differ(&self, errors: &mut Errors) {
+        let label_names = |labels: &[(String, String)]| -> Vec<String> {
+            labels.iter().map(|(name, _)| name.clone()).collect()
+        };
         let metrics: Vec<_> = self.metrics().collect();
         for (i, (_, metric)) in metrics.iter().enumerate() {
-            let same = metrics[..i].iter().find(|(_, earlier)| {
+            let labels = metric.label_values();
+            let clash = metrics[..i].iter().find(|(_, earlier)| {
+                let before = earlier.label_values();
                 earlier.name.value() == metric.name.value()
-                    && earlier.label_values() == metric.label_values()
+                    && (before == labels || label_names(&before) != label_names(&labels))
             });
-            if let Some((earlier, _)) = same {
+            if let Some((earlier, _)) = clash {
                 errors.push(
                     &metric.name,
                     format!(
-                        "metric {:?} is declared by field `{}` already; give one of them another name, or each a label(\"name\" = \"value\")",
+                        "metric {:?} is declared by field `{}` already; give one of them another name, \
+                         or both the same label(\"name\" = \"value\") with different values",
                         metric.name.value(),
                         earlier.ident,
                     ),
@@ -253,17 +259,13 @@ impl<'a> Component<'a> {
             };
             quote!(#ident: #value)
         });
-        let mut metric_names: Vec<_> = self
-            .metrics()
-            .map(|(_, metric)| metric.name.value())
-            .collect();
-        let mut seen = Vec::new();
-        metric_names.retain(|name| {
-            !seen.contains(name) && {
-                seen.push(name.clone());
-                true
+        let mut metric_names: Vec<String> = Vec::new();
+        for (_, metric) in self.metrics() {
+            let name = metric.name.value();
+            if !metric_names.contains(&name) {
+                metric_names.push(name);
             }
-        });
+        }
         let count = metric_names.len();
 
         let (component, help, ident) = (&self.name, &self.help, &input.ident);
@@ -743,4 +745,83 @@ fn as_f64(expr: &Expr) -> TokenStream {
     let sign = value.is_sign_negative().then(|| quote!(-));
     let positive = value.abs();
     quote!(#sign #positive)
+}
+
+// What is refused, and where, is in the crate `compile-fail`; what the expansion does, in the library's tests.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(input: DeriveInput) -> Vec<String> {
+        match Component::read(&input, &mut parse_quote!(::metricbus)) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.into_iter().map(|error| error.to_string()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_family_of_nothing_is_refused() {
+        let errors = errors(parse_quote! {
+            struct Worker {
+                /// Requests.
+                #[metric(labels("method"))]
+                requests: Family,
+            }
+        });
+        assert_eq!(errors, ["say of what the family is, as in Family<Counter>"]);
+    }
+
+    #[test]
+    fn types_are_known_by_the_last_segment_of_their_path() {
+        let errors = errors(parse_quote! {
+            struct Worker<M> {
+                /// Requests.
+                requests: ::metricbus::Counter<f64>,
+                /// Latencies.
+                #[metric(labels("method"), buckets = [1])]
+                latency: (metricbus::Family<metricbus::Histogram>),
+                /// By a parameter, whose buckets can't be judged.
+                #[metric(buckets = [1])]
+                metric: M,
+            }
+        });
+        assert_eq!(errors, [""; 0]);
+    }
+
+    #[test]
+    fn a_prefix_counts_when_the_unit_is_looked_for() {
+        let unit = |prefix: &str, name: &str| {
+            errors(parse_quote! {
+                #[metrics(prefix = #prefix)]
+                struct Worker {
+                    /// Waits.
+                    #[metric(name = #name, unit = "wait_seconds")]
+                    wait: Gauge,
+                }
+            })
+        };
+        assert_eq!(unit("queue_wait_", "seconds"), [""; 0]);
+        assert_eq!(unit("", "seconds"), [""; 0], "a scope could add the rest");
+        assert_eq!(unit("queue_", "seconds").len(), 1);
+    }
+
+    #[test]
+    fn every_mistake_of_a_struct_is_told_at_once_and_the_trait_is_implemented_all_the_same() {
+        let input: DeriveInput = parse_quote! {
+            #[metrics(prefix = "a-b")]
+            struct Worker {
+                no_help: Counter,
+                /// Help.
+                other: u64,
+                #[metrics(nested, help = "None.")]
+                inner: Inner,
+            }
+        };
+        let expansion = expand(&input).to_string();
+        assert_eq!(expansion.matches("compile_error").count(), 4, "{expansion}");
+        assert!(
+            expansion.contains("metricbus :: Metrics for Worker"),
+            "{expansion}"
+        );
+    }
 }

@@ -10,12 +10,11 @@ pub(crate) fn check_metric(name: &str) -> Result<(), String> {
     })
 }
 
-/// `Err` with what is wrong, unless `prefix` can begin a metric name.
+/// `Err` with what is wrong, unless `prefix` can be part of a metric name. It may begin with a digit: a scope can have a
+/// prefix that comes before it.
 pub(crate) fn check_prefix(prefix: &str) -> Result<(), String> {
-    check(prefix, true).map_err(|why| {
-        format!(
-            "prefix {prefix:?} is not valid: {why}; a prefix is letters, digits, '_' and ':', not beginning with a digit"
-        )
+    check_letters(prefix, true).map_err(|why| {
+        format!("prefix {prefix:?} is not valid: {why}; a prefix is letters, digits, '_' and ':'")
     })
 }
 
@@ -65,6 +64,10 @@ fn check(name: &str, colon: bool) -> Result<(), String> {
         Some(c) if c.is_ascii_digit() => return Err(format!("it begins with {c:?}")),
         _ => {}
     }
+    check_letters(name, colon)
+}
+
+fn check_letters(name: &str, colon: bool) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || (colon && c == ':');
     match name.chars().find(|&c| !allowed(c)) {
         Some(c) => Err(format!("it contains {c:?}")),
@@ -84,6 +87,14 @@ mod tests {
         for name in ["", "1st", "kv-usage", "kv usage", "größe", "a\n"] {
             assert!(check_metric(name).is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_prefix_may_be_what_only_another_prefix_makes_a_name() {
+        for prefix in ["", "worker_", "5xx_"] {
+            assert_eq!(check_prefix(prefix), Ok(()), "{prefix:?}");
+        }
+        assert!(check_prefix("my-worker_").is_err());
     }
 
     #[test]

@@ -14,6 +14,9 @@
 //!
 //! A scrape takes no lock that a mutation takes, and nothing here is ever on the path of one.
 
+#[cfg(feature = "http")]
+use std::task::Poll;
+
 #[cfg(feature = "prometheus")]
 mod bridge;
 #[cfg(feature = "http")]
@@ -46,25 +49,18 @@ pub use text::Format;
 /// Polls all to their end at once, and gives their outcomes in order.
 #[cfg(feature = "http")]
 async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    use std::{pin::Pin, task::Poll};
-
-    let mut pending: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        futures.map(|f| (Box::pin(f), None)).collect();
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut outcomes: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {
-        let mut all = true;
-        for (future, outcome) in &mut pending {
-            if outcome.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(value) => *outcome = Some(value),
-                    Poll::Pending => all = false,
-                }
+        for (future, outcome) in running.iter_mut().zip(&mut outcomes) {
+            if outcome.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *outcome = Some(value);
             }
         }
-        if all { Poll::Ready(()) } else { Poll::Pending }
+        if outcomes.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    pending
-        .into_iter()
-        .filter_map(|(_, outcome)| outcome)
-        .collect()
+    outcomes.into_iter().flatten().collect()
 }

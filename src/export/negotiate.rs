@@ -154,7 +154,7 @@ fn best(ranges: &[Range], closeness: impl Fn(&Range) -> Option<u8>) -> Option<Ve
 }
 
 /// The members of a list header, all its lines together. A line that is not ASCII counts as not sent.
-fn members<'a>(headers: &'a HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &'a str> {
+fn members(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
         .into_iter()

@@ -133,7 +133,7 @@ fn encode_family(family: &FamilyCore, format: Format, line: &mut Line, out: &mut
                 line.histogram(&series.text, cumulative, sum, format, out);
             }
             (None, Numbers::Whole) => line.whole(&series.text, series.cell.load(), out),
-            (None, Numbers::Real) => {
+            (None, Numbers::Amount | Numbers::Real) => {
                 line.real(&series.text, f64::from_bits(series.cell.load()), out);
             }
         }

@@ -66,7 +66,7 @@ impl sealed::Sealed for u64 {
 }
 
 impl sealed::Sealed for f64 {
-    const NUMBERS: Numbers = Numbers::Real;
+    const NUMBERS: Numbers = Numbers::Amount;
     const ONE: f64 = 1.0;
 
     fn from_bits(bits: u64) -> f64 {
@@ -76,7 +76,7 @@ impl sealed::Sealed for f64 {
     #[inline(always)]
     fn add_to(self, core: &SeriesCore) {
         if self >= 0.0 && self < f64::INFINITY {
-            core.cell.add_real(self, core);
+            core.cell.add_amount(self, core);
         } else {
             refuse(self, core);
         }
@@ -119,7 +119,7 @@ impl Counter<f64> {
     /// When `amount` is negative, NaN or infinite.
     pub fn try_inc_by(&self, amount: f64) -> Result<(), CounterError> {
         if amount >= 0.0 && amount < f64::INFINITY {
-            self.core.cell.add_real(amount, &*self.core);
+            self.core.cell.add_amount(amount, &*self.core);
             return Ok(());
         }
         Err(CounterError::Amount { amount })

@@ -273,7 +273,7 @@ impl Recorder {
     fn decode(&self) -> fn(u64) -> f64 {
         match self.numbers {
             Numbers::Whole => Whole::decode,
-            Numbers::Real => Real::decode,
+            Numbers::Amount | Numbers::Real => Real::decode,
         }
     }
 }

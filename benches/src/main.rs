@@ -1,0 +1,161 @@
+//! metricbus, its floors and its peers, side by side in one run.
+//!
+//! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
+//! [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
+//! [`report`]. [`naive`] is the obvious design as a peer.
+//!
+//! ```text
+//! cargo run --release -p metricbus-bench -- --help
+//! ```
+
+mod counters;
+mod crossing;
+mod encode;
+mod gauge;
+mod harness;
+mod histogram;
+mod labels;
+mod memory;
+mod naive;
+mod report;
+mod stats;
+mod tap;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{harness::Effort, report::Entry};
+
+/// What keeps an entry from being measured.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// An entry's name, what it measures, and how.
+type Measure = (&'static str, &'static str, fn(Effort) -> Result<Entry, Failure>);
+
+const ENTRIES: &[Measure] = &[
+    ("counter_inc", "Counter::inc, nobody subscribed", counters::inc),
+    ("counter_inc_armed", "the same with a threshold that is never crossed", counters::inc_armed),
+    ("gauge_set", "Gauge::set, nobody subscribed", gauge::set),
+    ("gauge_set_armed", "the same with a threshold that is never crossed", gauge::set_armed),
+    (
+        "counter_inc_2_threads_same",
+        "Counter::inc of one counter by two threads",
+        counters::inc_2_threads_same,
+    ),
+    ("tap_one_subscriber", "Gauge::set with a live subscriber to every set", tap::one_subscriber),
+    ("histogram_observe", "Histogram::observe with 11 buckets", histogram::observe),
+    ("crossing_to_callback", "from the mutation to its callback", crossing::to_callback),
+    ("encode_100k_counters", "the text of 100 000 counters", encode::counters),
+    ("encode_10k_histograms", "the text of 10 000 histograms", encode::histograms),
+    ("bytes_per_counter_series", "memory per counter with 3 labels", memory::per_counter_series),
+];
+
+/// Measures metricbus beside its floors and its peers, and says which bars are met.
+///
+/// The *floor* of an entry is the least that any implementation has to do (a bare atomic, a bare wake, text rendered
+/// before). *Peers* are other metrics libraries, and the naive bus: what one writes who has never measured it. All of
+/// them take turns in short rounds within this one process. Read the ratios: absolute times are those of this machine,
+/// now. A ratio is the median of the ratios within each round, with the quartiles beside it; wide quartiles mean that
+/// somebody else is using the machine.
+///
+/// A bar that is missed is said in the table, and is no failure: the exit code stays 0.
+#[derive(Parser)]
+#[command(name = "side-by-side", after_long_help = examples())]
+struct Arguments {
+    /// Few and short rounds: checks that everything works, in seconds. Its figures are not to be quoted.
+    #[arg(long)]
+    quick: bool,
+
+    /// Only entries whose name contains NAME. Can be given more than once.
+    #[arg(long, value_name = "NAME")]
+    filter: Vec<String>,
+
+    /// Where to write the report as JSON: a list of objects with name, ns, floor_ns, peer, peer_ns and more.
+    #[arg(long, value_name = "FILE", default_value = "target/bench-report.json")]
+    out: PathBuf,
+}
+
+fn entries() -> String {
+    ENTRIES.iter().map(|(name, what, _)| format!("  {name:<28}{what}\n")).collect()
+}
+
+fn examples() -> String {
+    format!(
+        "Entries:\n{}\n\
+         Examples:\n  \
+         cargo run --release -p metricbus-bench\n  \
+         cargo run --release -p metricbus-bench -- --filter counter --filter gauge\n  \
+         cargo run --release -p metricbus-bench -- --quick --out target/quick.json",
+        entries()
+    )
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("side-by-side: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let effort = Effort {
+        quick: arguments.quick,
+    };
+    let wanted = |name: &str| {
+        arguments.filter.is_empty() || arguments.filter.iter().any(|f| name.contains(f.as_str()))
+    };
+    let chosen: Vec<_> = ENTRIES.iter().filter(|(name, ..)| wanted(name)).collect();
+    if chosen.is_empty() {
+        let filter = arguments.filter.join(", ");
+        return Err(format!("no entry's name contains {filter}; there are:\n{}", entries()).into());
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("WARNING: built without --release; the figures mean nothing.");
+    }
+    let machine = report::machine();
+    eprint!("{machine}");
+    let mut report = Vec::new();
+    for (i, (name, what, measure)) in chosen.iter().enumerate() {
+        eprintln!("[{}/{}] {name}: {what}", i + 1, chosen.len());
+        report.push(measure(effort).map_err(|error| format!("{name}: {error}"))?);
+    }
+    report::write_json(&arguments.out, &report)?;
+    println!("{machine}");
+    if effort.quick {
+        println!("A quick run: not to be quoted.\n");
+    }
+    print!("{}", report::table(&report));
+    eprintln!("written to {}", arguments.out.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_long_help_names_every_entry() {
+        let help = Arguments::command().render_long_help().to_string();
+        for (name, ..) in ENTRIES {
+            assert!(help.contains(name), "{name} is not in the help");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_is_an_error_that_lists_what_there_is() {
+        let arguments = Arguments::parse_from(["side-by-side", "--filter", "nonsense"]);
+        let error = run(&arguments).unwrap_err().to_string();
+        assert!(error.contains("counter_inc"), "{error}");
+    }
+}

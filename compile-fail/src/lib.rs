@@ -1,0 +1,1 @@
+//! Empty: the tests are in `tests/`, and what they compile is in `tests/ui/`.

@@ -1,0 +1,415 @@
+//! What people see: a header, a bar and what fires while it runs, tables at the end. Computes no more than the tables.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    SIZE, TARGETS,
+    cli::Speed,
+    fleet::Books,
+    planner::Action,
+    signals::{News, Quantity, Signal},
+    simulation::{CALLBACKS, FIXED, Notice, POLL_PERIODS, Sighting, Simulation},
+    truth::{self, Excursion},
+    worker::Role,
+};
+
+/// Between two drawings of the bar on a terminal, and between two lines about progress elsewhere.
+const FRAME: Duration = Duration::from_millis(100);
+const LINE: Duration = Duration::from_secs(5);
+
+pub fn header(source: &str, simulation: &Simulation, requests: usize, speed: Speed, at: Option<SocketAddr>) {
+    let length = simulation.length();
+    let speed = match speed {
+        Speed::Max => "as fast as it can".to_owned(),
+        Speed::Times(times) => {
+            let real = length.div_f64(times).as_secs_f64();
+            format!("{times:.4} times real time, so about {real:.0} s (--speed max: no waiting)")
+        }
+    };
+    let [prefill, decode] = SIZE.min;
+    let [prefill_max, decode_max] = SIZE.max;
+    println!("A planner for a fleet of LLM workers, on metricbus\n");
+    println!("  requests  {source}: {} over {}", grouped(requests as u64), clock(length));
+    println!("  speed     {speed}");
+    println!("  fleets    five, side by side, with the same requests: one that stays as it is, one whose");
+    println!("            planner hears by callback, three whose planners poll every 1, 5 and 15 s");
+    println!(
+        "  workers   {prefill} prefill and {decode} decode to begin with; planners go up to \
+         {prefill_max} and {decode_max}, and a new one"
+    );
+    println!("            serves {} s after it was asked for", SIZE.start_up.as_secs());
+    println!(
+        "  targets   first token within {} s, {} ms from token to token on average",
+        TARGETS.ttft.as_secs_f64(),
+        TARGETS.itl.as_millis()
+    );
+    if let Some(at) = at {
+        println!("  metrics   http://{at}/metrics, until the end");
+    }
+    println!();
+    println!("What fires on the fleet with callbacks, in trace time:\n");
+}
+
+/// What is shown while the simulation runs.
+pub struct Live {
+    terminal: bool,
+    started: Instant,
+    next: Duration,
+    fired: u64,
+}
+
+impl Live {
+    pub fn new() -> Live {
+        Live {
+            terminal: io::stdout().is_terminal(),
+            started: Instant::now(),
+            next: if io::stdout().is_terminal() { FRAME } else { LINE },
+            fired: 0,
+        }
+    }
+
+    /// Shows what a planner heard and did, if it is the one with callbacks.
+    pub fn notice(&mut self, notice: &Notice<'_>) {
+        if notice.contestant != CALLBACKS {
+            return;
+        }
+        self.fired += u64::from(notice.signal.is_some());
+        // What ends, and what did not lead to anything, is counted only: it would drown the rest.
+        let Some(change) = &notice.change else {
+            return;
+        };
+        let (action, role) = match change.action {
+            Action::Add(role) => ("add", role),
+            Action::Remove(role) => ("remove", role),
+        };
+        let (who, what) = match notice.signal {
+            Some(signal) => (signal.worker.as_str(), heard(signal)),
+            None if action == "add" => (role.name(), "still over its limit".into()),
+            None => (role.name(), "30 s average low for a minute".into()),
+        };
+        self.clear();
+        println!(
+            "  {:>7}  {who:<10} {what:<30} {action:>6} {:<10} {} → {} {}",
+            clock(notice.at),
+            change.worker,
+            change.before,
+            change.after,
+            role.name(),
+        );
+    }
+
+    /// Draws the bar when it is time to.
+    pub fn progress(&mut self, simulation: &Simulation) {
+        let elapsed = self.started.elapsed();
+        if elapsed < self.next {
+            return;
+        }
+        self.next = elapsed + if self.terminal { FRAME } else { LINE };
+        let (now, length) = (simulation.now(), simulation.length());
+        let share = now.as_secs_f64() / length.as_secs_f64().max(1e-9);
+        let books = |index: usize| simulation.contestants[index].fleet.books;
+        let missed = format!(
+            "SLA misses: {} fixed, {} with callbacks",
+            grouped(books(FIXED).missed),
+            grouped(books(CALLBACKS).missed)
+        );
+        if self.terminal {
+            let full = ((share * 24.0) as usize).min(24);
+            let bar = format!("[{}{}]", "#".repeat(full), "-".repeat(24 - full));
+            print!("\r\x1b[K  {bar} {} of {}  {missed}", clock(now), clock(length));
+            let _ = io::stdout().flush();
+        } else {
+            let percent = (share * 100.0).min(100.0);
+            println!("  -- {percent:3.0} %, {} of {}; {missed}", clock(now), clock(length));
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if self.terminal {
+            print!("\r\x1b[K");
+        }
+    }
+
+    pub fn fired(&self) -> u64 {
+        self.fired
+    }
+}
+
+fn heard(signal: &Signal) -> String {
+    let value = signal.value;
+    match (signal.quantity, signal.news) {
+        (Quantity::KvUsage, _) => format!("KV usage {value:.2} > {:.2}", truth::KV.raise),
+        (Quantity::PrefillQueue, _) => format!("queue {value} > {}", truth::QUEUE.raise),
+        (Quantity::DecodeQueue, News::Jumped(from)) => format!("queue grew from {from} to {value}"),
+        (Quantity::DecodeQueue, _) => format!("queue {value}"),
+    }
+}
+
+/// How a detector did.
+struct Detector {
+    name: String,
+    /// From onset to sight of each overload, `None` where it was over before it was seen.
+    delays: Vec<Option<Duration>>,
+    /// Excursions that it saw and that harmed nobody.
+    false_triggers: usize,
+}
+
+impl Detector {
+    fn judge(name: String, excursions: &[Excursion], sightings: &[Sighting]) -> Detector {
+        let delay = |e: &Excursion| {
+            let within = |s: &&Sighting| s.role == e.role && s.at >= e.onset && s.at <= e.end;
+            sightings.iter().find(within).map(|s| s.at - e.onset + s.took)
+        };
+        let (overloads, harmless): (Vec<_>, Vec<_>) = excursions.iter().partition(|e| e.is_overload());
+        Detector {
+            name,
+            delays: overloads.into_iter().map(delay).collect(),
+            false_triggers: harmless.into_iter().filter_map(delay).count(),
+        }
+    }
+
+    fn seen(&self) -> usize {
+        self.delays.iter().flatten().count()
+    }
+
+    fn sorted(&self) -> Vec<Duration> {
+        let mut delays: Vec<_> = self.delays.iter().flatten().copied().collect();
+        delays.sort();
+        delays
+    }
+}
+
+/// The tables, the footnotes and what follows from them.
+pub fn tables(simulation: &Simulation, fired: u64, elapsed: Duration) {
+    let fixed = &simulation.contestants[FIXED].fleet;
+    let excursions = fixed.truth.excursions();
+    let overloads: Vec<_> = excursions.iter().filter(|e| e.is_overload()).collect();
+    let mut detectors = Vec::new();
+    for (index, sightings) in simulation.sightings.iter().enumerate() {
+        let name = match index.checked_sub(1) {
+            None => "callback".to_owned(),
+            Some(i) => format!("poll {} s", POLL_PERIODS[i].as_secs()),
+        };
+        detectors.push(Detector::judge(name, &excursions, sightings));
+    }
+    println!("\nOverload episodes of the fixed fleet, and the time from onset until it was seen\n");
+    println!("{}", episodes(&overloads, &detectors));
+    println!("What planners made of it\n");
+    println!("{}", fleets(simulation));
+    print!("{}", footnotes(simulation, &excursions, fired, elapsed));
+    println!("\n{}", conclusion(simulation, &overloads, &detectors));
+}
+
+fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
+    let mut out = String::new();
+    let mut row = |cells: [&str; 5], times: &mut dyn Iterator<Item = String>| {
+        let [onset, lasted, role, peak, misses] = cells;
+        let _ = write!(out, "  {onset:>7}  {lasted:>7}  {role:<7}  {peak:>5}  {misses:>6}");
+        for time in times {
+            let _ = write!(out, "  {time:>9}");
+        }
+        out.truncate(out.trim_end().len());
+        out.push('\n');
+    };
+    let names = &mut detectors.iter().map(|d| d.name.clone());
+    row(["onset", "lasted", "role", "peak", "misses"], names);
+    for (index, overload) in overloads.iter().enumerate() {
+        let peak = match overload.role {
+            Role::Prefill => format!("{:.0}", overload.peak),
+            Role::Decode => format!("{:.2}", overload.peak),
+        };
+        let cells = [
+            &*clock(overload.onset),
+            &format!("{:.1} s", (overload.end - overload.onset).as_secs_f64()),
+            overload.role.name(),
+            &peak,
+            &grouped(overload.misses),
+        ];
+        let times = detectors.iter().map(|d| d.delays[index].map_or("not seen".into(), span));
+        row(cells, &mut times.into_iter());
+    }
+    if overloads.is_empty() {
+        row(["none", "", "", "", ""], &mut std::iter::empty());
+    }
+    let summary = |title: &str, value: &dyn Fn(&Detector) -> String| {
+        let mut line = format!("  {title:<40}");
+        for detector in detectors {
+            let _ = write!(line, "  {:>9}", value(detector));
+        }
+        line + "\n"
+    };
+    let of = |delays: Vec<Duration>, share: f64| {
+        let index = (delays.len().saturating_sub(1) as f64 * share).round() as usize;
+        delays.get(index).copied().map_or("-".into(), span)
+    };
+    out += &summary("seen", &|d| format!("{} of {}", d.seen(), overloads.len()));
+    out += &summary("time to see it, median", &|d| of(d.sorted(), 0.5));
+    out += &summary("time to see it, longest", &|d| of(d.sorted(), 1.0));
+    out += &summary("false triggers", &|d| d.false_triggers.to_string());
+    out
+}
+
+fn fleets(simulation: &Simulation) -> String {
+    let mut out = format!(
+        "  {:<22} {:>10} {:>8} {:>8} {:>8}   {:>5} {:>7} {:>6}  {:>12}\n",
+        "planner", "SLA misses", "share", "TTFT", "ITL", "added", "removed", "most", "worker hours"
+    );
+    for (index, contestant) in simulation.contestants.iter().enumerate() {
+        let Books {
+            arrived,
+            missed,
+            missed_ttft,
+            missed_itl,
+            added,
+            removed,
+            peak: [prefill, decode],
+            worker_time,
+            ..
+        } = contestant.fleet.books;
+        let title = match index {
+            FIXED => "none, the fleet is fixed".to_owned(),
+            CALLBACKS => "hears by callback".to_owned(),
+            _ => format!("polls every {} s", POLL_PERIODS[index - 2].as_secs()),
+        };
+        let share = 100.0 * missed as f64 / arrived.max(1) as f64;
+        let _ = writeln!(
+            out,
+            "  {title:<24} {:>8} {share:>6.2} % {:>8} {:>8}   {added:>5} {removed:>7} {:>6}  {:>12.2}",
+            grouped(missed),
+            grouped(missed_ttft),
+            grouped(missed_itl),
+            format!("{prefill}+{decode}"),
+            worker_time.as_secs_f64() / 3600.0,
+        );
+    }
+    out
+}
+
+fn footnotes(simulation: &Simulation, excursions: &[Excursion], fired: u64, elapsed: Duration) -> String {
+    let fixed = &simulation.contestants[FIXED].fleet;
+    let mut took = simulation.took.clone();
+    took.sort();
+    let at = |share: f64| {
+        let index = (took.len().saturating_sub(1) as f64 * share).round() as usize;
+        took.get(index).copied().map_or("-".into(), span)
+    };
+    let harmless = excursions.iter().filter(|e| !e.is_overload()).count();
+    format!(
+        "\
+An episode begins when a decode worker's KV usage goes over {} or a prefill worker's queue over {}, ends
+when all are back under {} and {}, and counts if a request misses its target there meanwhile; less than
+{} s apart, two are one. {harmless} excursions harmed nobody: to fire on one is a false trigger. {} misses fell
+outside of any. Times of polls are trace time; callbacks take none of it, but real time: half of {}
+within {}, 99 % within {}, the longest {} (with {fired} heard by the planner). Worker hours count
+every worker from the decision to add it. The run took {:.1} s.
+",
+        truth::KV.raise,
+        truth::QUEUE.raise,
+        truth::KV.clear,
+        truth::QUEUE.clear,
+        truth::MERGE.as_secs(),
+        grouped(fixed.truth.missed_outside),
+        grouped(took.len() as u64),
+        at(0.5),
+        at(0.99),
+        at(1.0),
+        elapsed.as_secs_f64(),
+    )
+}
+
+fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[Detector]) -> String {
+    let books = |index: usize| simulation.contestants[index].fleet.books;
+    let (fixed, callbacks) = (books(FIXED), books(CALLBACKS));
+    let change = |from: f64, to: f64| match 100.0 * (to - from) / from.max(1e-9) {
+        less if less < 0.0 => format!("{:.0} % less", -less),
+        more => format!("{more:.0} % more"),
+    };
+    let slowest = detectors.last().map_or(0, Detector::seen);
+    format!(
+        "Callbacks saw {} of {} overloads, polling every 15 s saw {slowest}. With callbacks the planner brought the\n\
+         SLA misses from {} to {} ({}) for {} worker time.",
+        detectors.first().map_or(0, Detector::seen),
+        overloads.len(),
+        grouped(fixed.missed),
+        grouped(callbacks.missed),
+        change(fixed.missed as f64, callbacks.missed as f64),
+        change(fixed.worker_time.as_secs_f64(), callbacks.worker_time.as_secs_f64()),
+    )
+}
+
+/// A time of the trace: `12:03.4`.
+fn clock(time: Duration) -> String {
+    let tenths = time.as_millis() / 100;
+    let (minutes, tenths) = (tenths / 600, tenths % 600);
+    format!("{minutes:02}:{:02}.{}", tenths / 10, tenths % 10)
+}
+
+/// A duration with the unit that suits it.
+fn span(time: Duration) -> String {
+    match time.as_secs_f64() {
+        s if s >= 0.05 => format!("{s:.1} s"),
+        s if s >= 0.001 => format!("{:.1} ms", s * 1e3),
+        s => format!("{:.0} µs", s * 1e6),
+    }
+}
+
+/// `19 366`
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    fn excursion(onset: u64, end: u64, misses: u64) -> Excursion {
+        Excursion {
+            role: Role::Decode,
+            onset: secs(onset),
+            end: secs(end),
+            peak: 0.95,
+            misses,
+        }
+    }
+
+    #[test]
+    fn a_detector_is_judged_by_what_it_sees_while_it_lasts() {
+        let excursions = [excursion(10, 14, 3), excursion(30, 31, 0), excursion(50, 52, 1)];
+        let sighting = |at| Sighting {
+            role: Role::Decode,
+            at: secs(at),
+            took: Duration::ZERO,
+        };
+        let sightings = [sighting(12), sighting(13), sighting(30), sighting(60)];
+        let detector = Detector::judge("poll".into(), &excursions, &sightings);
+        assert_eq!(detector.delays, [Some(secs(2)), None]);
+        assert_eq!((detector.seen(), detector.false_triggers), (1, 1));
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(grouped(19_366), "19 366");
+        assert_eq!(grouped(7), "7");
+        assert_eq!(clock(Duration::from_millis(723_460)), "12:03.4");
+        assert_eq!(span(Duration::from_micros(31)), "31 µs");
+        assert_eq!(span(Duration::from_millis(2500)), "2.5 s");
+    }
+}

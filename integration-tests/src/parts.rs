@@ -1,0 +1,41 @@
+//! Where the foreign programs are, and what a test does without one.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The root of the checkout, in which `make test` puts what it gets.
+pub fn checkout() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// A program of Debian's package `prometheus`: the one that `make test` unpacked, or else the one on the `PATH`.
+pub fn prometheus_program(name: &str) -> Option<PathBuf> {
+    let unpacked = checkout().join(".tools/prometheus/usr/bin").join(name);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = std::iter::once(unpacked)
+        .chain(env::split_paths(&path).map(|folder| folder.join(name)))
+        .find(|program| program.is_file());
+    found.or_else(|| missing(name))
+}
+
+/// The Python of the virtual environment that `make test` makes.
+pub fn python() -> Option<PathBuf> {
+    let python = checkout().join(".venv/bin/python");
+    // The mark that setting up came to its end, with prometheus_client installed.
+    let complete = checkout().join(".venv/metricbus-requirements.txt");
+    if python.is_file() && complete.is_file() {
+        Some(python)
+    } else {
+        missing("the Python environment with prometheus_client")
+    }
+}
+
+fn missing(what: &str) -> Option<PathBuf> {
+    let message = format!("{what} is missing; `make test` installs it");
+    assert!(env::var("CI").as_deref() != Ok("true"), "{message}");
+    eprintln!("skipped: {message}");
+    None
+}

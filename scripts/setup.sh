@@ -1,0 +1,167 @@
+#!/bin/sh
+# Gets what a build or the tests need beyond a Rust toolchain. Quick when nothing is missing; safe to run again.
+#
+#   scripts/setup.sh build   a C linker, which rustc calls (all that `make demo` needs)
+#   scripts/setup.sh test    that, and the foreign programs which judge our output: prometheus and promtool
+#                            (Debian's package, unpacked into .tools/) and prometheus_client (Python, in .venv/)
+#
+# Only a missing linker ends it with an error. Whatever else can't be had is named with the reason and the command
+# that would get it: the tests that need it then fail where CI=true and are skipped elsewhere.
+set -eu
+
+cd "$(dirname "$0")/.."
+root=$PWD
+tools=$root/.tools
+log=$tools/setup.log
+
+main() {
+    [ ! -e "$log" ] || : >"$log"
+    case "${1:-}" in
+    build)
+        ensure_cargo
+        ensure_linker
+        ;;
+    test)
+        ensure_cargo
+        ensure_linker
+        ensure_prometheus || skipped "tests against a real Prometheus server and promtool"
+        ensure_python || skipped "tests against prometheus_client's parsers"
+        ;;
+    *)
+        echo "usage: scripts/setup.sh build|test" >&2
+        exit 2
+        ;;
+    esac
+}
+
+say() { echo "setup: $*"; }
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+skipped() {
+    if [ "${CI:-}" = true ]; then
+        say "the $1 will fail, because this is CI"
+    else
+        say "the $1 will be skipped"
+    fi
+}
+
+# Keeps the noise of a step in a file, which messages about its failure name.
+quietly() {
+    mkdir -p "$tools"
+    # The folder ignores itself, so that no other file has to know of it.
+    [ -e "$tools/.gitignore" ] || echo '*' >"$tools/.gitignore"
+    echo "+ $*" >>"$log"
+    "$@" >>"$log" 2>&1 </dev/null
+}
+
+# The last command's own words, for a message about its failure.
+reason() {
+    if [ -s "$log" ]; then
+        sed -n '/[^ ]/p' "$log" | tail -n 1 | cut -c 1-200
+    else
+        echo "no reason given"
+    fi
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        quietly "$@"
+    elif have sudo && sudo -n true 2>/dev/null; then
+        quietly sudo -n "$@"
+    else
+        quietly sh -c 'echo "not root, and sudo wants a password"; exit 1'
+    fi
+}
+
+apt() {
+    DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND
+    "$1" apt-get -q -y -o Acquire::http::Timeout=30 -o Acquire::Retries=1 -o DPkg::Lock::Timeout=120 \
+        -o APT::Sandbox::User=root "$2" --no-install-recommends "$3"
+}
+
+# A new machine has no package lists, an old one has lists that name files long gone: look again before giving up.
+apt_retry() {
+    have apt-get || {
+        quietly sh -c 'echo "there is no apt-get here"; exit 1' || return 1
+    }
+    apt "$@" || {
+        as_root apt-get -q -o Acquire::http::Timeout=30 -o Acquire::Retries=1 update && apt "$@"
+    }
+}
+
+ensure_cargo() {
+    if have cargo; then return 0; fi
+    say "no cargo on the PATH; to install Rust: https://rustup.rs" >&2
+    exit 1
+}
+
+ensure_linker() {
+    if have cc; then return 0; fi
+    say "installing a C linker (Debian packages gcc and libc6-dev)"
+    if apt_retry as_root install gcc && apt as_root install libc6-dev && have cc; then return 0; fi
+    say "no C linker (cc), and rustc needs one: $(reason)" >&2
+    say "to install it: sudo apt-get update && sudo apt-get install gcc libc6-dev" >&2
+    exit 1
+}
+
+# The package is unpacked, not installed: installed it would also set up a Prometheus service on port 9090 that starts
+# with the machine, and would need root.
+ensure_prometheus() {
+    if [ -x "$tools/prometheus/usr/bin/prometheus" ] && [ -x "$tools/prometheus/usr/bin/promtool" ]; then return 0; fi
+    if have prometheus && have promtool; then return 0; fi
+    say "fetching prometheus and promtool (Debian package prometheus) into .tools"
+    fetched=$tools/prometheus.$$
+    quietly mkdir -p "$fetched"
+    if (cd "$fetched" && apt_retry quietly download prometheus) &&
+        quietly dpkg-deb -x "$fetched"/prometheus_*.deb "$fetched/unpacked" &&
+        quietly "$fetched/unpacked/usr/bin/promtool" --version &&
+        { rm -rf "$tools/prometheus" && mv "$fetched/unpacked" "$tools/prometheus"; }; then
+        rm -rf "$fetched"
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no prometheus and promtool, which scrape and check what the exporter writes: $why"
+    say "to get them: sudo apt-get update, then make test again; or put both programs on the PATH"
+    return 1
+}
+
+ensure_python() {
+    if [ -x .venv/bin/python ] && cmp -s scripts/requirements.txt .venv/metricbus-requirements.txt &&
+        .venv/bin/python -c 'import prometheus_client' 2>/dev/null; then
+        return 0
+    fi
+    if ! python=$(python_with_venv); then
+        say "installing Python's venv module (Debian package python3-venv)"
+        if ! apt_retry as_root install python3-venv || ! python=$(python_with_venv); then
+            say "no Python with the venv module, which the parsers of prometheus_client need: $(reason)"
+            say "to install it: sudo apt-get update && sudo apt-get install python3-venv"
+            return 1
+        fi
+    fi
+    say "installing prometheus_client (PyPI) into .venv"
+    if quietly "$python" -m venv .venv &&
+        quietly .venv/bin/python -m pip install --disable-pip-version-check --timeout 30 --retries 1 \
+            -r scripts/requirements.txt; then
+        cp scripts/requirements.txt .venv/metricbus-requirements.txt
+        return 0
+    fi
+    say "no prometheus_client, whose strict parsers judge what the exporter writes: $(reason)"
+    say "to install it: $python -m venv .venv && .venv/bin/python -m pip install -r scripts/requirements.txt"
+    return 1
+}
+
+# Debian's own Python as well as the first on the PATH: python3-venv completes only the former.
+python_with_venv() {
+    for candidate in python3 /usr/bin/python3; do
+        if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+main "$@"

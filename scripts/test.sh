@@ -1,0 +1,14 @@
+#!/bin/sh
+# Runs every test of the workspace. The runner's own summary is the last thing printed, so nothing may follow it.
+set -eu
+
+cd "$(dirname "$0")/.."
+
+# nextest does not run examples in documentation.
+cargo test --quiet --workspace --all-features --doc
+
+if cargo nextest --version >/dev/null 2>&1; then
+    exec cargo nextest run --workspace --all-features --no-fail-fast --config-file scripts/nextest.toml "$@"
+fi
+echo "cargo-nextest is not installed, so cargo test runs the tests (nextest is quicker: cargo install cargo-nextest)"
+exec cargo test --workspace --all-features --lib --bins --tests --examples --no-fail-fast "$@"

@@ -1,0 +1,580 @@
+//! The guarantees G1 to G7, each attacked.
+//!
+//! Goal: what a subscriber was told agrees with the metric once all is at rest, whatever threads and callbacks do.
+//! Method: real threads without any order imposed, then a look at what was delivered; virtual time where time matters.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use futures::{StreamExt, executor::block_on};
+use metricbus::{
+    Cause, Change, Clock, Counter, Crossed, Crossing, Delta, Desc, Gauge, Lagged, MetricBus,
+    Series, Threshold, Value,
+};
+use proptest::prelude::*;
+
+/// How much the stress tests do; enough to see each race that loom was shown to find, within a second.
+const ROUNDS: u64 = 20_000;
+
+/// Waits until a subscriber's thread has done what it is about to do.
+fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..200_000 {
+        if done() {
+            return;
+        }
+        thread::yield_now();
+        thread::park_timeout(Duration::from_micros(50));
+    }
+    panic!("never: {what}");
+}
+
+/// A self metric without labels.
+fn own(bus: &MetricBus, name: &str) -> f64 {
+    let families = bus.self_families();
+    let family = families.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("no {name}"));
+    match &family.series[0].value {
+        metricbus::SampleValue::Counter(value) => value.as_f64(),
+        metricbus::SampleValue::Gauge(value) => *value,
+        other => panic!("{other:?}"),
+    }
+}
+
+// G1
+
+#[test]
+fn g1_after_any_storm_the_last_crossing_agrees_with_the_value() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let last = Arc::new(Mutex::new(None));
+    let told = last.clone();
+    let subscription = bus
+        .on_threshold("g", Threshold::above(0.9).clear_below(0.1))
+        .call(move |c: Crossing| *told.lock().unwrap() = Some(c.state))
+        .unwrap();
+    for round in 0..20 {
+        thread::scope(|scope| {
+            for t in 0..3u64 {
+                let gauge = &gauge;
+                scope.spawn(move || {
+                    let mut x = round * 31 + t + 1;
+                    for _ in 0..ROUNDS / 20 {
+                        x ^= x << 13;
+                        x ^= x >> 7;
+                        x ^= x << 17;
+                        gauge.set((x % 1000) as f64 / 999.0);
+                    }
+                });
+            }
+        });
+        let end = if round % 2 == 0 { 1.0 } else { 0.0 };
+        gauge.set(end);
+        let wanted = if round % 2 == 0 { Crossed::Raised } else { Crossed::Cleared };
+        until("the last crossing", || *last.lock().unwrap() == Some(wanted));
+    }
+    assert!(subscription.stats().delivered > 0);
+}
+
+#[test]
+fn g1_a_conflated_change_ends_at_the_value() {
+    let bus = MetricBus::new();
+    let counters: Vec<Counter> =
+        (0..4).map(|i| bus.counter(&format!("c{i}_total"), "c").unwrap()).collect();
+    let seen = Arc::new(Mutex::new(HashMap::<Series, Value>::new()));
+    let told = seen.clone();
+    let _subscription = bus
+        .on_change("{__name__=~\"c.*\"}")
+        .capacity(1)
+        .call(move |c| {
+            told.lock().unwrap().insert(c.series, c.value);
+        })
+        .unwrap();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for i in 0..ROUNDS as usize {
+                    counters[i % 4].inc();
+                }
+            });
+        }
+    });
+    until("all four", || {
+        let seen = seen.lock().unwrap();
+        counters.iter().all(|c| seen.get(&c.series()) == Some(&Value::U64(c.get())))
+    });
+}
+
+#[test]
+fn g1_a_tap_has_no_gap_and_ends_at_the_value() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let mut tap = bus.subscribe_with_capacity("g", 1 << 17).unwrap();
+    thread::scope(|scope| {
+        for t in 0..3 {
+            let gauge = &gauge;
+            scope.spawn(move || {
+                for i in 0..ROUNDS / 4 {
+                    if i % 2 == 0 {
+                        gauge.set(i as f64 + f64::from(t) / 10.0);
+                    } else {
+                        gauge.add(0.5);
+                    }
+                }
+            });
+        }
+    });
+    let (mut at, mut n) = (0.0, 0);
+    while n < 3 * (ROUNDS / 4) {
+        let mutation = block_on(tap.next()).unwrap().unwrap();
+        n += 1;
+        assert_eq!(mutation.sequence, n);
+        let Change::Set { before, after } = mutation.change else { panic!("{mutation:?}") };
+        assert_eq!(before, at);
+        at = after;
+    }
+    assert_eq!(at, gauge.get());
+}
+
+#[test]
+fn g1_taps_that_come_and_go_lose_no_amount() {
+    let bus = MetricBus::new();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    counter.inc();
+                }
+            });
+        }
+        for _ in 0..200 {
+            let mut tap = bus.subscribe_with_capacity("c_total", 1 << 16).unwrap();
+            let mut at = None;
+            for _ in 0..20 {
+                match block_on(tap.next()).unwrap() {
+                    Err(Lagged(_)) => at = None,
+                    Ok(mutation) => {
+                        let Change::Counted { before, after } = mutation.change else { panic!() };
+                        assert!(at.is_none_or(|at| at == before), "{at:?} then {before:?}");
+                        at = Some(after);
+                    }
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Set(usize, f64),
+    Add(usize, f64),
+    Remove(usize),
+    Advance(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let value = prop_oneof![
+        8 => (-20i32..120).prop_map(f64::from),
+        1 => Just(f64::NAN),
+        1 => prop_oneof![Just(f64::INFINITY), Just(f64::NEG_INFINITY), Just(-0.0)],
+    ];
+    let step = prop_oneof![
+        6 => (0..3usize, value.clone()).prop_map(|(i, v)| Step::Set(i, v)),
+        3 => (0..3usize, (-50i32..50).prop_map(f64::from)).prop_map(|(i, v)| Step::Add(i, v)),
+        1 => (0..3usize).prop_map(Step::Remove),
+        1 => (0..5_000u64).prop_map(Step::Advance),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Against a model written as one would on paper: sets of children come and go, values are anything, and three
+    /// kinds of subscribers must each have been told what the model says, in order.
+    #[test]
+    fn g1_every_subscriber_agrees_with_a_naive_model(steps in steps()) {
+        let clock = Clock::manual();
+        let bus = MetricBus::builder().clock(clock.clone()).build();
+        let family = bus.family::<Gauge>(Desc::new("g", "g").labels(["i"])).unwrap();
+        let mut crossings = bus
+            .on_threshold("g", Threshold::at_least(90.0).clear_below(80.0))
+            .capacity(1_000)
+            .stream()
+            .unwrap();
+        let mut moves =
+            bus.on_delta("g", Delta::absolute(10.0)).capacity(1_000).stream().unwrap();
+        let mut tap = bus.subscribe("g").unwrap();
+
+        let mut values = [None::<f64>; 3];
+        let mut raised = [false; 3];
+        let mut reference = [0.0; 3];
+        let (mut expected_crossings, mut expected_moves, mut expected_changes) =
+            (Vec::new(), Vec::new(), Vec::new());
+        for step in &steps {
+            let (i, new) = match *step {
+                Step::Advance(ms) => {
+                    clock.advance(Duration::from_millis(ms));
+                    continue;
+                }
+                Step::Remove(i) => {
+                    family.remove(&[i.to_string()]).unwrap();
+                    if std::mem::take(&mut raised[i]) {
+                        expected_crossings.push((i, false, Cause::Removed));
+                    }
+                    values[i] = None;
+                    continue;
+                }
+                Step::Set(i, v) => (i, v),
+                Step::Add(i, d) => (i, values[i].unwrap_or(0.0) + d),
+            };
+            let child = family.with_label_values(&[i.to_string()]).unwrap();
+            if values[i].is_none() {
+                values[i] = Some(0.0);
+                reference[i] = 0.0;
+            }
+            match *step {
+                Step::Set(_, v) => child.set(v),
+                Step::Add(_, d) => child.add(d),
+                _ => unreachable!(),
+            }
+            let old = values[i].replace(new).unwrap();
+            expected_changes.push((i, old.to_bits(), new.to_bits()));
+            if !raised[i] && new >= 90.0 || raised[i] && new < 80.0 {
+                raised[i] = !raised[i];
+                expected_crossings.push((i, raised[i], Cause::Crossing));
+            }
+            let from: f64 = reference[i];
+            let far = (new - from).abs() >= 10.0 || (from.is_infinite() && new != from);
+            if far && !new.is_nan() {
+                expected_moves.push((i, from, new));
+                reference[i] = new;
+            }
+        }
+        drop(bus);
+        let index = |series: &Series| series.label("i").unwrap().parse::<usize>().unwrap();
+        let got: Vec<_> = block_on(crossings.by_ref().collect::<Vec<_>>())
+            .iter()
+            .map(|c| (index(&c.series), c.state == Crossed::Raised, c.cause))
+            .collect();
+        prop_assert_eq!(got, expected_crossings);
+        let got: Vec<_> = block_on(moves.by_ref().collect::<Vec<_>>())
+            .iter()
+            .map(|m| (index(&m.series), m.from, m.to))
+            .collect();
+        prop_assert_eq!(got, expected_moves);
+        let got: Vec<_> = block_on(tap.by_ref().collect::<Vec<_>>())
+            .into_iter()
+            .map(|m| {
+                let m = m.unwrap();
+                let Change::Set { before, after } = m.change else { panic!() };
+                (index(&m.series), before.to_bits(), after.to_bits())
+            })
+            .collect();
+        prop_assert_eq!(got, expected_changes);
+    }
+}
+
+// G2
+
+#[test]
+fn g2_a_spike_between_two_reads_is_still_reported() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let mut crossings = bus.on_threshold("g", Threshold::above(90.0)).stream().unwrap();
+    gauge.set(95.0);
+    gauge.set(10.0);
+    let raised = block_on(crossings.next()).unwrap();
+    assert_eq!((raised.state, raised.value), (Crossed::Raised, 95.0));
+    let cleared = block_on(crossings.next()).unwrap();
+    assert_eq!((cleared.state, cleared.value), (Crossed::Cleared, 10.0));
+}
+
+// G3
+
+#[test]
+fn g3_a_gap_in_epochs_is_the_number_missed_and_the_last_state_arrives() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let mut crossings =
+        bus.on_threshold("g", Threshold::above(0.5)).capacity(4).stream().unwrap();
+    for i in 0..100 {
+        gauge.set(f64::from(i % 2));
+    }
+    // 0 0.. : raised at each 1, cleared at each 0 after it: 99 crossings, of which the last 4 are left.
+    let left: Vec<_> = (0..4).map(|_| block_on(crossings.next()).unwrap()).collect();
+    let epochs: Vec<_> = left.iter().map(|c| c.epoch).collect();
+    assert_eq!(epochs, [96, 97, 98, 99]);
+    assert_eq!(left[3].state, Crossed::Raised);
+    assert_eq!(crossings.subscription().stats().dropped, 95);
+    assert_eq!(own(&bus, "metricbus_events_dropped_total"), 95.0);
+}
+
+#[test]
+fn g3_raised_and_cleared_alternate_under_contention() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    let subscription = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .capacity(1 << 16)
+        .call(move |c: Crossing| told.lock().unwrap().push((c.epoch, c.state)))
+        .unwrap();
+    thread::scope(|scope| {
+        for t in 0..3 {
+            let gauge = &gauge;
+            scope.spawn(move || {
+                for i in 0..ROUNDS / 4 {
+                    gauge.set(((i + t) % 2) as f64);
+                }
+            });
+        }
+    });
+    gauge.set(0.0);
+    gauge.set(1.0);
+    until("the last one", || {
+        seen.lock().unwrap().last().is_some_and(|(_, s)| *s == Crossed::Raised)
+            && subscription.stats().delivered as usize == seen.lock().unwrap().len()
+    });
+    for (i, (epoch, state)) in seen.lock().unwrap().iter().enumerate() {
+        assert_eq!(*epoch, i as u64 + 1);
+        assert_eq!(*state == Crossed::Raised, i % 2 == 0);
+    }
+}
+
+// G4
+
+#[test]
+fn g4_a_callback_that_stands_still_does_not_hold_up_mutations_or_other_callbacks() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let (release, gate) = mpsc::channel::<()>();
+    let (entered, inside) = mpsc::channel();
+    let _hung = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .capacity(8)
+        .call(move |_| {
+            entered.send(()).unwrap();
+            let _ = gate.recv();
+        })
+        .unwrap();
+    gauge.set(1.0);
+    inside.recv().unwrap();
+    // The dispatcher now has a thread that hangs. Everybody else goes on.
+    let (tx, rx) = mpsc::channel();
+    let _other = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .capacity(1 << 15)
+        .call(move |c| tx.send(c.epoch).unwrap())
+        .unwrap();
+    for _ in 0..1_000 {
+        gauge.set(0.0);
+        gauge.set(1.0);
+    }
+    assert_eq!(rx.iter().take(2_001).count(), 2_001);
+    assert_eq!(own(&bus, "metricbus_callbacks_running"), 1.0);
+    drop(release);
+}
+
+// G5
+
+#[test]
+fn g5_a_slow_reader_of_a_tap_learns_exactly_how_much_it_lost() {
+    let bus = MetricBus::new();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let mut tap = bus.subscribe_with_capacity("c_total", 16).unwrap();
+    for _ in 0..100 {
+        counter.inc();
+    }
+    assert_eq!(block_on(tap.next()), Some(Err(Lagged(84))));
+    let first = block_on(tap.next()).unwrap().unwrap();
+    assert_eq!(first.sequence, 85);
+    assert_eq!(tap.subscription().stats().dropped, 84);
+}
+
+#[test]
+fn g5_a_tap_forgets_series_that_were_removed() {
+    let bus = MetricBus::new();
+    let family = bus.family::<Counter>(Desc::new("c_total", "c").labels(["pod"])).unwrap();
+    let mut tap = bus.subscribe_with_capacity("c_total", 8).unwrap();
+    for i in 0..1_000 {
+        let pod = [i.to_string()];
+        family.with_label_values(&pod).unwrap().inc();
+        family.remove(&pod).unwrap();
+    }
+    assert_eq!(block_on(tap.next()), Some(Err(Lagged(992))));
+    for i in 992..1_000 {
+        let mutation = block_on(tap.next()).unwrap().unwrap();
+        assert_eq!(mutation.series.label("pod"), Some(i.to_string()));
+    }
+    assert_eq!(own(&bus, "metricbus_series"), 0.0);
+}
+
+// G6
+
+#[test]
+fn g6_a_callback_that_panics_is_caught_counted_and_after_three_in_a_row_detached() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    let bad = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .call(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            panic!("the subscriber's own fault");
+        })
+        .unwrap();
+    let (tx, rx) = mpsc::channel();
+    let _good =
+        bus.on_threshold("g", Threshold::above(0.5)).call(move |c| tx.send(c).unwrap()).unwrap();
+    for _ in 0..10 {
+        gauge.set(1.0);
+        gauge.set(0.0);
+    }
+    assert_eq!(rx.iter().take(20).count(), 20);
+    until("detached", || bad.is_detached());
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    assert_eq!(bad.stats().panicked, 3);
+    until("counted", || own(&bus, "metricbus_subscriptions_detached_total") == 1.0);
+    assert_eq!(own(&bus, "metricbus_callback_panics_total"), 3.0);
+    until("one left", || own(&bus, "metricbus_subscriptions") == 1.0);
+}
+
+#[test]
+fn g6_a_panic_now_and_then_does_not_detach() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let (tx, rx) = mpsc::channel();
+    let subscription = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .call(move |c: Crossing| {
+            tx.send(c.epoch).unwrap();
+            assert!(c.epoch % 2 == 0, "odd epochs panic");
+        })
+        .unwrap();
+    for _ in 0..10 {
+        gauge.set(1.0);
+        gauge.set(0.0);
+    }
+    assert_eq!(rx.iter().take(20).last(), Some(20));
+    assert!(!subscription.is_detached());
+    assert_eq!(subscription.stats().panicked, 10);
+}
+
+#[test]
+fn g6_an_inline_callback_that_panics_does_not_harm_the_mutating_thread() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let bad = bus.on_threshold("g", Threshold::above(0.5)).inline(|_| panic!("inline")).unwrap();
+    for _ in 0..5 {
+        gauge.set(1.0);
+        gauge.set(0.0);
+    }
+    assert_eq!(gauge.get(), 0.0);
+    assert!(bad.is_detached());
+}
+
+#[test]
+fn g6_callbacks_that_set_each_other_off_do_not_recurse_without_bound() {
+    let bus = MetricBus::new();
+    let (a, b) = (bus.gauge("a", "a").unwrap(), bus.gauge("b", "b").unwrap());
+    let (a2, b2) = (a.clone(), b.clone());
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stop_a, stop_b) = (stop.clone(), stop.clone());
+    let _ab = bus
+        .on_change("a")
+        .inline(move |_| {
+            if !stop_a.load(Ordering::Relaxed) {
+                b2.inc();
+            }
+        })
+        .unwrap();
+    let _ba = bus
+        .on_change("b")
+        .inline(move |_| {
+            if !stop_b.load(Ordering::Relaxed) {
+                a2.inc();
+            }
+        })
+        .unwrap();
+    // Without a bound this would never return, or overflow the stack.
+    a.inc();
+    until("handed to the dispatcher", || own(&bus, "metricbus_inline_overruns_total") >= 1.0);
+    stop.store(true, Ordering::Relaxed);
+}
+
+// G7
+
+#[test]
+fn g7_a_series_that_was_never_set_fires_nothing() {
+    let bus = MetricBus::new();
+    let mut low = bus.on_threshold("free_ratio", Threshold::below(0.1)).stream().unwrap();
+    let free = bus.gauge("free_ratio", "Share of memory that is free.").unwrap();
+    let other = bus.on_delta("free_ratio", Delta::absolute(0.5)).stream().unwrap();
+    drop(other);
+    free.set(0.9);
+    free.set(0.05);
+    let first = block_on(low.next()).unwrap();
+    assert_eq!((first.value, first.epoch), (0.05, 1));
+}
+
+#[test]
+fn g7_nothing_in_a_window_is_none_and_not_zero() {
+    let bus = MetricBus::builder().clock(Clock::manual()).build();
+    let h = bus.histogram("h", "h", Default::default()).unwrap();
+    let seen = h.series().window(Duration::from_secs(1)).stats();
+    assert_eq!((seen.avg, seen.min, seen.max, seen.last), (None, None, None, None));
+    let none = bus.window("nothing_of_this_name", Duration::from_secs(1)).unwrap().stats();
+    assert_eq!((none.sources, none.sum, none.avg), (0, None, None));
+}
+
+#[test]
+fn a_crossing_waits_for_nobody_to_subscribe_twice() {
+    // Many threads subscribe while many declare: each subscriber gets each series exactly once.
+    let bus = MetricBus::new();
+    let family = bus.family::<Gauge>(Desc::new("g", "g").labels(["i"])).unwrap();
+    let barrier = Barrier::new(4);
+    let streams = thread::scope(|scope| {
+        let subscribers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    (0..50)
+                        .map(|_| {
+                            bus.on_threshold("g", Threshold::above(0.5))
+                                .capacity(1_000)
+                                .stream()
+                                .unwrap()
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        for t in 0..2 {
+            let (family, barrier) = (&family, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                for i in 0..100 {
+                    family.with_label_values(&[format!("{t}-{i}")]).unwrap().set(1.0);
+                }
+            });
+        }
+        subscribers.into_iter().flat_map(|s| s.join().unwrap()).collect::<Vec<_>>()
+    });
+    drop(bus);
+    drop(family);
+    for stream in streams {
+        assert_eq!(stream.subscription().stats().series_matched, 200);
+    }
+}
