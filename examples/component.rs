@@ -15,8 +15,16 @@ impl ApiMetrics {
         let labels = [("service", "api"), ("version", "v1")];
         let container = &base.container;
         Ok(ApiMetrics {
-            requests: container.create_counter("requests_total", "Total number of requests", &labels)?,
-            response_time: container.create_gauge("response_time_seconds", "Response time in seconds", &labels)?,
+            requests: container.create_counter(
+                "requests_total",
+                "Total number of requests",
+                &labels,
+            )?,
+            response_time: container.create_gauge(
+                "response_time_seconds",
+                "Response time in seconds",
+                &labels,
+            )?,
             base,
         })
     }

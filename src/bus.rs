@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -565,15 +565,20 @@ impl Inner {
     }
 
     pub(crate) fn unwatch(&self, watch: &Arc<Watch>) {
-        self.watches
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|w| w.id != watch.id);
+        let removed = {
+            let mut watches = self.watches.write().unwrap_or_else(PoisonError::into_inner);
+            let before = watches.len();
+            watches.retain(|w| w.id != watch.id);
+            watches.len() < before
+        };
         let mut listeners = Vec::new();
         self.for_each_match(&watch.selector, |series| {
-            listeners.extend(series.detach(watch.id))
+            listeners.extend(series.detach(watch.id));
         });
         watch.close(true);
+        if removed {
+            self.stats.dropped.fetch_add(watch.dropped(), Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn find_watch(&self, id: u64) -> Option<Arc<Watch>> {
@@ -581,11 +586,11 @@ impl Inner {
     }
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
-        let mut families = self.stats.families();
+        let watches = read(&self.watches).clone();
+        let mut families = self.stats.families(watches.iter().map(|w| w.dropped()).sum());
         let (workers, busy) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();
-        let watches = read(&self.watches);
         let unmatched = watches.iter().filter(|w| w.matched() == 0).count();
         for (name, help, value) in [
             (

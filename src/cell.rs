@@ -552,6 +552,10 @@ impl Cell {
         stamp: &mut Stamp<'_>,
         wakes: &mut Wakes,
     ) {
+        if desk.recorders == desk.listeners.len() && desk.band.is_nothing() {
+            // Recorders alone: nobody judges, and the band is shut already.
+            return;
+        }
         loop {
             bits = R::latest(bits, desk.judged);
             desk.judged = bits;

@@ -45,7 +45,8 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, LabelError, Metric, MetricBus, Scope, Snapshot,
+    Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, LabelError, Metric, MetricBus,
+    Scope, Snapshot,
     export::text::{self, Format},
 };
 
@@ -491,12 +492,15 @@ impl PrometheusContainer {
         labels: &[(&str, &str)],
         names: &[&str],
     ) -> Result<Family<M>, DeclareError> {
-        self.scope.family(labelled(desc, labels).labels(names.iter().copied()))
+        self.scope
+            .family(labelled(desc, labels).labels(names.iter().copied()))
     }
 }
 
 fn labelled(desc: Desc, labels: &[(&str, &str)]) -> Desc {
-    labels.iter().fold(desc, |desc, (name, value)| desc.label(*name, *value))
+    labels
+        .iter()
+        .fold(desc, |desc, (name, value)| desc.label(*name, *value))
 }
 
 impl MetricContainer for PrometheusContainer {
@@ -506,7 +510,9 @@ impl MetricContainer for PrometheusContainer {
         help: &str,
         labels: &[(&str, &str)],
     ) -> Result<Box<dyn MetricCounter>, DeclareError> {
-        Ok(Box::new(self.declare::<Counter>(Desc::new(name, help), labels)?))
+        Ok(Box::new(
+            self.declare::<Counter>(Desc::new(name, help), labels)?,
+        ))
     }
 
     fn create_gauge(
@@ -515,7 +521,9 @@ impl MetricContainer for PrometheusContainer {
         help: &str,
         labels: &[(&str, &str)],
     ) -> Result<Box<dyn MetricGauge>, DeclareError> {
-        Ok(Box::new(self.declare::<Gauge>(Desc::new(name, help), labels)?))
+        Ok(Box::new(
+            self.declare::<Gauge>(Desc::new(name, help), labels)?,
+        ))
     }
 
     fn create_histogram(
@@ -536,7 +544,11 @@ impl MetricContainer for PrometheusContainer {
         labels: &[(&str, &str)],
         names: &[&str],
     ) -> Result<Box<dyn MetricFamily<dyn MetricCounter>>, DeclareError> {
-        Ok(Box::new(self.family::<Counter>(Desc::new(name, help), labels, names)?))
+        Ok(Box::new(self.family::<Counter>(
+            Desc::new(name, help),
+            labels,
+            names,
+        )?))
     }
 
     fn create_gauge_family(
@@ -546,7 +558,11 @@ impl MetricContainer for PrometheusContainer {
         labels: &[(&str, &str)],
         names: &[&str],
     ) -> Result<Box<dyn MetricFamily<dyn MetricGauge>>, DeclareError> {
-        Ok(Box::new(self.family::<Gauge>(Desc::new(name, help), labels, names)?))
+        Ok(Box::new(self.family::<Gauge>(
+            Desc::new(name, help),
+            labels,
+            names,
+        )?))
     }
 
     fn create_histogram_family(

@@ -389,7 +389,7 @@ pub(crate) fn validate(
     match (&desc.buckets, kind) {
         (buckets, MetricKind::Histogram) => {
             let buckets = buckets.clone().unwrap_or_default();
-            check_bounds(buckets.bounds()).map_err(|source| DeclareError::Buckets {
+            let buckets = Buckets::new(buckets.bounds()).map_err(|source| DeclareError::Buckets {
                 metric: name.to_owned(),
                 source,
             })?;

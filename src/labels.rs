@@ -23,6 +23,10 @@ use std::fmt::{self, Display, Write};
 /// requests.with(&Request { method: "GET", code: 200 }).inc();
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a set of labels",
+    note = "add `#[derive(metricbus::Labels)]` to it"
+)]
 pub trait Labels {
     /// The labels' names, in the order of [`visit`](Labels::visit)'s index.
     const NAMES: &'static [&'static str];

@@ -22,21 +22,13 @@ pub(crate) struct Mailbox<T> {
 struct Inner<T> {
     queue: VecDeque<T>,
     capacity: usize,
-    /// Letters dropped since the reader last came.
+    /// Letters dropped since the reader last came, and since the mailbox was made.
+    lagged: u64,
     dropped: u64,
     /// Letters that left the queue, taken or dropped, since the mailbox was made.
     gone: u64,
     closed: bool,
     parked: Option<Waker>,
-}
-
-/// What a push did.
-#[must_use]
-pub(crate) struct Pushed {
-    /// To be woken once no lock is held.
-    pub(crate) wake: Option<Waker>,
-    /// The oldest letter had to go.
-    pub(crate) dropped: bool,
 }
 
 /// What a reader found.
@@ -56,6 +48,7 @@ impl<T> Mailbox<T> {
             inner: Mutex::new(Inner {
                 queue: VecDeque::with_capacity(capacity),
                 capacity,
+                lagged: 0,
                 dropped: 0,
                 gone: 0,
                 closed: false,
@@ -64,17 +57,17 @@ impl<T> Mailbox<T> {
         }
     }
 
-    pub(crate) fn push(&self, letter: T) -> Pushed {
+    /// The waker of a parked reader, to be woken once no lock is held.
+    #[must_use]
+    pub(crate) fn push(&self, letter: T) -> Option<Waker> {
         let mut evicted = None;
         let mut inner = lock(&self.inner);
         if inner.closed {
-            return Pushed {
-                wake: None,
-                dropped: false,
-            };
+            return None;
         }
         if inner.queue.len() == inner.capacity {
             evicted = inner.queue.pop_front();
+            inner.lagged += 1;
             inner.dropped += 1;
             inner.gone += 1;
         }
@@ -82,10 +75,13 @@ impl<T> Mailbox<T> {
         let wake = inner.parked.take();
         // The evicted letter is freed after the lock.
         drop(inner);
-        Pushed {
-            wake,
-            dropped: evicted.is_some(),
-        }
+        drop(evicted);
+        wake
+    }
+
+    /// How many letters were dropped since the mailbox was made.
+    pub(crate) fn dropped(&self) -> u64 {
+        lock(&self.inner).dropped
     }
 
     /// Makes room for at least `capacity` letters. For mailboxes whose letters are bounded by something else, such as
@@ -128,26 +124,38 @@ impl<T> Mailbox<T> {
 
     /// Takes every letter into `batch`, which must be empty, or parks.
     pub(crate) fn poll_take(&self, cx: &mut Context<'_>, batch: &mut VecDeque<T>) -> Poll<Taken> {
+        self.take(Some(cx), batch)
+    }
+
+    /// As [`poll_take`](Mailbox::poll_take), without parking: the reader comes again by itself.
+    pub(crate) fn try_take(&self, batch: &mut VecDeque<T>) -> Poll<Taken> {
+        self.take(None, batch)
+    }
+
+    fn take(&self, cx: Option<&mut Context<'_>>, batch: &mut VecDeque<T>) -> Poll<Taken> {
         debug_assert!(batch.is_empty());
         let mut inner = lock(&self.inner);
         if inner.queue.is_empty() {
             if inner.closed {
                 return Poll::Ready(Taken::Closed);
             }
-            match &mut inner.parked {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
+            if let Some(cx) = cx {
+                match &mut inner.parked {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
             }
             return Poll::Pending;
         }
         let capacity = inner.capacity;
         if batch.capacity() < capacity {
-            // Here, on the reader's side, so that the writer never grows a queue.
+            // Here, on the reader's side, so that the writer never grows a queue. Once: the two buffers change places
+            // from then on.
             batch.reserve(capacity);
         }
         std::mem::swap(&mut inner.queue, batch);
         inner.gone += batch.len() as u64;
-        let lagged = std::mem::take(&mut inner.dropped);
+        let lagged = std::mem::take(&mut inner.lagged);
         Poll::Ready(Taken::Letters { lagged })
     }
 }
@@ -177,11 +185,11 @@ mod tests {
     #[test]
     fn a_parked_reader_is_handed_out_to_be_woken_once() {
         let mailbox = Mailbox::new(8);
-        assert!(mailbox.push(1).wake.is_none());
+        assert!(mailbox.push(1).is_none());
         take(&mailbox);
         assert_eq!(take(&mailbox), None);
-        assert!(mailbox.push(2).wake.is_some());
-        assert!(mailbox.push(3).wake.is_none());
+        assert!(mailbox.push(2).is_some());
+        assert!(mailbox.push(3).is_none());
     }
 
     #[test]

@@ -30,6 +30,10 @@ pub struct Scope {
 }
 
 /// A struct of metrics that registers itself: implemented by `#[derive(Metrics)]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not declare metrics",
+    note = "add `#[derive(metricbus::Metrics)]` to it"
+)]
 pub trait Metrics: Sized {
     /// Declares every metric of the struct on `scope`.
     ///
@@ -182,7 +186,7 @@ impl fmt::Debug for Scope {
 pub struct Component {
     /// The component's name: the struct's, unless its `component` attribute says otherwise.
     pub name: String,
-    /// What it is: the first line of the struct's doc comment.
+    /// What it is: the first paragraph of the struct's doc comment.
     pub help: String,
     /// The labels of the scope on which it was registered.
     pub labels: Vec<(String, String)>,

@@ -29,6 +29,7 @@ pub(crate) struct Stats {
     overflowed: Mutex<BTreeMap<Arc<str>, u64>>,
     expired: AtomicU64,
     pub(crate) delivered: AtomicU64,
+    /// By subscriptions that have ended.
     pub(crate) dropped: AtomicU64,
     pub(crate) panicked: AtomicU64,
     pub(crate) detached: AtomicU64,
@@ -48,7 +49,8 @@ impl Stats {
         self.expired.fetch_add(n, Ordering::Relaxed);
     }
 
-    pub(crate) fn families(&self) -> Vec<FamilySnapshot> {
+    /// `dropped`: by the subscriptions that live.
+    pub(crate) fn families(&self, dropped: u64) -> Vec<FamilySnapshot> {
         let total = |name: &str, help: &str, value: &AtomicU64| {
             counter(name, help, value.load(Ordering::Relaxed))
         };
@@ -74,10 +76,10 @@ impl Stats {
                 "Events handed to callbacks and streams.",
                 &self.delivered,
             ),
-            total(
+            counter(
                 "metricbus_events_dropped_total",
                 "Events dropped from full mailboxes, oldest first.",
-                &self.dropped,
+                dropped + self.dropped.load(Ordering::Relaxed),
             ),
             total(
                 "metricbus_inline_overruns_total",

@@ -101,6 +101,8 @@ pub struct Mutations {
     inbox: Inbox<Letter>,
     directory: Arc<Directory>,
     shared: Arc<Shared>,
+    /// The series of the last letter: often that of the next one, too.
+    last: Option<(u64, Series)>,
 }
 
 /// As small as it can be: the mutating thread writes it.
@@ -175,7 +177,7 @@ pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize)
         capacity,
     });
     let make = {
-        let (mailbox, directory, shared) = (mailbox.clone(), directory.clone(), shared.clone());
+        let (mailbox, directory) = (mailbox.clone(), directory.clone());
         Box::new(
             move |series: &Arc<SeriesCore>, _newborn| -> Box<dyn Listener> {
                 Box::new(Tap {
@@ -183,7 +185,6 @@ pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize)
                     series: directory.enter(series, &mailbox),
                     mailbox: mailbox.clone(),
                     directory: directory.clone(),
-                    shared: shared.clone(),
                 })
             },
         )
@@ -195,6 +196,7 @@ pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize)
         inbox: Inbox::new(mailbox),
         directory,
         shared,
+        last: None,
     }
 }
 
@@ -203,7 +205,6 @@ struct Tap {
     series: u64,
     mailbox: Arc<Mailbox<Letter>>,
     directory: Arc<Directory>,
-    shared: Arc<Shared>,
 }
 
 impl Listener for Tap {
@@ -220,16 +221,12 @@ impl Listener for Tap {
     }
 
     fn record(&mut self, recorded: Recorded, sequence: u64, at: Time, wakes: &mut Wakes) {
-        let pushed = self.mailbox.push(Letter {
+        wakes.extend(self.mailbox.push(Letter {
             series: self.series,
             sequence,
             at,
             recorded,
-        });
-        if pushed.dropped {
-            self.shared.dropped();
-        }
-        wakes.extend(pushed.wake);
+        }));
     }
 
     fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {
@@ -244,8 +241,19 @@ impl Mutations {
         &self.subscription
     }
 
-    fn open(&self, letter: Letter) -> Option<Mutation> {
-        let series = self.directory.find(letter.series)?;
+    fn find(&mut self, id: u64) -> Option<Series> {
+        if let Some((last, series)) = &self.last
+            && *last == id
+        {
+            return Some(series.clone());
+        }
+        let series = self.directory.find(id)?;
+        self.last = Some((id, series.clone()));
+        Some(series)
+    }
+
+    fn open(&mut self, letter: Letter) -> Option<Mutation> {
+        let series = self.find(letter.series)?;
         let change = match letter.recorded {
             Recorded::Observed(value) => Change::Observed { value },
             Recorded::Moved { before, after } => {

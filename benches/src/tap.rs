@@ -2,14 +2,17 @@
 //!
 //! Both sides have the same conditions: one subscriber, that reads its stream in a thread of its own with the same
 //! `block_on`, looks at each event, and parks when there is none; room for 8 192 events, which is what
-//! `MetricBus::subscribe` has; values that can't be predicted. A lane sets as fast as it can, which no subscriber keeps
-//! up with: both sides drop the oldest and say how many. After each round the lane waits, outside of the time measured,
-//! until its subscriber has accounted for every single set, so that it is parked while others are measured. What share
-//! arrived is shown with the figures.
+//! `MetricBus::subscribe` has; values that can't be predicted; the same number of sets in a round. A lane sets as fast as
+//! it can, which few subscribers keep up with: both sides drop the oldest and say how many. After each round the lane
+//! waits, outside of the time measured, until its subscriber has accounted for every single set, so that it is parked
+//! while others are measured. What share arrived is shown with the figures, and how many sets there were for each time
+//! that the subscriber had to be woken: that is what costs most, and it depends on who happens to be the faster one.
 //!
 //! - Subject: `Gauge::set` with one `MetricBus::subscribe`.
 //! - Floor: `AtomicU64::swap(bits, AcqRel)`: a set that nobody hears of.
 //! - Peer: the naive bus with one subscriber.
+//! - Also shown: both with a subscriber that never parks during its rounds but asks again and again, so that nobody has
+//!   to be woken.
 
 use std::{
     future::Future,
@@ -22,12 +25,12 @@ use std::{
 };
 
 use futures::StreamExt;
-use metricbus::MetricBus;
+use metricbus::{Gauge, MetricBus};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::{
     Failure,
-    harness::{Effort, Lane, Plan, Role, Values, interleave, spin, spin_until},
+    harness::{Effort, Lane, Role, Values, interleave_equal, spin, spin_until},
     naive::NaiveBus,
     report::{Bar, Entry, Unit},
 };
@@ -40,6 +43,10 @@ const CAPACITY: usize = 8_192;
 struct Account {
     arrived: AtomicU64,
     dropped: AtomicU64,
+    /// How often there was nothing left to read, and the subscriber's thread parked.
+    parked: AtomicU64,
+    /// Whether the subscriber is to ask again rather than park.
+    asks: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -57,33 +64,73 @@ impl Account {
     fn share(&self) -> f64 {
         self.arrived.load(Ordering::Acquire) as f64 / self.total() as f64
     }
+
+    /// A parked subscriber has to be woken by the thread that sets, which costs it far more than all the rest.
+    fn sets_per_wake(&self) -> f64 {
+        self.total() as f64 / self.parked.load(Ordering::Acquire).max(1) as f64
+    }
+}
+
+/// How a subscriber waits for the next event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Park,
+    /// Asks again and again while its lane runs.
+    Ask,
 }
 
 /// A subscriber's thread, which ends after the first event that follows [`Tapped::stop`].
 struct Tapped {
     account: Arc<Account>,
+    wait: Wait,
     thread: JoinHandle<()>,
 }
 
 impl Tapped {
     fn new<F: Future<Output = ()>>(
+        wait: Wait,
         read: impl FnOnce(Arc<Account>) -> F + Send + 'static,
     ) -> Result<Tapped, Failure> {
         let account = Arc::new(Account::default());
         let shared = account.clone();
-        let thread = std::thread::Builder::new()
-            .name("subscriber".into())
-            .spawn(move || futures::executor::block_on(read(shared)))?;
-        Ok(Tapped { account, thread })
+        let thread = std::thread::Builder::new().name("subscriber".into()).spawn(move || {
+            let account = shared.clone();
+            let mut reading = Box::pin(read(shared));
+            futures::executor::block_on(std::future::poll_fn(move |cx| {
+                loop {
+                    let polled = reading.as_mut().poll(cx);
+                    if polled.is_ready() {
+                        return polled;
+                    }
+                    if !account.asks.load(Ordering::Acquire) {
+                        account.parked.fetch_add(1, Ordering::AcqRel);
+                        return polled;
+                    }
+                    std::hint::spin_loop();
+                }
+            }));
+        })?;
+        Ok(Tapped {
+            account,
+            wait,
+            thread,
+        })
     }
 
     /// A round: `n` sets, and then the wait for the subscriber, which is not counted.
     fn round<T>(&self, gauge: &T, n: u64, set: impl Fn(&T, usize)) -> Result<Duration, Failure> {
-        let wanted = self.account.total() + n;
+        let account = &self.account;
+        if self.wait == Wait::Ask {
+            account.asks.store(true, Ordering::Release);
+            // It is parked still; this wakes it before the time starts.
+            let wanted = account.total() + 1;
+            set(gauge, 0);
+            spin_until("the subscriber to wake", || account.total() >= wanted)?;
+        }
+        let wanted = account.total() + n;
         let took = spin(gauge, n, set);
-        spin_until("the subscriber to account for every set", || {
-            self.account.total() >= wanted
-        })?;
+        spin_until("the subscriber to account for every set", || account.total() >= wanted)?;
+        account.asks.store(false, Ordering::Release);
         Ok(took)
     }
 
@@ -94,13 +141,9 @@ impl Tapped {
     }
 }
 
-pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
-    let values = &Values::unit();
-
-    let bus = MetricBus::new();
-    let ours = &bus.gauge("kv_usage", "Share of the cache in use.")?;
-    let mut mutations = bus.subscribe(ours)?;
-    let our_tap = Tapped::new(move |account| async move {
+fn our_subscriber(wait: Wait, bus: &MetricBus, gauge: &Gauge) -> Result<Tapped, Failure> {
+    let mut mutations = bus.subscribe(gauge)?;
+    Tapped::new(wait, move |account| async move {
         while let Some(item) = mutations.next().await {
             match item {
                 Ok(mutation) => {
@@ -114,12 +157,12 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
                 }
             }
         }
-    })?;
+    })
+}
 
-    let naive_bus = NaiveBus::new(CAPACITY);
-    let naive = &naive_bus.gauge("kv_usage", "Share of the cache in use.")?;
-    let mut changes = naive_bus.subscribe();
-    let naive_tap = Tapped::new(move |account| async move {
+fn naive_subscriber(wait: Wait, bus: &NaiveBus) -> Result<Tapped, Failure> {
+    let mut changes = bus.subscribe();
+    Tapped::new(wait, move |account| async move {
         loop {
             match changes.recv().await {
                 Ok(change) => {
@@ -134,15 +177,30 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
                 Err(RecvError::Closed) => return,
             }
         }
-    })?;
+    })
+}
 
-    let plan = Plan {
-        rounds: effort.pick(15, 151),
-        // Long against the one wake-up at the start of a round, and against the time to fill the room for events.
-        round: effort.pick(Duration::from_millis(1), Duration::from_millis(4)),
-    };
-    let rounds = interleave(
-        plan,
+pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
+    const NAME: &str = "kv_usage";
+    const HELP: &str = "Share of the cache in use.";
+    let values = &Values::unit();
+
+    let (bus, asked_bus) = (MetricBus::new(), MetricBus::new());
+    let (ours, ours_asked) = (&bus.gauge(NAME, HELP)?, &asked_bus.gauge(NAME, HELP)?);
+    let our_tap = our_subscriber(Wait::Park, &bus, ours)?;
+    let our_asking_tap = our_subscriber(Wait::Ask, &asked_bus, ours_asked)?;
+
+    let (naive_bus, naive_asked_bus) = (NaiveBus::new(CAPACITY), NaiveBus::new(CAPACITY));
+    let naive = &naive_bus.gauge(NAME, HELP)?;
+    let naive_asked = &naive_asked_bus.gauge(NAME, HELP)?;
+    let naive_tap = naive_subscriber(Wait::Park, &naive_bus)?;
+    let naive_asking_tap = naive_subscriber(Wait::Ask, &naive_asked_bus)?;
+
+    // Many against the one wake-up at the start of a round, and against the room for events.
+    let (rounds, sets) = effort.pick((15, 20_000), (151, 50_000));
+    let rounds = interleave_equal(
+        rounds,
+        sets,
         &mut [
             Lane::new(Role::Subject, "metricbus", |n| {
                 our_tap.round(ours, n, |g, i| g.set(values.get(i)))
@@ -153,14 +211,24 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
             Lane::new(Role::Peer, "naive bus", |n| {
                 naive_tap.round(naive, n, |g, i| g.set(values.get(i)))
             }),
+            Lane::new(Role::Other, "metricbus, subscriber that never parks", |n| {
+                our_asking_tap.round(ours_asked, n, |g, i| g.set(values.get(i)))
+            }),
+            Lane::new(Role::Other, "naive bus, subscriber that never parks", |n| {
+                naive_asking_tap.round(naive_asked, n, |g, i| g.set(values.get(i)))
+            }),
         ],
     );
-    let shares = (our_tap.account.share(), naive_tap.account.share());
+    let (our_account, naive_account) = (our_tap.account.clone(), naive_tap.account.clone());
     our_tap.stop(|| ours.set(2.0))?;
+    our_asking_tap.stop(|| ours_asked.set(2.0))?;
     naive_tap.stop(|| naive.set(2.0))?;
+    naive_asking_tap.stop(|| naive_asked.set(2.0))?;
 
     let mut entry = Entry::new("tap_one_subscriber", Unit::Ns, &rounds?, Bar::Peer(0.5))?;
-    entry.more("share_that_arrived", shares.0);
-    entry.more("peer_share_that_arrived", shares.1);
+    entry.more("share_that_arrived", our_account.share());
+    entry.more("peer_share_that_arrived", naive_account.share());
+    entry.more("sets_per_wake", our_account.sets_per_wake());
+    entry.more("peer_sets_per_wake", naive_account.sets_per_wake());
     Ok(entry)
 }

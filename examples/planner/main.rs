@@ -63,7 +63,7 @@ const SIZE: Size = Size {
 
 const TARGETS: Targets = Targets {
     ttft: Duration::from_millis(1500),
-    itl: Duration::from_millis(60),
+    itl: Duration::from_millis(40),
 };
 
 /// How long the made-up bursts go on.

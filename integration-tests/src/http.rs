@@ -28,7 +28,10 @@ pub struct Answer {
 impl Answer {
     /// The header's value, its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| &**value)
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| &**value)
     }
 }
 
@@ -36,7 +39,9 @@ impl Answer {
 pub fn get(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
     let raw = exchange(server, path, headers)?;
     let text = String::from_utf8(raw).map_err(invalid)?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| invalid("no end of the headers"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| invalid("no end of the headers"))?;
     let mut lines = head.lines();
     let status = lines
         .next()
@@ -46,7 +51,11 @@ pub fn get(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Resu
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Ok(Answer { status, headers, body: body.to_owned() })
+    Ok(Answer {
+        status,
+        headers,
+        body: body.to_owned(),
+    })
 }
 
 fn exchange(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Vec<u8>> {
@@ -72,7 +81,9 @@ fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Erro
 pub fn percent_encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()
@@ -103,7 +114,11 @@ impl AcceptProxy {
                 let _ = client.and_then(|client| pass_on(client, server, accept));
             }
         });
-        Ok(AcceptProxy { address, stopping, thread: Some(thread) })
+        Ok(AcceptProxy {
+            address,
+            stopping,
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens.

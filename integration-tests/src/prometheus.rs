@@ -46,7 +46,10 @@ impl Prometheus {
     /// Scrapes each exporter five times a second, as the job of the given name. `None` if there is no Prometheus here.
     pub fn scraping(targets: &[(&str, SocketAddr)]) -> Option<Prometheus> {
         let program = parts::prometheus_program("prometheus")?;
-        Some(Prometheus::start(program, targets).unwrap_or_else(|why| panic!("prometheus did not start: {why}")))
+        Some(
+            Prometheus::start(program, targets)
+                .unwrap_or_else(|why| panic!("prometheus did not start: {why}")),
+        )
     }
 
     fn start(program: PathBuf, targets: &[(&str, SocketAddr)]) -> Result<Prometheus, String> {
@@ -56,7 +59,10 @@ impl Prometheus {
         let mut server = Running::start(
             Command::new(program)
                 .arg(format!("--config.file={}", config.display()))
-                .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+                .arg(format!(
+                    "--storage.tsdb.path={}",
+                    folder.path().join("data").display()
+                ))
                 .arg("--web.listen-address=127.0.0.1:0")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -80,21 +86,39 @@ impl Prometheus {
                 log.push('\n');
             }
         });
-        let address = address
-            .recv_timeout(DEADLINE)
-            .map_err(|_| format!("it never listened; its log:\n{}", log.lock().unwrap_or_else(PoisonError::into_inner)))?;
-        let server = Prometheus { address, log, _server: server, _folder: folder };
+        let address = address.recv_timeout(DEADLINE).map_err(|_| {
+            format!(
+                "it never listened; its log:\n{}",
+                log.lock().unwrap_or_else(PoisonError::into_inner)
+            )
+        })?;
+        let server = Prometheus {
+            address,
+            log,
+            _server: server,
+            _folder: folder,
+        };
         server.wait_for("the server to be ready", |server| {
-            http::get(server.address, "/-/ready", &[]).is_ok_and(|answer| answer.status == 200).then_some(())
+            http::get(server.address, "/-/ready", &[])
+                .is_ok_and(|answer| answer.status == 200)
+                .then_some(())
         });
         Ok(server)
     }
 
     /// The instant vector that a PromQL expression yields now.
     pub fn query(&self, expression: &str) -> Vec<Sample> {
-        let answer = self.api(&format!("/api/v1/query?query={}", http::percent_encoded(expression)));
-        let series = answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{expression}: {answer}"));
-        series.iter().map(|series| sample(series).unwrap_or_else(|| panic!("{expression}: {series}"))).collect()
+        let answer = self.api(&format!(
+            "/api/v1/query?query={}",
+            http::percent_encoded(expression)
+        ));
+        let series = answer["data"]["result"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{expression}: {answer}"));
+        series
+            .iter()
+            .map(|series| sample(series).unwrap_or_else(|| panic!("{expression}: {series}")))
+            .collect()
     }
 
     /// The value of an expression that yields exactly one series; otherwise `None`.
@@ -108,18 +132,26 @@ impl Prometheus {
     /// What the server says of the exporters: `health`, `lastError`, `scrapeUrl` and more of each.
     pub fn targets(&self) -> Vec<Value> {
         let answer = self.api("/api/v1/targets");
-        answer["data"]["activeTargets"].as_array().unwrap_or_else(|| panic!("no targets in {answer}")).clone()
+        answer["data"]["activeTargets"]
+            .as_array()
+            .unwrap_or_else(|| panic!("no targets in {answer}"))
+            .clone()
     }
 
     /// What the server knows of a metric's type, help and unit.
     pub fn metadata(&self, metric: &str) -> Vec<Value> {
         let answer = self.api(&format!("/api/v1/metadata?metric={metric}"));
-        answer["data"][metric].as_array().cloned().unwrap_or_default()
+        answer["data"][metric]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn api(&self, path: &str) -> Value {
-        let answer = http::get(self.address, path, &[]).unwrap_or_else(|why| panic!("{path}: {why}"));
-        let json: Value = serde_json::from_str(&answer.body).unwrap_or_else(|why| panic!("{path}: {why}: {answer:?}"));
+        let answer =
+            http::get(self.address, path, &[]).unwrap_or_else(|why| panic!("{path}: {why}"));
+        let json: Value = serde_json::from_str(&answer.body)
+            .unwrap_or_else(|why| panic!("{path}: {why}: {answer:?}"));
         assert_eq!(json["status"], "success", "{path}: {json}");
         json
     }
@@ -131,7 +163,11 @@ impl Prometheus {
             if let Some(answer) = probe(self) {
                 return answer;
             }
-            assert!(begin.elapsed() < DEADLINE, "waited in vain for {what}\n{}", self.state());
+            assert!(
+                begin.elapsed() < DEADLINE,
+                "waited in vain for {what}\n{}",
+                self.state()
+            );
             thread::sleep(POLL);
         }
     }
@@ -148,15 +184,24 @@ impl Prometheus {
         if let Ok(answer) = http::get(self.address, "/api/v1/targets", &[]) {
             let _ = writeln!(state, "targets: {}", answer.body);
         }
-        let _ = write!(state, "log:\n{}", self.log.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = write!(
+            state,
+            "log:\n{}",
+            self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        );
         state
     }
 }
 
 fn configuration(targets: &[(&str, SocketAddr)]) -> String {
-    let mut config = String::from("global:\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\nscrape_configs:\n");
+    let mut config = String::from(
+        "global:\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\nscrape_configs:\n",
+    );
     for (job, address) in targets {
-        let _ = writeln!(config, "  - job_name: {job}\n    static_configs:\n      - targets: ['{address}']");
+        let _ = writeln!(
+            config,
+            "  - job_name: {job}\n    static_configs:\n      - targets: ['{address}']"
+        );
     }
     config
 }
@@ -165,7 +210,8 @@ fn listening_on(line: &str) -> Option<SocketAddr> {
     if !line.contains("msg=\"Listening on\"") {
         return None;
     }
-    line.split(' ').find_map(|word| word.strip_prefix("address=")?.parse().ok())
+    line.split(' ')
+        .find_map(|word| word.strip_prefix("address=")?.parse().ok())
 }
 
 fn sample(series: &Value) -> Option<Sample> {

@@ -55,6 +55,10 @@ pub fn check_metrics(exposition: &str) -> Option<Verdict> {
     .unwrap_or_else(|why| panic!("promtool: {why}"));
     Some(Verdict {
         clean: output.status.success(),
-        output: format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+        output: format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ),
     })
 }

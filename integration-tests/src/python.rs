@@ -80,12 +80,17 @@ pub fn parse(documents: &[(Parser, &str)]) -> Option<Vec<Parsed>> {
         child.wait_with_output()
     })
     .unwrap_or_else(|why| panic!("Python: {why}"));
-    assert!(output.status.success(), "parse.py failed: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "parse.py failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 
     let parsed: Vec<Parsed> = String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(|line| {
-            let answer: Value = serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"));
+            let answer: Value =
+                serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"));
             outcome(&answer).unwrap_or_else(|| panic!("not an answer of parse.py: {line}"))
         })
         .collect();
@@ -108,7 +113,11 @@ fn family(json: &Value) -> Option<ParsedFamily> {
         kind: text("type")?,
         help: text("help")?,
         unit: text("unit")?,
-        samples: json["samples"].as_array()?.iter().map(sample).collect::<Option<_>>()?,
+        samples: json["samples"]
+            .as_array()?
+            .iter()
+            .map(sample)
+            .collect::<Option<_>>()?,
     })
 }
 
@@ -118,5 +127,9 @@ fn sample(json: &Value) -> Option<ParsedSample> {
         .iter()
         .map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
         .collect::<Option<_>>()?;
-    Some(ParsedSample { name: json[0].as_str()?.to_owned(), labels, value: json[2].as_str()?.to_owned() })
+    Some(ParsedSample {
+        name: json[0].as_str()?.to_owned(),
+        labels,
+        value: json[2].as_str()?.to_owned(),
+    })
 }

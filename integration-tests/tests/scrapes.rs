@@ -27,7 +27,8 @@ const SCRAPES: usize = 10_000;
 /// tried again a second later.
 const CONNECTING_MAX: usize = 256;
 
-const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain;version=0.0.4\r\n\r\n";
+const REQUEST: &[u8] =
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain;version=0.0.4\r\n\r\n";
 
 /// An answer, without `process_*` and the exporter's own.
 #[derive(Debug, Clone)]
@@ -42,11 +43,14 @@ struct Scrape {
 }
 
 #[test]
-fn ten_thousand_scrapes_at_once_stall_no_mutation_and_tear_no_histogram() -> Result<(), Box<dyn Error>> {
+fn ten_thousand_scrapes_at_once_stall_no_mutation_and_tear_no_histogram()
+-> Result<(), Box<dyn Error>> {
     let files = rlimit::increase_nofile_limit(u64::MAX)?;
     let scrapes = SCRAPES.min(usize::try_from(files)?.saturating_sub(200));
     if scrapes < SCRAPES {
-        eprintln!("only {scrapes} scrapes at once: the limit of open files is {files} (see `ulimit -Hn`)");
+        eprintln!(
+            "only {scrapes} scrapes at once: the limit of open files is {files} (see `ulimit -Hn`)"
+        );
     }
 
     let mut target = Running::start(
@@ -60,17 +64,36 @@ fn ten_thousand_scrapes_at_once_stall_no_mutation_and_tear_no_histogram() -> Res
     BufReader::new(stdout).read_line(&mut address)?;
     let address = address.trim().to_owned();
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let rounds = LocalSet::new().block_on(&runtime, scrape_all(address, scrapes))?;
-    assert_eq!(rounds.len(), scrapes, "every connection got both its answers");
+    assert_eq!(
+        rounds.len(),
+        scrapes,
+        "every connection got both its answers"
+    );
 
     for [first, second] in &rounds {
         for scrape in [first, second] {
-            assert!(scrape.buckets.is_sorted(), "buckets are cumulative: {scrape:?}");
-            assert_eq!(scrape.buckets.last(), Some(&scrape.infinite_bucket), "the last bucket is +Inf: {scrape:?}");
-            assert_eq!(scrape.count, scrape.infinite_bucket, "the count is that of the last bucket: {scrape:?}");
+            assert!(
+                scrape.buckets.is_sorted(),
+                "buckets are cumulative: {scrape:?}"
+            );
+            assert_eq!(
+                scrape.buckets.last(),
+                Some(&scrape.infinite_bucket),
+                "the last bucket is +Inf: {scrape:?}"
+            );
+            assert_eq!(
+                scrape.count, scrape.infinite_bucket,
+                "the count is that of the last bucket: {scrape:?}"
+            );
         }
-        assert!(first.mutations <= second.mutations, "{first:?} then {second:?}");
+        assert!(
+            first.mutations <= second.mutations,
+            "{first:?} then {second:?}"
+        );
         assert!(first.work <= second.work, "{first:?} then {second:?}");
         assert!(first.count <= second.count, "{first:?} then {second:?}");
         for (earlier, later) in first.buckets.iter().zip(&second.buckets) {
@@ -106,8 +129,12 @@ async fn scrape_all(address: String, scrapes: usize) -> io::Result<Vec<[Scrape; 
     let arrivals = Rc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..scrapes)
         .map(|_| {
-            let (address, connecting, together, arrivals) =
-                (Rc::clone(&address), Rc::clone(&connecting), Rc::clone(&together), Rc::clone(&arrivals));
+            let (address, connecting, together, arrivals) = (
+                Rc::clone(&address),
+                Rc::clone(&connecting),
+                Rc::clone(&together),
+                Rc::clone(&arrivals),
+            );
             tokio::task::spawn_local(async move {
                 let mut stream = {
                     let _place = connecting.acquire().await.map_err(io::Error::other)?;
@@ -126,12 +153,17 @@ async fn scrape_all(address: String, scrapes: usize) -> io::Result<Vec<[Scrape; 
     Ok(rounds)
 }
 
-async fn scrape(stream: &mut TcpStream, together: &Barrier, arrivals: &AtomicUsize) -> io::Result<Scrape> {
+async fn scrape(
+    stream: &mut TcpStream,
+    together: &Barrier,
+    arrivals: &AtomicUsize,
+) -> io::Result<Scrape> {
     together.wait().await;
     stream.write_all(REQUEST).await?;
     together.wait().await;
     let body = answer(stream).await?;
-    read(&body, arrivals.fetch_add(1, Ordering::Relaxed)).ok_or_else(|| io::Error::other(format!("incomplete: {body}")))
+    read(&body, arrivals.fetch_add(1, Ordering::Relaxed))
+        .ok_or_else(|| io::Error::other(format!("incomplete: {body}")))
 }
 
 /// The body of an answer with a length, on a connection that stays open.
@@ -140,11 +172,16 @@ async fn answer(stream: &mut TcpStream) -> io::Result<String> {
     let (length, begin) = loop {
         if let Some(end) = raw.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&raw[..end]).to_ascii_lowercase();
-            let length: Option<usize> =
-                head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            let length: Option<usize> = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
             match length {
                 Some(length) if head.starts_with("http/1.1 200 ") => break (length, end + 4),
-                _ => return Err(io::Error::other(format!("not the answer of a scrape: {head}"))),
+                _ => {
+                    return Err(io::Error::other(format!(
+                        "not the answer of a scrape: {head}"
+                    )));
+                }
             }
         }
         more(stream, &mut raw).await?;
@@ -157,7 +194,10 @@ async fn answer(stream: &mut TcpStream) -> io::Result<String> {
 
 async fn more(stream: &mut TcpStream, raw: &mut Vec<u8>) -> io::Result<()> {
     match stream.read_buf(raw).await? {
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+        0 => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the server closed the connection",
+        )),
         _ => Ok(()),
     }
 }

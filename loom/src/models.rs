@@ -241,7 +241,7 @@ impl Listener for Change {
 
     fn speak(&mut self, wakes: &mut Wakes) {
         if std::mem::take(&mut self.speaks) {
-            wakes.extend(self.posted.push(()).wake);
+            wakes.extend(self.posted.push(()));
         }
     }
 }
@@ -526,7 +526,7 @@ fn a_parked_reader_is_woken_for_every_letter() {
             let mailbox = mailbox.clone();
             thread::spawn(move || {
                 for letter in 0..2 {
-                    if let Some(waker) = mailbox.push(letter).wake {
+                    if let Some(waker) = mailbox.push(letter) {
                         waker.wake();
                     }
                 }

@@ -1,7 +1,7 @@
 //! To and from the `prometheus` crate. Reads its registries with suspicion: a custom collector can give anything.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -144,7 +144,12 @@ fn to_proto(family: FamilySnapshot) -> Option<proto::MetricFamily> {
                 metric.set_gauge(gauge);
             }
             SampleValue::Histogram(value) => {
-                let buckets = value.buckets.into_iter().map(|(bound, count)| {
+                // The bucket without a bound is added by whoever writes the text; given here, the `prometheus` crate would call it `inf`.
+                let bounded = value
+                    .buckets
+                    .into_iter()
+                    .filter(|(bound, _)| *bound != f64::INFINITY);
+                let buckets = bounded.map(|(bound, count)| {
                     let mut bucket = proto::Bucket::default();
                     bucket.set_upper_bound(bound);
                     bucket.set_cumulative_count(count);
@@ -168,6 +173,8 @@ pub(super) use from::gather;
 /// What an [`Exporter`](super::Exporter) merges.
 #[cfg(feature = "http")]
 mod from {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::{
         HistogramSnapshot, SeriesSnapshot, Value,

@@ -80,6 +80,10 @@ const BACKLOG: u32 = 4_096;
 /// Between two attempts to accept, after an error: doubling from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
+/// How long, and for how many bytes, a client that was refused may go on sending before its connection is closed.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
 /// Why there is no server.
 ///
 /// ```
@@ -674,19 +678,36 @@ impl Acceptor {
         let mut expiry = pin!(sleep(limits.head));
         let mut crowded = self.crowded.subscribe();
         let mut wanted = State::Closing;
-        let ending = loop {
+        loop {
             tokio::select! {
                 biased;
-                done = &mut connection => match done {
-                    Ok(()) => return,
-                    Err(error) if error.is_parse() => break &own.connections_refused,
-                    Err(_) => break &own.connections_lost,
-                },
-                late = progress.expired(expiry.as_mut()) => break match late {
-                    Late::Head => &own.timeouts_head,
-                    Late::Write => &own.timeouts_write,
-                    Late::Idle => &own.timeouts_idle,
-                },
+                done = &mut connection => {
+                    match done {
+                        Ok(()) => {}
+                        Err(error) if error.is_parse() => {
+                            own.connections_refused.fetch_add(1, Relaxed);
+                            let refused = connection.into_parts().io.into_inner().stream;
+                            let _ = timeout(LINGER, drain(&refused)).await;
+                        }
+                        Err(_) => {
+                            own.connections_lost.fetch_add(1, Relaxed);
+                        }
+                    }
+                    return;
+                }
+                late = progress.expired(expiry.as_mut()) => {
+                    match late {
+                        Late::Head => &own.timeouts_head,
+                        Late::Write => &own.timeouts_write,
+                        Late::Idle => &own.timeouts_idle,
+                    }
+                    .fetch_add(1, Relaxed);
+                    if matches!(late, Late::Write) {
+                        // The kernel would go on offering the rest to a client that does not read.
+                        let _ = connection.into_parts().io.into_inner().stream.set_zero_linger();
+                    }
+                    return;
+                }
                 () = at_least(&mut self.state, wanted) => {
                     if wanted == State::Cut {
                         // The shutdown has counted it.
@@ -702,15 +723,22 @@ impl Acceptor {
                     }
                 }
             }
-        };
-        ending.fetch_add(1, Relaxed);
-        // The kernel would go on offering the rest to a client that does not read.
-        let _ = connection
-            .into_parts()
-            .io
-            .into_inner()
-            .stream
-            .set_zero_linger();
+        }
+    }
+}
+
+/// Reads what still comes in, up to a limit. A socket that is closed with something unread resets the connection, and
+/// the client would lose the answer that tells it what was wrong.
+async fn drain(stream: &TcpStream) {
+    let mut discarded = [0; 4096];
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 && stream.readable().await.is_ok() {
+        match stream.try_read(&mut discarded) {
+            Ok(0) => return,
+            Ok(n) => left = left.saturating_sub(n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
     }
 }
 

@@ -75,12 +75,17 @@ impl sealed::Sealed for f64 {
 
     #[inline(always)]
     fn add_to(self, core: &SeriesCore) {
-        if self >= 0.0 && self < f64::INFINITY {
+        if accepts(self) {
             core.cell.add_amount(self, core);
         } else {
             refuse(self, core);
         }
     }
+}
+
+#[inline(always)]
+fn accepts(amount: f64) -> bool {
+    (0.0..f64::INFINITY).contains(&amount)
 }
 
 /// A counter can't panic in the middle of a component, nor take an amount that would spoil it for good.
@@ -118,7 +123,7 @@ impl Counter<f64> {
     ///
     /// When `amount` is negative, NaN or infinite.
     pub fn try_inc_by(&self, amount: f64) -> Result<(), CounterError> {
-        if amount >= 0.0 && amount < f64::INFINITY {
+        if accepts(amount) {
             self.core.cell.add_amount(amount, &*self.core);
             return Ok(());
         }

@@ -16,24 +16,39 @@ use std::{
 use metricbus::{Buckets, Counter, Desc, MetricBus, export::Exporter};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let connections_max = std::env::args().nth(1).ok_or("usage: scrape-target CONNECTIONS_MAX")?.parse()?;
+    let connections_max = std::env::args()
+        .nth(1)
+        .ok_or("usage: scrape-target CONNECTIONS_MAX")?
+        .parse()?;
     rlimit::increase_nofile_limit(u64::MAX)?;
 
     let bus = MetricBus::new();
     let mutations = bus.counter("mutations_total", "Rounds of the mutating threads.")?;
-    let work = bus.declare::<Counter<f64>>(Desc::new("work_seconds_total", "Work done.").unit("seconds"))?;
+    let work =
+        bus.declare::<Counter<f64>>(Desc::new("work_seconds_total", "Work done.").unit("seconds"))?;
     let in_flight = bus.gauge("in_flight", "Up and down.")?;
-    let latency = bus.histogram("latency_seconds", "Times.", Buckets::exponential(0.001, 2.0, 12)?)?;
+    let latency = bus.histogram(
+        "latency_seconds",
+        "Times.",
+        Buckets::exponential(0.001, 2.0, 12)?,
+    )?;
 
-    let exporter = Exporter::builder(&bus).connections_max(connections_max).build();
+    let exporter = Exporter::builder(&bus)
+        .connections_max(connections_max)
+        .build();
     let server = exporter.serve_in_background("127.0.0.1:0")?;
     println!("{}", server.local_addr());
 
     let stop = Arc::new(AtomicBool::new(false));
     let mutators: Vec<_> = (0..2)
         .map(|_| {
-            let (mutations, work, in_flight, latency, stop) =
-                (mutations.clone(), work.clone(), in_flight.clone(), latency.clone(), Arc::clone(&stop));
+            let (mutations, work, in_flight, latency, stop) = (
+                mutations.clone(),
+                work.clone(),
+                in_flight.clone(),
+                latency.clone(),
+                Arc::clone(&stop),
+            );
             thread::spawn(move || {
                 let mut round = 0_u32;
                 while !stop.load(Ordering::Relaxed) {
