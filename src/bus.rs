@@ -262,7 +262,7 @@ impl MetricBus {
         let selector = selector.into_selector()?;
         let mut found = Vec::new();
         self.0
-            .for_each_match(&selector, |series| found.push(Series(series.clone())));
+            .for_each_match(&selector, |series| found.push(Series::of(series.clone())));
         Ok(found)
     }
 
@@ -577,7 +577,9 @@ impl Inner {
         });
         watch.close(true);
         if removed {
-            self.stats.dropped.fetch_add(watch.dropped(), Ordering::Relaxed);
+            self.stats
+                .dropped
+                .fetch_add(watch.dropped(), Ordering::Relaxed);
         }
     }
 
@@ -587,7 +589,9 @@ impl Inner {
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
         let watches = read(&self.watches).clone();
-        let mut families = self.stats.families(watches.iter().map(|w| w.dropped()).sum());
+        let mut families = self
+            .stats
+            .families(watches.iter().map(|w| w.dropped()).sum());
         let (workers, busy) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();

@@ -679,6 +679,7 @@ fn add_bits(value: &AtomicU64, d: f64) -> u64 {
     }
 }
 
+#[inline]
 pub(crate) fn wake_all(wakes: Wakes) {
     for waker in wakes {
         waker.wake();

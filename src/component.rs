@@ -33,10 +33,10 @@
 //! assert_eq!(
 //!     metrics.base.container.export_prometheus(),
 //!     "# HELP myapp_requests_total Total number of requests\n\
-//!      # TYPE myapp_requests_total counter\n\
+//!      ## TYPE myapp_requests_total counter\n\
 //!      myapp_requests_total{service=\"api\",version=\"v1\"} 6\n\
-//!      # HELP myapp_response_time_seconds Response time in seconds\n\
-//!      # TYPE myapp_response_time_seconds gauge\n\
+//!      ## HELP myapp_response_time_seconds Response time in seconds\n\
+//!      ## TYPE myapp_response_time_seconds gauge\n\
 //!      myapp_response_time_seconds{service=\"api\",version=\"v1\"} 0.2\n"
 //! );
 //! # Ok::<(), DeclareError>(())

@@ -389,10 +389,11 @@ pub(crate) fn validate(
     match (&desc.buckets, kind) {
         (buckets, MetricKind::Histogram) => {
             let buckets = buckets.clone().unwrap_or_default();
-            let buckets = Buckets::new(buckets.bounds()).map_err(|source| DeclareError::Buckets {
-                metric: name.to_owned(),
-                source,
-            })?;
+            let buckets =
+                Buckets::new(buckets.bounds()).map_err(|source| DeclareError::Buckets {
+                    metric: name.to_owned(),
+                    source,
+                })?;
             Ok(buckets.bounds().into())
         }
         (None, _) => Ok([].into()),

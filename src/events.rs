@@ -126,7 +126,7 @@ impl sealed::Event for Changed {
         };
         let at = core.now();
         Some(Changed {
-            series: Series(core),
+            series: Series::of(core),
             value,
             at,
         })
@@ -191,7 +191,7 @@ impl ThresholdListener {
     }
 
     fn crossing(&mut self, raised: bool, value: f64, cause: Cause, at: Time) -> Option<Crossing> {
-        let series = self.series.upgrade().map(Series)?;
+        let series = self.series.upgrade().map(Series::of)?;
         self.epoch += 1;
         let state = if raised {
             Crossed::Raised
@@ -285,7 +285,7 @@ impl Listener for DeltaListener {
             return;
         };
         self.pending = self.series.upgrade().map(|series| Moved {
-            series: Series(series),
+            series: Series::of(series),
             from,
             to,
             at: stamp.at(),

@@ -223,47 +223,71 @@ impl SeriesCore {
 /// Displayed as it is exposed: `http_requests_total{method="GET"}`. Two handles are equal when they are the same series
 /// of the same bus.
 #[derive(Clone)]
-pub struct Series(pub(crate) Arc<SeriesCore>);
+pub struct Series(Held);
+
+/// The reference count of a series lies beside its value. A reader that clones a handle for every mutation would take
+/// that cache line away from the mutating thread each time, and counts a reference of its own instead.
+#[derive(Clone)]
+enum Held {
+    Directly(Arc<SeriesCore>),
+    Shared(Arc<Arc<SeriesCore>>),
+}
 
 impl Series {
+    pub(crate) fn of(core: Arc<SeriesCore>) -> Series {
+        Series(Held::Directly(core))
+    }
+
+    /// A handle whose clones leave the series alone.
+    pub(crate) fn shared(core: Arc<SeriesCore>) -> Series {
+        Series(Held::Shared(Arc::new(core)))
+    }
+
+    pub(crate) fn core(&self) -> &Arc<SeriesCore> {
+        match &self.0 {
+            Held::Directly(core) => core,
+            Held::Shared(core) => core,
+        }
+    }
+
     /// The metric's full name.
     pub fn name(&self) -> &str {
-        &self.0.meta.name
+        &self.core().meta.name
     }
 
     /// What the metric means.
     pub fn help(&self) -> &str {
-        &self.0.meta.help
+        &self.core().meta.help
     }
 
     /// The metric's unit, where one was declared.
     pub fn unit(&self) -> Option<&str> {
-        self.0.meta.unit.as_deref()
+        self.core().meta.unit.as_deref()
     }
 
     /// The metric's type.
     pub fn kind(&self) -> MetricKind {
-        self.0.meta.kind
+        self.core().meta.kind
     }
 
     /// All labels, in the order in which they are exposed.
     pub fn labels(&self) -> Vec<(String, String)> {
-        labels::pairs(&self.0.text)
+        labels::pairs(&self.core().text)
     }
 
     /// The value of one label; `None` where the series does not have it.
     pub fn label(&self, name: &str) -> Option<String> {
-        labels::value_of(&self.0.text, name)
+        labels::value_of(&self.core().text, name)
     }
 
     /// The present value; of a histogram, the number of observations.
     pub fn value(&self) -> Value {
-        self.0.value()
+        self.core().value()
     }
 
     /// Whether the series was removed or has expired. Writes to it go nowhere.
     pub fn is_removed(&self) -> bool {
-        self.0.cell.is_retired()
+        self.core().cell.is_retired()
     }
 
     /// A sliding window over this series, from now on. See [`Window`].
@@ -272,13 +296,13 @@ impl Series {
     }
 
     pub(crate) fn is(&self, core: &Arc<SeriesCore>) -> bool {
-        Arc::ptr_eq(&self.0, core)
+        Arc::ptr_eq(self.core(), core)
     }
 }
 
 impl PartialEq for Series {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.is(other.core())
     }
 }
 
@@ -286,17 +310,17 @@ impl Eq for Series {}
 
 impl Hash for Series {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.0).hash(state);
+        Arc::as_ptr(self.core()).hash(state);
     }
 }
 
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
-        if self.0.text.is_empty() {
+        if self.core().text.is_empty() {
             return Ok(());
         }
-        write!(f, "{{{}}}", self.0.text)
+        write!(f, "{{{}}}", self.core().text)
     }
 }
 

@@ -149,7 +149,7 @@ impl Directory {
         }
         let id = entries.next;
         entries.next += 1;
-        entries.by_id.insert(id, Series(series.clone()));
+        entries.by_id.insert(id, Series::shared(series.clone()));
         id
     }
 
@@ -257,7 +257,10 @@ impl Mutations {
         let change = match letter.recorded {
             Recorded::Observed(value) => Change::Observed { value },
             Recorded::Moved { before, after } => {
-                let (before, after) = (series.0.value_of(before), series.0.value_of(after));
+                let (before, after) = (
+                    series.core().value_of(before),
+                    series.core().value_of(after),
+                );
                 match series.kind() {
                     crate::MetricKind::Gauge => Change::Set {
                         before: before.as_f64(),

@@ -28,20 +28,43 @@ fn declaring_the_same_thing_twice_gives_the_same_metric() {
 #[test]
 fn a_clash_says_what_clashes_with_what() {
     let bus = MetricBus::new();
-    bus.declare::<Histogram>(Desc::new("wait_seconds", "Waited.").unit("seconds").label("a", "b"))
-        .unwrap();
-    let again = |desc: Desc| bus.declare::<Histogram>(desc).map(drop).unwrap_err().to_string();
+    bus.declare::<Histogram>(
+        Desc::new("wait_seconds", "Waited.")
+            .unit("seconds")
+            .label("a", "b"),
+    )
+    .unwrap();
+    let again = |desc: Desc| {
+        bus.declare::<Histogram>(desc)
+            .map(drop)
+            .unwrap_err()
+            .to_string()
+    };
     let desc = || Desc::new("wait_seconds", "Waited.");
     for (error, parts) in [
         (
-            bus.gauge("wait_seconds", "Waited.").map(drop).unwrap_err().to_string(),
+            bus.gauge("wait_seconds", "Waited.")
+                .map(drop)
+                .unwrap_err()
+                .to_string(),
             vec!["type", "histogram", "gauge"],
         ),
-        (again(Desc::new("wait_seconds", "Lost.")), vec!["help", "Waited.", "Lost."]),
-        (again(desc()), vec!["unit", "seconds", "none"]),
-        (again(desc().unit("seconds")), vec!["label names", "[\"a\"]", "[]"]),
         (
-            again(desc().unit("seconds").label("a", "c").buckets(Buckets::new([1.0]).unwrap())),
+            again(Desc::new("wait_seconds", "Lost.")),
+            vec!["help", "Waited.", "Lost."],
+        ),
+        (again(desc()), vec!["unit", "seconds", "none"]),
+        (
+            again(desc().unit("seconds")),
+            vec!["label names", "[\"a\"]", "[]"],
+        ),
+        (
+            again(
+                desc()
+                    .unit("seconds")
+                    .label("a", "c")
+                    .buckets(Buckets::new([1.0]).unwrap()),
+            ),
             vec!["buckets", "0.005", "[1.0]"],
         ),
     ] {
@@ -50,7 +73,8 @@ fn a_clash_says_what_clashes_with_what() {
         }
     }
     // The same labels with another value are another series of the same metric.
-    bus.declare::<Histogram>(desc().unit("seconds").label("a", "c")).unwrap();
+    bus.declare::<Histogram>(desc().unit("seconds").label("a", "c"))
+        .unwrap();
 }
 
 #[test]
@@ -71,28 +95,48 @@ fn names_that_would_meet_on_the_metrics_page_clash_when_declared() {
         };
         declare(first).unwrap();
         let error = declare(second).unwrap_err();
-        assert!(matches!(error, DeclareError::SampleClash { .. }), "{first} {second}: {error}");
+        assert!(
+            matches!(error, DeclareError::SampleClash { .. }),
+            "{first} {second}: {error}"
+        );
     }
 }
 
 #[test]
 fn scopes_nest_and_a_label_given_twice_is_refused() {
     let bus = MetricBus::new();
-    let scope = bus.scope().with_prefix("a_").with_label("x", 1).with_prefix("b_");
+    let scope = bus
+        .scope()
+        .with_prefix("a_")
+        .with_label("x", 1)
+        .with_prefix("b_");
     let gauge = scope.gauge("g", "g").unwrap();
     assert_eq!(gauge.series().to_string(), "a_b_g{x=\"1\"}");
     assert!(matches!(
         scope.with_label("x", 2).gauge("h", "h"),
         Err(DeclareError::LabelTwice { .. })
     ));
-    assert!(matches!(scope.with_prefix("-").gauge("h", "h"), Err(DeclareError::Name { .. })));
+    assert!(matches!(
+        scope.with_prefix("-").gauge("h", "h"),
+        Err(DeclareError::Name { .. })
+    ));
 }
 
 #[test]
 fn scopes_that_give_labels_in_another_order_share_a_family() {
     let bus = MetricBus::new();
-    let one = bus.scope().with_label("a", 1).with_label("b", 2).gauge("g", "g").unwrap();
-    let two = bus.scope().with_label("b", 2).with_label("a", 1).gauge("g", "g").unwrap();
+    let one = bus
+        .scope()
+        .with_label("a", 1)
+        .with_label("b", 2)
+        .gauge("g", "g")
+        .unwrap();
+    let two = bus
+        .scope()
+        .with_label("b", 2)
+        .with_label("a", 1)
+        .gauge("g", "g")
+        .unwrap();
     one.set(5.0);
     assert_eq!(two.get(), 5.0);
 }
@@ -102,21 +146,31 @@ fn scopes_that_give_labels_in_another_order_share_a_family() {
 #[test]
 fn beyond_the_limit_children_share_the_overflow_series_and_are_counted() {
     let bus = MetricBus::new();
-    let family =
-        bus.family::<Counter>(Desc::new("c_total", "c").labels(["i"]).series_max(2)).unwrap();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["i"]).series_max(2))
+        .unwrap();
     for i in 0..5 {
         family.with_label_values(&[i.to_string()]).unwrap().inc();
     }
     let names: Vec<_> = family.series().iter().map(|s| s.to_string()).collect();
     assert_eq!(
         names,
-        ["c_total{i=\"0\"}", "c_total{i=\"1\"}", "c_total{otel_metric_overflow=\"true\"}"]
+        [
+            "c_total{i=\"0\"}",
+            "c_total{i=\"1\"}",
+            "c_total{otel_metric_overflow=\"true\"}"
+        ]
     );
     assert_eq!(family.series()[2].value(), Value::U64(3));
     let own = bus.self_families();
-    let overflowed =
-        own.iter().find(|f| f.name == "metricbus_series_overflowed_total").unwrap();
-    assert_eq!(overflowed.series[0].labels, [("metric".to_owned(), "c_total".to_owned())]);
+    let overflowed = own
+        .iter()
+        .find(|f| f.name == "metricbus_series_overflowed_total")
+        .unwrap();
+    assert_eq!(
+        overflowed.series[0].labels,
+        [("metric".to_owned(), "c_total".to_owned())]
+    );
     // A place that becomes free is used again.
     family.remove(&["0"]).unwrap();
     family.with_label_values(&["new"]).unwrap().inc();
@@ -126,7 +180,9 @@ fn beyond_the_limit_children_share_the_overflow_series_and_are_counted() {
 #[test]
 fn a_removed_child_does_not_come_back_by_a_late_write() {
     let bus = MetricBus::new();
-    let family = bus.family::<Counter>(Desc::new("c_total", "c").labels(["i"])).unwrap();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["i"]))
+        .unwrap();
     let late = family.with_label_values(&["1"]).unwrap();
     late.inc();
     assert!(family.remove(&["1"]).unwrap());
@@ -142,8 +198,9 @@ fn a_child_expires_when_idle_and_not_while_it_is_written() {
     let clock = Clock::manual();
     let bus = MetricBus::builder().clock(clock.clone()).build();
     let ttl = Duration::from_secs(60);
-    let family =
-        bus.family::<Gauge>(Desc::new("g", "g").labels(["i"]).expire_after(ttl)).unwrap();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]).expire_after(ttl))
+        .unwrap();
     let busy = family.with_label_values(&["busy"]).unwrap();
     family.with_label_values(&["idle"]).unwrap().set(1.0);
     for _ in 0..6 {
@@ -151,12 +208,16 @@ fn a_child_expires_when_idle_and_not_while_it_is_written() {
         // The same value again is a mutation all the same.
         busy.set(7.0);
     }
-    let left: Vec<_> = family.series().iter().map(|s| s.label("i").unwrap()).collect();
+    let left: Vec<_> = family
+        .series()
+        .iter()
+        .map(|s| s.label("i").unwrap())
+        .collect();
     assert_eq!(left, ["busy"]);
     clock.advance(Duration::from_secs(76));
     assert!(family.is_empty());
     // A child made after all were gone expires as well.
-    family.with_label_values(&["again"]).unwrap();
+    let _child = family.with_label_values(&["again"]).unwrap();
     clock.advance(Duration::from_secs(76));
     assert!(family.is_empty());
 }
@@ -174,7 +235,10 @@ fn clearing_a_scopes_family_leaves_the_children_of_other_scopes() {
         family(worker).with_label_values(&["x"]).unwrap().inc();
     }
     family(1).clear();
-    assert_eq!((family(0).len(), family(1).len(), family(2).len()), (1, 0, 1));
+    assert_eq!(
+        (family(0).len(), family(1).len(), family(2).len()),
+        (1, 0, 1)
+    );
 }
 
 // Counters, gauges, histograms
@@ -205,8 +269,9 @@ fn set_max_and_set_min_only_ever_move_one_way() {
     gauge.set_min(-2.0);
     assert_eq!(gauge.get(), -2.0);
     // What did not change the value was no mutation.
-    let changes: Vec<_> =
-        std::iter::from_fn(|| tap.next().now_or_never()?).map(|m| m.unwrap().change.amount()).collect();
+    let changes: Vec<_> = std::iter::from_fn(|| tap.next().now_or_never()?)
+        .map(|m| m.unwrap().change.amount())
+        .collect();
     assert_eq!(changes, [3.0, 2.0, -7.0]);
 }
 
@@ -215,14 +280,19 @@ fn guards_measure_by_the_buss_clock() {
     let clock = Clock::manual();
     let bus = MetricBus::builder().clock(clock.clone()).build();
     let last = bus.gauge("last_seconds", "g").unwrap();
-    let all = bus.histogram("all_seconds", "h", Buckets::new([1.0, 2.0]).unwrap()).unwrap();
+    let all = bus
+        .histogram("all_seconds", "h", Buckets::new([1.0, 2.0]).unwrap())
+        .unwrap();
     {
         let _last = last.start_timer();
         let _all = all.start_timer();
         clock.advance(Duration::from_millis(1500));
     }
     assert_eq!(last.get(), 1.5);
-    assert_eq!(all.snapshot().buckets, [(1.0, 0), (2.0, 1), (f64::INFINITY, 1)]);
+    assert_eq!(
+        all.snapshot().buckets,
+        [(1.0, 0), (2.0, 1), (f64::INFINITY, 1)]
+    );
 }
 
 // Subscribing
@@ -235,7 +305,8 @@ fn a_wrong_selector_or_threshold_is_an_error_when_subscribing() {
         Err(SubscribeError::Selector(_))
     ));
     assert!(matches!(
-        bus.on_threshold("a", Threshold::above(1.0).clear_below(2.0)).call(drop),
+        bus.on_threshold("a", Threshold::above(1.0).clear_below(2.0))
+            .call(drop),
         Err(SubscribeError::ClearBound { .. })
     ));
     assert!(matches!(
@@ -254,31 +325,52 @@ fn what_holds_already_is_said_once_unless_told_otherwise() {
     let threshold = Threshold::above(90.0);
     let mut told = bus.on_threshold("g", threshold).stream().unwrap();
     let first = block_on(told.next()).unwrap();
-    assert_eq!((first.cause, first.value, first.epoch), (Cause::Initial, 95.0, 1));
+    assert_eq!(
+        (first.cause, first.value, first.epoch),
+        (Cause::Initial, 95.0, 1)
+    );
 
-    let mut silent = bus.on_threshold("g", threshold).initial(false).stream().unwrap();
+    let mut silent = bus
+        .on_threshold("g", threshold)
+        .initial(false)
+        .stream()
+        .unwrap();
     gauge.set(1.0);
     let first = block_on(silent.next()).unwrap();
-    assert_eq!((first.state, first.cause, first.epoch), (Crossed::Cleared, Cause::Crossing, 1));
+    assert_eq!(
+        (first.state, first.cause, first.epoch),
+        (Crossed::Cleared, Cause::Crossing, 1)
+    );
 }
 
 #[test]
 fn a_series_that_is_removed_while_raised_is_cleared() {
     let bus = MetricBus::new();
-    let family = bus.family::<Gauge>(Desc::new("g", "g").labels(["i"])).unwrap();
-    let mut crossings = bus.on_threshold("g", Threshold::above(1.0)).stream().unwrap();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]))
+        .unwrap();
+    let mut crossings = bus
+        .on_threshold("g", Threshold::above(1.0))
+        .stream()
+        .unwrap();
     family.with_label_values(&["a"]).unwrap().set(2.0);
     family.remove(&["a"]).unwrap();
     assert_eq!(block_on(crossings.next()).unwrap().state, Crossed::Raised);
     let last = block_on(crossings.next()).unwrap();
-    assert_eq!((last.state, last.cause, last.value), (Crossed::Cleared, Cause::Removed, 2.0));
+    assert_eq!(
+        (last.state, last.cause, last.value),
+        (Crossed::Cleared, Cause::Removed, 2.0)
+    );
 }
 
 #[test]
 fn histograms_are_judged_by_what_they_observe() {
     let bus = MetricBus::new();
     let h = bus.histogram("h", "h", Buckets::default()).unwrap();
-    let mut slow = bus.on_threshold("h", Threshold::above(1.0)).stream().unwrap();
+    let mut slow = bus
+        .on_threshold("h", Threshold::above(1.0))
+        .stream()
+        .unwrap();
     let mut changes = bus.on_change("h").stream().unwrap();
     for v in [0.5, 3.0, 0.5] {
         h.observe(v);
@@ -297,7 +389,9 @@ fn dropping_a_subscription_ends_it_and_forgetting_it_does_not() {
     let (tx, rx) = mpsc::channel();
     let subscribe = |name: &'static str| {
         let tx = tx.clone();
-        bus.on_change("g").call(move |_| tx.send(name).unwrap()).unwrap()
+        bus.on_change("g")
+            .call(move |_| tx.send(name).unwrap())
+            .unwrap()
     };
     drop(subscribe("dropped"));
     subscribe("forgotten").forget();
@@ -313,7 +407,10 @@ fn dropping_a_subscription_ends_it_and_forgetting_it_does_not() {
 fn a_stream_ends_with_the_bus_after_what_was_said_before() {
     let bus = MetricBus::new();
     let gauge = bus.gauge("g", "g").unwrap();
-    let stream = bus.on_threshold("g", Threshold::above(1.0)).stream().unwrap();
+    let stream = bus
+        .on_threshold("g", Threshold::above(1.0))
+        .stream()
+        .unwrap();
     gauge.set(2.0);
     drop(bus);
     gauge.set(0.0);
@@ -325,7 +422,10 @@ fn callbacks_run_elsewhere_and_inline_ones_right_here() {
     let bus = MetricBus::new();
     let gauge = bus.gauge("g", "g").unwrap();
     let (tx, rx) = mpsc::channel::<ThreadId>();
-    let _call = bus.on_change("g").call(move |_| tx.send(thread::current().id()).unwrap()).unwrap();
+    let _call = bus
+        .on_change("g")
+        .call(move |_| tx.send(thread::current().id()).unwrap())
+        .unwrap();
     let inline = Arc::new(Mutex::new(None));
     let told = inline.clone();
     let _inline = bus
@@ -334,7 +434,10 @@ fn callbacks_run_elsewhere_and_inline_ones_right_here() {
         .unwrap();
     gauge.set(4.0);
     // No waiting: it ran before `set` returned.
-    assert_eq!(*inline.lock().unwrap(), Some((thread::current().id(), Value::F64(4.0))));
+    assert_eq!(
+        *inline.lock().unwrap(),
+        Some((thread::current().id(), Value::F64(4.0)))
+    );
     assert_ne!(rx.recv().unwrap(), thread::current().id());
 }
 
@@ -372,7 +475,11 @@ fn an_async_callback_runs_without_any_runtime() {
                 let mut polled = false;
                 std::future::poll_fn(|cx| {
                     cx.waker().wake_by_ref();
-                    if std::mem::replace(&mut polled, true) { Poll::Ready(()) } else { Poll::Pending }
+                    if std::mem::replace(&mut polled, true) {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
                 })
                 .await;
                 tx.send(crossing.value).unwrap();
@@ -395,7 +502,9 @@ async fn an_async_callback_made_inside_tokio_can_use_its_timers() {
             let tx = tx.clone();
             async move {
                 // Panics outside of a tokio runtime.
-                tokio::time::timeout(Duration::from_secs(60), async {}).await.unwrap();
+                tokio::time::timeout(Duration::from_secs(60), async {})
+                    .await
+                    .unwrap();
                 tx.unbounded_send(crossing.value).unwrap();
             }
         })
@@ -428,10 +537,14 @@ fn an_async_callback_that_panics_is_caught() {
 #[test]
 fn a_selector_means_series_of_the_future_too() {
     let bus = MetricBus::new();
-    let mut crossings =
-        bus.on_threshold("q{role=~\"pre.*\"}", Threshold::above(1.0)).stream().unwrap();
+    let mut crossings = bus
+        .on_threshold("q{role=~\"pre.*\"}", Threshold::above(1.0))
+        .stream()
+        .unwrap();
     assert_eq!(crossings.subscription().stats().series_matched, 0);
-    let family = bus.family::<Gauge>(Desc::new("q", "q").labels(["role"])).unwrap();
+    let family = bus
+        .family::<Gauge>(Desc::new("q", "q").labels(["role"]))
+        .unwrap();
     for role in ["decode", "prefill"] {
         family.with_label_values(&[role]).unwrap().set(2.0);
     }

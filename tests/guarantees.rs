@@ -39,7 +39,10 @@ fn until(what: &str, done: impl Fn() -> bool) {
 /// A self metric without labels.
 fn own(bus: &MetricBus, name: &str) -> f64 {
     let families = bus.self_families();
-    let family = families.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("no {name}"));
+    let family = families
+        .iter()
+        .find(|f| f.name == name)
+        .unwrap_or_else(|| panic!("no {name}"));
     match &family.series[0].value {
         metricbus::SampleValue::Counter(value) => value.as_f64(),
         metricbus::SampleValue::Gauge(value) => *value,
@@ -76,8 +79,14 @@ fn g1_after_any_storm_the_last_crossing_agrees_with_the_value() {
         });
         let end = if round % 2 == 0 { 1.0 } else { 0.0 };
         gauge.set(end);
-        let wanted = if round % 2 == 0 { Crossed::Raised } else { Crossed::Cleared };
-        until("the last crossing", || *last.lock().unwrap() == Some(wanted));
+        let wanted = if round % 2 == 0 {
+            Crossed::Raised
+        } else {
+            Crossed::Cleared
+        };
+        until("the last crossing", || {
+            *last.lock().unwrap() == Some(wanted)
+        });
     }
     assert!(subscription.stats().delivered > 0);
 }
@@ -85,8 +94,9 @@ fn g1_after_any_storm_the_last_crossing_agrees_with_the_value() {
 #[test]
 fn g1_a_conflated_change_ends_at_the_value() {
     let bus = MetricBus::new();
-    let counters: Vec<Counter> =
-        (0..4).map(|i| bus.counter(&format!("c{i}_total"), "c").unwrap()).collect();
+    let counters: Vec<Counter> = (0..4)
+        .map(|i| bus.counter(&format!("c{i}_total"), "c").unwrap())
+        .collect();
     let seen = Arc::new(Mutex::new(HashMap::<Series, Value>::new()));
     let told = seen.clone();
     let _subscription = bus
@@ -107,7 +117,9 @@ fn g1_a_conflated_change_ends_at_the_value() {
     });
     until("all four", || {
         let seen = seen.lock().unwrap();
-        counters.iter().all(|c| seen.get(&c.series()) == Some(&Value::U64(c.get())))
+        counters
+            .iter()
+            .all(|c| seen.get(&c.series()) == Some(&Value::U64(c.get())))
     });
 }
 
@@ -135,7 +147,9 @@ fn g1_a_tap_has_no_gap_and_ends_at_the_value() {
         let mutation = block_on(tap.next()).unwrap().unwrap();
         n += 1;
         assert_eq!(mutation.sequence, n);
-        let Change::Set { before, after } = mutation.change else { panic!("{mutation:?}") };
+        let Change::Set { before, after } = mutation.change else {
+            panic!("{mutation:?}")
+        };
         assert_eq!(before, at);
         at = after;
     }
@@ -162,7 +176,9 @@ fn g1_taps_that_come_and_go_lose_no_amount() {
                 match block_on(tap.next()).unwrap() {
                     Err(Lagged(_)) => at = None,
                     Ok(mutation) => {
-                        let Change::Counted { before, after } = mutation.change else { panic!() };
+                        let Change::Counted { before, after } = mutation.change else {
+                            panic!()
+                        };
                         assert!(at.is_none_or(|at| at == before), "{at:?} then {before:?}");
                         at = Some(after);
                     }
@@ -290,7 +306,10 @@ proptest! {
 fn g2_a_spike_between_two_reads_is_still_reported() {
     let bus = MetricBus::new();
     let gauge = bus.gauge("g", "g").unwrap();
-    let mut crossings = bus.on_threshold("g", Threshold::above(90.0)).stream().unwrap();
+    let mut crossings = bus
+        .on_threshold("g", Threshold::above(90.0))
+        .stream()
+        .unwrap();
     gauge.set(95.0);
     gauge.set(10.0);
     let raised = block_on(crossings.next()).unwrap();
@@ -305,13 +324,18 @@ fn g2_a_spike_between_two_reads_is_still_reported() {
 fn g3_a_gap_in_epochs_is_the_number_missed_and_the_last_state_arrives() {
     let bus = MetricBus::new();
     let gauge = bus.gauge("g", "g").unwrap();
-    let mut crossings =
-        bus.on_threshold("g", Threshold::above(0.5)).capacity(4).stream().unwrap();
+    let mut crossings = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .capacity(4)
+        .stream()
+        .unwrap();
     for i in 0..100 {
         gauge.set(f64::from(i % 2));
     }
     // 0 0.. : raised at each 1, cleared at each 0 after it: 99 crossings, of which the last 4 are left.
-    let left: Vec<_> = (0..4).map(|_| block_on(crossings.next()).unwrap()).collect();
+    let left: Vec<_> = (0..4)
+        .map(|_| block_on(crossings.next()).unwrap())
+        .collect();
     let epochs: Vec<_> = left.iter().map(|c| c.epoch).collect();
     assert_eq!(epochs, [96, 97, 98, 99]);
     assert_eq!(left[3].state, Crossed::Raised);
@@ -343,7 +367,10 @@ fn g3_raised_and_cleared_alternate_under_contention() {
     gauge.set(0.0);
     gauge.set(1.0);
     until("the last one", || {
-        seen.lock().unwrap().last().is_some_and(|(_, s)| *s == Crossed::Raised)
+        seen.lock()
+            .unwrap()
+            .last()
+            .is_some_and(|(_, s)| *s == Crossed::Raised)
             && subscription.stats().delivered as usize == seen.lock().unwrap().len()
     });
     for (i, (epoch, state)) in seen.lock().unwrap().iter().enumerate() {
@@ -405,7 +432,9 @@ fn g5_a_slow_reader_of_a_tap_learns_exactly_how_much_it_lost() {
 #[test]
 fn g5_a_tap_forgets_series_that_were_removed() {
     let bus = MetricBus::new();
-    let family = bus.family::<Counter>(Desc::new("c_total", "c").labels(["pod"])).unwrap();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["pod"]))
+        .unwrap();
     let mut tap = bus.subscribe_with_capacity("c_total", 8).unwrap();
     for i in 0..1_000 {
         let pod = [i.to_string()];
@@ -436,8 +465,10 @@ fn g6_a_callback_that_panics_is_caught_counted_and_after_three_in_a_row_detached
         })
         .unwrap();
     let (tx, rx) = mpsc::channel();
-    let _good =
-        bus.on_threshold("g", Threshold::above(0.5)).call(move |c| tx.send(c).unwrap()).unwrap();
+    let _good = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .call(move |c| tx.send(c).unwrap())
+        .unwrap();
     for _ in 0..10 {
         gauge.set(1.0);
         gauge.set(0.0);
@@ -446,7 +477,9 @@ fn g6_a_callback_that_panics_is_caught_counted_and_after_three_in_a_row_detached
     until("detached", || bad.is_detached());
     assert_eq!(calls.load(Ordering::SeqCst), 3);
     assert_eq!(bad.stats().panicked, 3);
-    until("counted", || own(&bus, "metricbus_subscriptions_detached_total") == 1.0);
+    until("counted", || {
+        own(&bus, "metricbus_subscriptions_detached_total") == 1.0
+    });
     assert_eq!(own(&bus, "metricbus_callback_panics_total"), 3.0);
     until("one left", || own(&bus, "metricbus_subscriptions") == 1.0);
 }
@@ -476,7 +509,10 @@ fn g6_a_panic_now_and_then_does_not_detach() {
 fn g6_an_inline_callback_that_panics_does_not_harm_the_mutating_thread() {
     let bus = MetricBus::new();
     let gauge = bus.gauge("g", "g").unwrap();
-    let bad = bus.on_threshold("g", Threshold::above(0.5)).inline(|_| panic!("inline")).unwrap();
+    let bad = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .inline(|_| panic!("inline"))
+        .unwrap();
     for _ in 0..5 {
         gauge.set(1.0);
         gauge.set(0.0);
@@ -510,7 +546,9 @@ fn g6_callbacks_that_set_each_other_off_do_not_recurse_without_bound() {
         .unwrap();
     // Without a bound this would never return, or overflow the stack.
     a.inc();
-    until("handed to the dispatcher", || own(&bus, "metricbus_inline_overruns_total") >= 1.0);
+    until("handed to the dispatcher", || {
+        own(&bus, "metricbus_inline_overruns_total") >= 1.0
+    });
     stop.store(true, Ordering::Relaxed);
 }
 
@@ -519,9 +557,17 @@ fn g6_callbacks_that_set_each_other_off_do_not_recurse_without_bound() {
 #[test]
 fn g7_a_series_that_was_never_set_fires_nothing() {
     let bus = MetricBus::new();
-    let mut low = bus.on_threshold("free_ratio", Threshold::below(0.1)).stream().unwrap();
-    let free = bus.gauge("free_ratio", "Share of memory that is free.").unwrap();
-    let other = bus.on_delta("free_ratio", Delta::absolute(0.5)).stream().unwrap();
+    let mut low = bus
+        .on_threshold("free_ratio", Threshold::below(0.1))
+        .stream()
+        .unwrap();
+    let free = bus
+        .gauge("free_ratio", "Share of memory that is free.")
+        .unwrap();
+    let other = bus
+        .on_delta("free_ratio", Delta::absolute(0.5))
+        .stream()
+        .unwrap();
     drop(other);
     free.set(0.9);
     free.set(0.05);
@@ -534,8 +580,14 @@ fn g7_nothing_in_a_window_is_none_and_not_zero() {
     let bus = MetricBus::builder().clock(Clock::manual()).build();
     let h = bus.histogram("h", "h", Default::default()).unwrap();
     let seen = h.series().window(Duration::from_secs(1)).stats();
-    assert_eq!((seen.avg, seen.min, seen.max, seen.last), (None, None, None, None));
-    let none = bus.window("nothing_of_this_name", Duration::from_secs(1)).unwrap().stats();
+    assert_eq!(
+        (seen.avg, seen.min, seen.max, seen.last),
+        (None, None, None, None)
+    );
+    let none = bus
+        .window("nothing_of_this_name", Duration::from_secs(1))
+        .unwrap()
+        .stats();
     assert_eq!((none.sources, none.sum, none.avg), (0, None, None));
 }
 
@@ -543,7 +595,9 @@ fn g7_nothing_in_a_window_is_none_and_not_zero() {
 fn a_crossing_waits_for_nobody_to_subscribe_twice() {
     // Many threads subscribe while many declare: each subscriber gets each series exactly once.
     let bus = MetricBus::new();
-    let family = bus.family::<Gauge>(Desc::new("g", "g").labels(["i"])).unwrap();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]))
+        .unwrap();
     let barrier = Barrier::new(4);
     let streams = thread::scope(|scope| {
         let subscribers: Vec<_> = (0..2)
@@ -566,11 +620,17 @@ fn a_crossing_waits_for_nobody_to_subscribe_twice() {
             scope.spawn(move || {
                 barrier.wait();
                 for i in 0..100 {
-                    family.with_label_values(&[format!("{t}-{i}")]).unwrap().set(1.0);
+                    family
+                        .with_label_values(&[format!("{t}-{i}")])
+                        .unwrap()
+                        .set(1.0);
                 }
             });
         }
-        subscribers.into_iter().flat_map(|s| s.join().unwrap()).collect::<Vec<_>>()
+        subscribers
+            .into_iter()
+            .flat_map(|s| s.join().unwrap())
+            .collect::<Vec<_>>()
     });
     drop(bus);
     drop(family);

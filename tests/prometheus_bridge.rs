@@ -300,6 +300,11 @@ mod merged {
         value.set_quantile(vec![quantile]);
         summary.set_summary(value);
 
+        let mut value = proto::Counter::default();
+        value.set_value(-1.0);
+        let mut negative = metric(&[]);
+        negative.set_counter(value);
+
         let unfit = [
             family("bad name", GAUGE, vec![gauge(&[])]),
             family("9bad", GAUGE, vec![gauge(&[])]),
@@ -330,6 +335,7 @@ mod merged {
             family("nan", HISTOGRAM, vec![histogram(&[], &[(f64::NAN, 1)])]),
             family("over", HISTOGRAM, vec![histogram(&[], &[(1.0, 4)])]),
             family("untyped", UNTYPED, vec![gauge(&[])]),
+            family("negative_total", COUNTER, vec![negative]),
         ];
         let fit = [
             family("fine", GAUGE, vec![gauge(&[("a", "x\ny\"")])]),

@@ -60,10 +60,17 @@ pub(crate) fn inc_armed(effort: Effort) -> Result<Entry, Failure> {
 fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failure> {
     let ours = ours(armed)?;
     let lanes = &mut [
-        Lane::of(Role::Subject, "metricbus", ours.counter.clone(), |c, _| c.inc()),
-        Lane::of(Role::Floor, "fetch_add(AcqRel)", Arc::new(AtomicU64::new(0)), |a, _| {
-            a.fetch_add(1, Ordering::AcqRel);
+        Lane::of(Role::Subject, "metricbus", ours.counter.clone(), |c, _| {
+            c.inc()
         }),
+        Lane::of(
+            Role::Floor,
+            "fetch_add(AcqRel)",
+            Arc::new(AtomicU64::new(0)),
+            |a, _| {
+                a.fetch_add(1, Ordering::AcqRel);
+            },
+        ),
         Lane::of(
             Role::Peer,
             "prometheus",
@@ -78,7 +85,12 @@ fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, 
                 c.inc();
             },
         ),
-        Lane::of(Role::Other, "measured", Arc::new(measured::Counter::new()), |c, _| c.inc()),
+        Lane::of(
+            Role::Other,
+            "measured",
+            Arc::new(measured::Counter::new()),
+            |c, _| c.inc(),
+        ),
     ];
     let rounds = interleave(effort.fast(), lanes)?;
     Entry::new(name, Unit::Ns, &rounds, Bar::Floor(1.2))
@@ -87,10 +99,17 @@ fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, 
 pub(crate) fn inc_2_threads_same(effort: Effort) -> Result<Entry, Failure> {
     let ours = ours(false)?;
     let lanes = &mut [
-        two_threads(Role::Subject, "metricbus", ours.counter.clone(), |c| c.inc()),
-        two_threads(Role::Floor, "fetch_add(AcqRel)", Arc::new(AtomicU64::new(0)), |a| {
-            a.fetch_add(1, Ordering::AcqRel);
+        two_threads(Role::Subject, "metricbus", ours.counter.clone(), |c| {
+            c.inc()
         }),
+        two_threads(
+            Role::Floor,
+            "fetch_add(AcqRel)",
+            Arc::new(AtomicU64::new(0)),
+            |a| {
+                a.fetch_add(1, Ordering::AcqRel);
+            },
+        ),
         two_threads(
             Role::Peer,
             "prometheus",
@@ -105,7 +124,12 @@ pub(crate) fn inc_2_threads_same(effort: Effort) -> Result<Entry, Failure> {
                 c.inc();
             },
         ),
-        two_threads(Role::Other, "measured", Arc::new(measured::Counter::new()), |c| c.inc()),
+        two_threads(
+            Role::Other,
+            "measured",
+            Arc::new(measured::Counter::new()),
+            |c| c.inc(),
+        ),
     ];
     let plan = Plan {
         rounds: effort.pick(9, 101),
@@ -129,14 +153,20 @@ fn two_threads<'a, T: Sync + 'a>(
         let one = || {
             ready.fetch_add(1, Ordering::AcqRel);
             // Spinning: a barrier that parks would start one of them a wake-up later than the other.
-            spin_until("the other thread", || ready.load(Ordering::Acquire) == THREADS)?;
+            spin_until("the other thread", || {
+                ready.load(Ordering::Acquire) == THREADS
+            })?;
             let start = Instant::now();
             let took = spin(&handle, n / THREADS as u64 + 1, |handle, _| op(handle));
             Ok::<_, Failure>((start, start + took))
         };
         let spans = std::thread::scope(|scope| {
             let threads = [(); THREADS].map(|()| scope.spawn(one));
-            threads.map(|thread| thread.join().map_err(|_| Failure::from("a thread panicked"))?)
+            threads.map(|thread| {
+                thread
+                    .join()
+                    .map_err(|_| Failure::from("a thread panicked"))?
+            })
         });
         let [a, b] = spans;
         let (a, b) = (a?, b?);

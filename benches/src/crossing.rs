@@ -116,7 +116,8 @@ fn wait_until_parked(thread: u64) -> Result<(), Failure> {
     spin_until("a receiver to park", || {
         // "12 (name) S 1 …"; a name may contain anything, but what follows the last parenthesis is fixed.
         std::fs::read_to_string(&path).is_ok_and(|stat| {
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('S'))
         })
     })?;
     let start = Instant::now();
@@ -186,14 +187,18 @@ impl<'a> Contender<'a> {
         if let Some(clear) = &self.clear {
             let wanted = probe.cleared.load(Ordering::Acquire) + 1;
             clear();
-            spin_until(self.name, || probe.cleared.load(Ordering::Acquire) >= wanted)?;
+            spin_until(self.name, || {
+                probe.cleared.load(Ordering::Acquire) >= wanted
+            })?;
         }
         Ok(())
     }
 }
 
 fn runtime() -> Result<Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()?)
 }
 
 pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
@@ -203,17 +208,21 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
     let called = &gauge("called")?;
     let called_probe = Probe::new();
     let probe = called_probe.clone();
-    let _called = bus.on_threshold(called, busy()).call(move |crossing| probe.on(&crossing))?;
+    let _called = bus
+        .on_threshold(called, busy())
+        .call(move |crossing| probe.on(&crossing))?;
 
     let called_async = &gauge("called_async")?;
     let async_probe = Probe::new();
     let probe = async_probe.clone();
     let async_runtime = runtime()?;
     let entered = async_runtime.enter();
-    let _called_async = bus.on_threshold(called_async, busy()).call_async(move |crossing| {
-        probe.on(&crossing);
-        std::future::ready(())
-    })?;
+    let _called_async = bus
+        .on_threshold(called_async, busy())
+        .call_async(move |crossing| {
+            probe.on(&crossing);
+            std::future::ready(())
+        })?;
     drop(entered);
 
     let streamed = &gauge("streamed")?;
@@ -256,8 +265,19 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
     });
 
     let mut contenders = [
-        Contender::gauge(Role::Subject, ("metricbus, call", ""), &called_probe, called),
-        Contender::new(Role::Floor, ("tokio Notify", "floor_"), &notify_probe, || notify.notify_one(), None),
+        Contender::gauge(
+            Role::Subject,
+            ("metricbus, call", ""),
+            &called_probe,
+            called,
+        ),
+        Contender::new(
+            Role::Floor,
+            ("tokio Notify", "floor_"),
+            &notify_probe,
+            || notify.notify_one(),
+            None,
+        ),
         Contender::new(
             Role::Peer,
             ("naive bus", "peer_"),
@@ -265,12 +285,25 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
             || naive.set(OVER),
             Some(Box::new(|| naive.set(UNDER))),
         ),
-        Contender::gauge(Role::Other, ("metricbus, call_async", "call_async_"), &async_probe, called_async),
-        Contender::gauge(Role::Other, ("metricbus, stream", "stream_"), &stream_probe, streamed),
+        Contender::gauge(
+            Role::Other,
+            ("metricbus, call_async", "call_async_"),
+            &async_probe,
+            called_async,
+        ),
+        Contender::gauge(
+            Role::Other,
+            ("metricbus, stream", "stream_"),
+            &stream_probe,
+            streamed,
+        ),
     ];
     let (blocks, block) = effort.pick((5, 20), (60, 100));
     let mut rounds = Rounds {
-        lanes: contenders.iter().map(|c| (c.role, c.name, Vec::new())).collect(),
+        lanes: contenders
+            .iter()
+            .map(|c| (c.role, c.name, Vec::new()))
+            .collect(),
     };
     // Learns which threads the receivers are.
     for _ in 0..20 {

@@ -17,7 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use measured::{CounterVec, HistogramVec, MetricGroup, metric::histogram::Thresholds, text::TextEncoder};
+use measured::{
+    CounterVec, HistogramVec, MetricGroup, metric::histogram::Thresholds, text::TextEncoder,
+};
 use metricbus::{
     Buckets, Counter, Desc, Histogram, MetricBus,
     export::text::{Format, encode},
@@ -100,11 +102,20 @@ impl Rendered {
         let name = |suffix| format!("{HISTOGRAM}_{suffix}");
         for bound in BOUNDS.into_iter().chain([f64::INFINITY]) {
             let count = values.iter().filter(|v| **v <= bound).count();
-            let le = if bound.is_finite() { bound.to_string() } else { "+Inf".into() };
+            let le = if bound.is_finite() {
+                bound.to_string()
+            } else {
+                "+Inf".into()
+            };
             self.line(&name("bucket"), labels, Some(&le), whole(count));
         }
         let sum = values.iter().sum::<f64>();
-        self.line(&name("sum"), labels, None, Number::Real(AtomicU64::new(sum.to_bits())));
+        self.line(
+            &name("sum"),
+            labels,
+            None,
+            Number::Real(AtomicU64::new(sum.to_bits())),
+        );
         self.line(&name("count"), labels, None, whole(values.len()));
     }
 
@@ -161,7 +172,9 @@ fn writes<'a, B: Text + 'a>(
     write(&mut out)?;
     let found = samples_of(metric, out.bytes());
     if found != samples {
-        return Err(format!("{name} wrote {found} samples of {metric} rather than {samples}").into());
+        return Err(
+            format!("{name} wrote {found} samples of {metric} rather than {samples}").into(),
+        );
     }
     Ok(Lane::new(role, name, move |n| {
         let start = Instant::now();
@@ -176,7 +189,9 @@ fn writes<'a, B: Text + 'a>(
 
 /// How many lines of a text are samples of a metric.
 fn samples_of(metric: &str, text: &[u8]) -> usize {
-    text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(metric.as_bytes())).count()
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(metric.as_bytes()))
+        .count()
 }
 
 fn plan(effort: Effort) -> Plan {
@@ -201,7 +216,8 @@ pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
     let vec = prometheus::IntCounterVec::new(prometheus::Opts::new(COUNTER, HELP), &LABELS)?;
     registry.register(Box::new(vec.clone()))?;
     let mut client = prometheus_client::registry::Registry::default();
-    let family = ClientFamily::<ClientLabels, prometheus_client::metrics::counter::Counter>::default();
+    let family =
+        ClientFamily::<ClientLabels, prometheus_client::metrics::counter::Counter>::default();
     // It appends the _total by itself.
     client.register("requests", HELP, family.clone());
     let mut rendered = Rendered::new(COUNTER, "counter");
@@ -221,7 +237,9 @@ pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
         Ok(())
     })?;
     fill(&mut |labels, value| {
-        measured.requests_total.inc_by(MeasuredLabels::from(labels), value);
+        measured
+            .requests_total
+            .inc_by(MeasuredLabels::from(labels), value);
         Ok(())
     })?;
     fill(&mut |labels, value| {
@@ -229,7 +247,9 @@ pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
         Ok(())
     })?;
     fill(&mut |labels, value| {
-        family.get_or_create(&ClientLabels::from(labels)).inc_by(value);
+        family
+            .get_or_create(&ClientLabels::from(labels))
+            .inc_by(value);
         Ok(())
     })?;
     fill(&mut |labels, value| {
@@ -249,20 +269,33 @@ pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
             encode(&bus, Format::Text, out);
             Ok(())
         })?,
-        writes(Role::Floor, "rendered before", expected, |out: &mut Vec<u8>| {
-            rendered.write(out);
-            Ok(())
-        })?,
+        writes(
+            Role::Floor,
+            "rendered before",
+            expected,
+            |out: &mut Vec<u8>| {
+                rendered.write(out);
+                Ok(())
+            },
+        )?,
         writes(Role::Peer, "measured", expected, |out: &mut Vec<u8>| {
             Ok(measured.collect_group_into(&mut TextEncoder::new(out))?)
         })?,
-        writes(Role::Other, "metricbus, scattered in memory", expected, |out: &mut Vec<u8>| {
-            encode(&scattered_bus, Format::Text, out);
-            Ok(())
-        })?,
-        writes(Role::Other, "prometheus-client", expected, |out: &mut String| {
-            Ok(prometheus_client::encoding::text::encode(out, &client)?)
-        })?,
+        writes(
+            Role::Other,
+            "metricbus, scattered in memory",
+            expected,
+            |out: &mut Vec<u8>| {
+                encode(&scattered_bus, Format::Text, out);
+                Ok(())
+            },
+        )?,
+        writes(
+            Role::Other,
+            "prometheus-client",
+            expected,
+            |out: &mut String| Ok(prometheus_client::encoding::text::encode(out, &client)?),
+        )?,
         writes(Role::Other, "prometheus", expected, |out: &mut Vec<u8>| {
             Ok(prometheus::TextEncoder::new().encode(&registry.gather(), out)?)
         })?,
@@ -277,7 +310,10 @@ pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
 
     let bus = MetricBus::new();
     let ours = bus.family::<Histogram>(
-        Desc::new(HISTOGRAM, HELP).labels(LABELS).series_max(SERIES).buckets(Buckets::new(BOUNDS)?),
+        Desc::new(HISTOGRAM, HELP)
+            .labels(LABELS)
+            .series_max(SERIES)
+            .buckets(Buckets::new(BOUNDS)?),
     )?;
     let measured = MeasuredHistograms {
         request_duration_seconds: HistogramVec::with_label_set_and_metadata(
@@ -304,7 +340,10 @@ pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
         let mut labels = Labels::default();
         (0..SERIES).try_for_each(|i| {
             labels.number(i);
-            add(&labels, &std::array::from_fn(|j| durations.get(i * OBSERVATIONS + j)))
+            add(
+                &labels,
+                &std::array::from_fn(|j| durations.get(i * OBSERVATIONS + j)),
+            )
         })
     };
     fill(&mut |labels, values| {
@@ -314,7 +353,9 @@ pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
     })?;
     fill(&mut |labels, values| {
         let histogram = &measured.request_duration_seconds;
-        values.iter().for_each(|v| histogram.observe(MeasuredLabels::from(labels), *v));
+        values
+            .iter()
+            .for_each(|v| histogram.observe(MeasuredLabels::from(labels), *v));
         Ok(())
     })?;
     fill(&mut |labels, values| {
@@ -338,16 +379,24 @@ pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
             encode(&bus, Format::Text, out);
             Ok(())
         })?,
-        writes(Role::Floor, "rendered before", expected, |out: &mut Vec<u8>| {
-            rendered.write(out);
-            Ok(())
-        })?,
+        writes(
+            Role::Floor,
+            "rendered before",
+            expected,
+            |out: &mut Vec<u8>| {
+                rendered.write(out);
+                Ok(())
+            },
+        )?,
         writes(Role::Peer, "measured", expected, |out: &mut Vec<u8>| {
             Ok(measured.collect_group_into(&mut TextEncoder::new(out))?)
         })?,
-        writes(Role::Other, "prometheus-client", expected, |out: &mut String| {
-            Ok(prometheus_client::encoding::text::encode(out, &client)?)
-        })?,
+        writes(
+            Role::Other,
+            "prometheus-client",
+            expected,
+            |out: &mut String| Ok(prometheus_client::encoding::text::encode(out, &client)?),
+        )?,
         writes(Role::Other, "prometheus", expected, |out: &mut Vec<u8>| {
             Ok(prometheus::TextEncoder::new().encode(&registry.gather(), out)?)
         })?,
@@ -362,33 +411,49 @@ mod tests {
 
     #[test]
     fn only_samples_are_counted() {
-        let text = b"# HELP requests_total x\nrequests_total{a=\"b\"} 1\nother 2\nrequests_total 3\n";
+        let text =
+            b"# HELP requests_total x\nrequests_total{a=\"b\"} 1\nother 2\nrequests_total 3\n";
         assert_eq!(samples_of("requests_total", text), 2);
     }
 
     #[test]
     fn the_floor_writes_the_same_text_as_an_encoder() {
         let bus = MetricBus::new();
-        let family = bus.family::<Counter>(Desc::new(COUNTER, HELP).labels(LABELS)).unwrap();
+        let family = bus
+            .family::<Counter>(Desc::new(COUNTER, HELP).labels(LABELS))
+            .unwrap();
         let mut rendered = Rendered::new(COUNTER, "counter");
         let mut labels = Labels::default();
         for i in 0..3 {
             labels.number(i);
-            family.with_label_values(&labels.values()).unwrap().inc_by(i as u64 * 7);
-            rendered.line(COUNTER, &labels, None, Number::Whole(AtomicU64::new(i as u64 * 7)));
+            family
+                .with_label_values(&labels.values())
+                .unwrap()
+                .inc_by(i as u64 * 7);
+            rendered.line(
+                COUNTER,
+                &labels,
+                None,
+                Number::Whole(AtomicU64::new(i as u64 * 7)),
+            );
         }
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
         encode(&bus, Format::Text, &mut ours);
         rendered.write(&mut floors);
         assert!(!floors.is_empty());
-        let (ours, floors) = (String::from_utf8(ours).unwrap(), String::from_utf8(floors).unwrap());
+        let (ours, floors) = (
+            String::from_utf8(ours).unwrap(),
+            String::from_utf8(floors).unwrap(),
+        );
         assert!(ours.contains(&floors), "{floors}\nis not in\n{ours}");
     }
 
     #[test]
     fn the_floor_of_histograms_does_so_too() {
         let bus = MetricBus::new();
-        let desc = Desc::new(HISTOGRAM, HELP).labels(LABELS).buckets(Buckets::new(BOUNDS).unwrap());
+        let desc = Desc::new(HISTOGRAM, HELP)
+            .labels(LABELS)
+            .buckets(Buckets::new(BOUNDS).unwrap());
         let family = bus.family::<Histogram>(desc).unwrap();
         let mut rendered = Rendered::new(HISTOGRAM, "histogram");
         let mut labels = Labels::default();
@@ -400,7 +465,10 @@ mod tests {
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
         encode(&bus, Format::Text, &mut ours);
         rendered.write(&mut floors);
-        let (ours, floors) = (String::from_utf8(ours).unwrap(), String::from_utf8(floors).unwrap());
+        let (ours, floors) = (
+            String::from_utf8(ours).unwrap(),
+            String::from_utf8(floors).unwrap(),
+        );
         assert!(ours.contains(&floors), "{floors}\nis not in\n{ours}");
     }
 }

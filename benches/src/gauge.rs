@@ -55,10 +55,17 @@ fn entry(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failu
     let naive = NaiveBus::new(1024);
     let values = &Values::unit();
     let lanes = &mut [
-        Lane::of(Role::Subject, "metricbus", ours.gauge.clone(), |g, i| g.set(values.get(i))),
-        Lane::of(Role::Floor, "swap(AcqRel)", Arc::new(AtomicU64::new(0)), |a, i| {
-            a.swap(values.get(i).to_bits(), Ordering::AcqRel);
+        Lane::of(Role::Subject, "metricbus", ours.gauge.clone(), |g, i| {
+            g.set(values.get(i))
         }),
+        Lane::of(
+            Role::Floor,
+            "swap(AcqRel)",
+            Arc::new(AtomicU64::new(0)),
+            |a, i| {
+                a.swap(values.get(i).to_bits(), Ordering::AcqRel);
+            },
+        ),
         Lane::of(
             Role::Peer,
             "prometheus",
@@ -73,9 +80,14 @@ fn entry(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failu
                 g.set(values.get(i));
             },
         ),
-        Lane::of(Role::Other, "measured", Arc::new(measured::FloatGauge::new()), |g, i| {
-            g.get_metric().count.set(values.get(i));
-        }),
+        Lane::of(
+            Role::Other,
+            "measured",
+            Arc::new(measured::FloatGauge::new()),
+            |g, i| {
+                g.get_metric().count.set(values.get(i));
+            },
+        ),
         Lane::of(
             Role::Other,
             "naive bus, no subscriber",

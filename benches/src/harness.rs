@@ -132,7 +132,11 @@ pub(crate) fn interleave(plan: Plan, lanes: &mut [Lane<'_>]) -> Result<Rounds, F
 
 /// Lets the lanes take turns, each with the same number of operations in a round, after a round that is not counted.
 /// For what behaves differently at the start of a round than later in it.
-pub(crate) fn interleave_equal(rounds: usize, n: u64, lanes: &mut [Lane<'_>]) -> Result<Rounds, Failure> {
+pub(crate) fn interleave_equal(
+    rounds: usize,
+    n: u64,
+    lanes: &mut [Lane<'_>],
+) -> Result<Rounds, Failure> {
     for lane in lanes.iter_mut() {
         (lane.run)(n)?;
     }
@@ -301,7 +305,12 @@ mod tests {
             round.sort_unstable();
             assert_eq!(round, ["a", "b", "c"]);
         }
-        assert!(rounds.lanes.iter().all(|(.., samples)| samples == &[1e6; 30]));
+        assert!(
+            rounds
+                .lanes
+                .iter()
+                .all(|(.., samples)| samples == &[1e6; 30])
+        );
     }
 
     #[test]
@@ -315,7 +324,10 @@ mod tests {
         }
         for (i, row) in follows.iter().enumerate() {
             // 250 expected.
-            assert!(row.iter().enumerate().all(|(j, n)| i == j || *n > 180), "{follows:?}");
+            assert!(
+                row.iter().enumerate().all(|(j, n)| i == j || *n > 180),
+                "{follows:?}"
+            );
         }
     }
 

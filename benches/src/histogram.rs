@@ -21,8 +21,9 @@ use crate::{
 };
 
 /// The upper bounds, in seconds: the default of `prometheus`, which the field took over.
-pub(crate) const BOUNDS: [f64; 11] =
-    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const BOUNDS: [f64; 11] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 /// From 2 ms to 20 s, each order of magnitude as often as the other.
 pub(crate) fn durations() -> Values {
@@ -44,25 +45,36 @@ pub(crate) fn observe(effort: Effort) -> Result<Entry, Failure> {
     let values = &durations();
     let found: Vec<u8> = values
         .iter()
-        .map(|v| BOUNDS.iter().position(|bound| v <= *bound).unwrap_or(BOUNDS.len()) as u8)
+        .map(|v| {
+            BOUNDS
+                .iter()
+                .position(|bound| v <= *bound)
+                .unwrap_or(BOUNDS.len()) as u8
+        })
         .collect();
     let found: &[u8; VALUES] = found.as_slice().try_into()?;
     let floor = Arc::new(Floor {
         buckets: Default::default(),
         sum: AtomicU64::new(0),
     });
-    let options = prometheus::HistogramOpts::new("request_duration_seconds", "Time to serve a request.")
-        .buckets(BOUNDS.to_vec());
+    let options =
+        prometheus::HistogramOpts::new("request_duration_seconds", "Time to serve a request.")
+            .buckets(BOUNDS.to_vec());
     let thresholds = measured::metric::histogram::Thresholds::with_buckets(BOUNDS);
 
     let lanes = &mut [
-        Lane::of(Role::Subject, "metricbus", ours.clone(), |h, i| h.observe(values.get(i))),
+        Lane::of(Role::Subject, "metricbus", ours.clone(), |h, i| {
+            h.observe(values.get(i))
+        }),
         Lane::of(Role::Floor, "bucket fetch_add + sum CAS", floor, |f, i| {
             f.buckets[usize::from(found[i % VALUES]) % 12].fetch_add(1, Ordering::Relaxed);
             let mut sum = f.sum.load(Ordering::Relaxed);
             loop {
                 let new = (f64::from_bits(sum) + values.get(i)).to_bits();
-                match f.sum.compare_exchange_weak(sum, new, Ordering::AcqRel, Ordering::Relaxed) {
+                match f
+                    .sum
+                    .compare_exchange_weak(sum, new, Ordering::AcqRel, Ordering::Relaxed)
+                {
                     Ok(_) => break,
                     Err(now) => sum = now,
                 }
@@ -101,6 +113,9 @@ mod tests {
         for v in durations().iter() {
             hits[BOUNDS.iter().position(|b| v <= *b).unwrap_or(BOUNDS.len())] += 1;
         }
-        assert!(hits.iter().all(|hits| *hits > VALUES as u32 / 50), "{hits:?}");
+        assert!(
+            hits.iter().all(|hits| *hits > VALUES as u32 / 50),
+            "{hits:?}"
+        );
     }
 }

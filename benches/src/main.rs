@@ -31,24 +31,64 @@ use crate::{harness::Effort, report::Entry};
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// An entry's name, what it measures, and how.
-type Measure = (&'static str, &'static str, fn(Effort) -> Result<Entry, Failure>);
+type Measure = (
+    &'static str,
+    &'static str,
+    fn(Effort) -> Result<Entry, Failure>,
+);
 
 const ENTRIES: &[Measure] = &[
-    ("counter_inc", "Counter::inc, nobody subscribed", counters::inc),
-    ("counter_inc_armed", "the same with a threshold that is never crossed", counters::inc_armed),
+    (
+        "counter_inc",
+        "Counter::inc, nobody subscribed",
+        counters::inc,
+    ),
+    (
+        "counter_inc_armed",
+        "the same with a threshold that is never crossed",
+        counters::inc_armed,
+    ),
     ("gauge_set", "Gauge::set, nobody subscribed", gauge::set),
-    ("gauge_set_armed", "the same with a threshold that is never crossed", gauge::set_armed),
+    (
+        "gauge_set_armed",
+        "the same with a threshold that is never crossed",
+        gauge::set_armed,
+    ),
     (
         "counter_inc_2_threads_same",
         "Counter::inc of one counter by two threads",
         counters::inc_2_threads_same,
     ),
-    ("tap_one_subscriber", "Gauge::set with a live subscriber to every set", tap::one_subscriber),
-    ("histogram_observe", "Histogram::observe with 11 buckets", histogram::observe),
-    ("crossing_to_callback", "from the mutation to its callback", crossing::to_callback),
-    ("encode_100k_counters", "the text of 100 000 counters", encode::counters),
-    ("encode_10k_histograms", "the text of 10 000 histograms", encode::histograms),
-    ("bytes_per_counter_series", "memory per counter with 3 labels", memory::per_counter_series),
+    (
+        "tap_one_subscriber",
+        "Gauge::set with a live subscriber to every set",
+        tap::one_subscriber,
+    ),
+    (
+        "histogram_observe",
+        "Histogram::observe with 11 buckets",
+        histogram::observe,
+    ),
+    (
+        "crossing_to_callback",
+        "from the mutation to its callback",
+        crossing::to_callback,
+    ),
+    (
+        "encode_100k_counters",
+        "the text of 100 000 counters",
+        encode::counters,
+    ),
+    (
+        "encode_10k_histograms",
+        "the text of 10 000 histograms",
+        encode::histograms,
+    ),
+    (
+        "bytes_per_counter_series",
+        "memory per counter with 3 labels",
+        memory::per_counter_series,
+    ),
 ];
 
 /// Measures metricbus beside its floors and its peers, and says which bars are met.
@@ -77,7 +117,10 @@ struct Arguments {
 }
 
 fn entries() -> String {
-    ENTRIES.iter().map(|(name, what, _)| format!("  {name:<28}{what}\n")).collect()
+    ENTRIES
+        .iter()
+        .map(|(name, what, _)| format!("  {name:<28}{what}\n"))
+        .collect()
 }
 
 fn examples() -> String {
@@ -111,7 +154,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let chosen: Vec<_> = ENTRIES.iter().filter(|(name, ..)| wanted(name)).collect();
     if chosen.is_empty() {
         let filter = arguments.filter.join(", ");
-        return Err(format!("no entry's name contains {filter}; there are:\n{}", entries()).into());
+        return Err(format!(
+            "no entry's name contains {filter}; there are:\n{}",
+            entries()
+        )
+        .into());
     }
     if cfg!(debug_assertions) {
         eprintln!("WARNING: built without --release; the figures mean nothing.");

@@ -94,7 +94,10 @@ unsafe impl GlobalAlloc for Scales {
 static SCALES: Scales = Scales::new();
 
 /// Weighs `count` series that `make` makes, after a first one; bytes for each.
-fn weigh(count: usize, mut make: impl FnMut(&Labels) -> Result<(), Failure>) -> Result<f64, Failure> {
+fn weigh(
+    count: usize,
+    mut make: impl FnMut(&Labels) -> Result<(), Failure>,
+) -> Result<f64, Failure> {
     let mut labels = Labels::default();
     // So that the labels' own memory is there already, for the longest values.
     labels.number(count);
@@ -120,7 +123,13 @@ pub(crate) fn per_counter_series(effort: Effort) -> Result<Entry, Failure> {
     ];
     for step in 0..5 {
         let count = (f64::from(smallest) * 2_f64.powf((f64::from(step) + 0.5) / 5.0)) as usize;
-        let samples = [ours(count)?, floor(count), prometheus(count)?, client(count)?, measured(count)?];
+        let samples = [
+            ours(count)?,
+            floor(count),
+            prometheus(count)?,
+            client(count)?,
+            measured(count)?,
+        ];
         for ((.., lane), sample) in lanes.iter_mut().zip(samples) {
             lane.push(sample);
         }
@@ -128,12 +137,19 @@ pub(crate) fn per_counter_series(effort: Effort) -> Result<Entry, Failure> {
     let rounds = Rounds {
         lanes: lanes.into(),
     };
-    Entry::new("bytes_per_counter_series", Unit::Bytes, &rounds, Bar::Peer(0.5))
+    Entry::new(
+        "bytes_per_counter_series",
+        Unit::Bytes,
+        &rounds,
+        Bar::Peer(0.5),
+    )
 }
 
 fn ours(count: usize) -> Result<f64, Failure> {
     let bus = MetricBus::new();
-    let desc = Desc::new("requests_total", "Requests served.").labels(LABELS).series_max(count + 1);
+    let desc = Desc::new("requests_total", "Requests served.")
+        .labels(LABELS)
+        .series_max(count + 1);
     let family = bus.family::<Counter>(desc)?;
     weigh(count, |labels| {
         family.with_label_values(&labels.values())?.inc();
@@ -164,7 +180,8 @@ fn prometheus(count: usize) -> Result<f64, Failure> {
 }
 
 fn client(count: usize) -> Result<f64, Failure> {
-    let family = ClientFamily::<ClientLabels, prometheus_client::metrics::counter::Counter>::default();
+    let family =
+        ClientFamily::<ClientLabels, prometheus_client::metrics::counter::Counter>::default();
     weigh(count, |labels| {
         family.get_or_create(&ClientLabels::from(labels)).inc();
         Ok(())

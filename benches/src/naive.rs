@@ -9,7 +9,10 @@ use tokio::sync::broadcast;
 
 /// What a subscriber gets for each mutation.
 #[derive(Clone, Debug)]
-#[allow(dead_code, reason = "subscribers here look at the value only; a real one has use for all of it")]
+#[allow(
+    dead_code,
+    reason = "subscribers here look at the value only; a real one has use for all of it"
+)]
 pub(crate) struct Change {
     pub(crate) name: Arc<str>,
     pub(crate) value: f64,

@@ -82,14 +82,16 @@ impl Entry {
             let (lane, samples) = rounds
                 .lane(role)
                 .ok_or_else(|| format!("{name} has no lane for the {role:?}"))?;
-            let summary = Summary::of(samples).ok_or_else(|| format!("{lane}: no round was run"))?;
+            let summary =
+                Summary::of(samples).ok_or_else(|| format!("{lane}: no round was run"))?;
             Ok::<_, Failure>((lane, samples, summary.median))
         };
         let (_, subject, ns) = lane(Role::Subject)?;
         let (floor, floor_samples, floor_ns) = lane(Role::Floor)?;
         let (peer, peer_samples, peer_ns) = lane(Role::Peer)?;
         let against = |samples| {
-            Summary::of(&ratios(subject, samples)).ok_or_else(|| format!("{name}: no round was run"))
+            Summary::of(&ratios(subject, samples))
+                .ok_or_else(|| format!("{name}: no round was run"))
         };
         let (to_floor, to_peer) = (against(floor_samples)?, against(peer_samples)?);
         let judged = match bar {
@@ -151,7 +153,17 @@ impl Entry {
 /// The table.
 pub(crate) fn table(entries: &[Entry]) -> String {
     let mut rows = vec![
-        ["entry", "metricbus", "floor", "× floor", "peer", "× peer", "bar", ""].map(String::from),
+        [
+            "entry",
+            "metricbus",
+            "floor",
+            "× floor",
+            "peer",
+            "× peer",
+            "bar",
+            "",
+        ]
+        .map(String::from),
     ];
     for e in entries {
         rows.push([
@@ -171,10 +183,18 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         if e.others.is_empty() && e.more.is_empty() {
             continue;
         }
-        let _ = writeln!(text, "\n{} (floor: {}; {} rounds)", e.name, e.floor, e.rounds);
+        let _ = writeln!(
+            text,
+            "\n{} (floor: {}; {} rounds)",
+            e.name, e.floor, e.rounds
+        );
         for other in &e.others {
             let amount = Amount(other.ns, e.unit).to_string();
-            let _ = writeln!(text, "  {amount:>10}  {}, metricbus takes {:.2} ×", other.name, other.ratio);
+            let _ = writeln!(
+                text,
+                "  {amount:>10}  {}, metricbus takes {:.2} ×",
+                other.name, other.ratio
+            );
         }
         for (name, value) in &e.more {
             let _ = writeln!(text, "  {:>10}  {name}", significant(*value));
@@ -291,7 +311,8 @@ mod tests {
 
     #[test]
     fn a_bar_is_judged_by_the_median_and_noise_is_admitted() {
-        let entry = Entry::new("inc", Unit::Ns, &rounds(&[1.0, 1.1, 1.9]), Bar::Floor(1.2)).unwrap();
+        let entry =
+            Entry::new("inc", Unit::Ns, &rounds(&[1.0, 1.1, 1.9]), Bar::Floor(1.2)).unwrap();
         assert_eq!(entry.meets_bar, Some(true));
         assert!(table(&[entry]).contains("meets the bar (within the noise)"));
     }

@@ -89,7 +89,11 @@ mod tests {
 
     #[test]
     fn a_bar_between_the_quartiles_is_straddled() {
-        let summary = Summary { q1: 1.1, median: 1.15, q3: 1.3 };
+        let summary = Summary {
+            q1: 1.1,
+            median: 1.15,
+            q3: 1.3,
+        };
         assert!(summary.straddles(1.2));
         assert!(!summary.straddles(1.3));
         assert!(!summary.straddles(1.05));

@@ -93,23 +93,25 @@ impl Tapped {
     ) -> Result<Tapped, Failure> {
         let account = Arc::new(Account::default());
         let shared = account.clone();
-        let thread = std::thread::Builder::new().name("subscriber".into()).spawn(move || {
-            let account = shared.clone();
-            let mut reading = Box::pin(read(shared));
-            futures::executor::block_on(std::future::poll_fn(move |cx| {
-                loop {
-                    let polled = reading.as_mut().poll(cx);
-                    if polled.is_ready() {
-                        return polled;
+        let thread = std::thread::Builder::new()
+            .name("subscriber".into())
+            .spawn(move || {
+                let account = shared.clone();
+                let mut reading = Box::pin(read(shared));
+                futures::executor::block_on(std::future::poll_fn(move |cx| {
+                    loop {
+                        let polled = reading.as_mut().poll(cx);
+                        if polled.is_ready() {
+                            return polled;
+                        }
+                        if !account.asks.load(Ordering::Acquire) {
+                            account.parked.fetch_add(1, Ordering::AcqRel);
+                            return polled;
+                        }
+                        std::hint::spin_loop();
                     }
-                    if !account.asks.load(Ordering::Acquire) {
-                        account.parked.fetch_add(1, Ordering::AcqRel);
-                        return polled;
-                    }
-                    std::hint::spin_loop();
-                }
-            }));
-        })?;
+                }));
+            })?;
         Ok(Tapped {
             account,
             wait,
@@ -129,7 +131,9 @@ impl Tapped {
         }
         let wanted = account.total() + n;
         let took = spin(gauge, n, set);
-        spin_until("the subscriber to account for every set", || account.total() >= wanted)?;
+        spin_until("the subscriber to account for every set", || {
+            account.total() >= wanted
+        })?;
         account.asks.store(false, Ordering::Release);
         Ok(took)
     }
@@ -137,7 +141,9 @@ impl Tapped {
     fn stop(self, wake: impl FnOnce()) -> Result<(), Failure> {
         self.account.stop.store(true, Ordering::Release);
         wake();
-        self.thread.join().map_err(|_| "a subscriber panicked".into())
+        self.thread
+            .join()
+            .map_err(|_| "a subscriber panicked".into())
     }
 }
 
@@ -205,9 +211,14 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
             Lane::new(Role::Subject, "metricbus", |n| {
                 our_tap.round(ours, n, |g, i| g.set(values.get(i)))
             }),
-            Lane::of(Role::Floor, "swap(AcqRel)", Arc::new(AtomicU64::new(0)), |a, i| {
-                a.swap(values.get(i).to_bits(), Ordering::AcqRel);
-            }),
+            Lane::of(
+                Role::Floor,
+                "swap(AcqRel)",
+                Arc::new(AtomicU64::new(0)),
+                |a, i| {
+                    a.swap(values.get(i).to_bits(), Ordering::AcqRel);
+                },
+            ),
             Lane::new(Role::Peer, "naive bus", |n| {
                 naive_tap.round(naive, n, |g, i| g.set(values.get(i)))
             }),

@@ -96,13 +96,19 @@ mod tests {
         assert_eq!(speed("2.5x"), Ok(Speed::Times(2.5)));
         assert_eq!(speed("max"), Ok(Speed::Max));
         for bad in ["", "fast", "0", "-1", "nan", "inf", "1e-9"] {
-            assert!(speed(bad).is_err_and(|e| e.contains("such as 100")), "{bad}");
+            assert!(
+                speed(bad).is_err_and(|e| e.contains("such as 100")),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn without_a_speed_a_long_trace_is_sped_up_and_a_short_one_is_not_slowed_down() {
-        assert_eq!(Speed::for_length(Duration::from_secs(2500)), Speed::Times(100.0));
+        assert_eq!(
+            Speed::for_length(Duration::from_secs(2500)),
+            Speed::Times(100.0)
+        );
         assert_eq!(Speed::for_length(Duration::from_secs(5)), Speed::Times(1.0));
     }
 

@@ -3,11 +3,7 @@
 //!
 //! It decides nothing, and reads no metric: the books are the truth that detectors are held against.
 
-use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
 use metricbus::{DeclareError, MetricBus, Scope, dynamo};
 
@@ -253,11 +249,21 @@ impl Fleet {
         match role {
             Role::Prefill => {
                 let worker = Prefill::new(scope.register()?);
-                self.prefill[index] = Some(Member { name, state, since: now, worker });
+                self.prefill[index] = Some(Member {
+                    name,
+                    state,
+                    since: now,
+                    worker,
+                });
             }
             Role::Decode => {
                 let worker = Decode::new(scope.register()?);
-                self.decode[index] = Some(Member { name, state, since: now, worker });
+                self.decode[index] = Some(Member {
+                    name,
+                    state,
+                    since: now,
+                    worker,
+                });
             }
         }
         let peak = &mut self.books.peak[role as usize];
@@ -340,7 +346,12 @@ impl Fleet {
     }
 
     /// A draining worker with nothing left to do is gone, and its gauges with it.
-    fn leave_if_drained(&mut self, role: Role, index: usize, now: Duration) -> Result<(), DeclareError> {
+    fn leave_if_drained(
+        &mut self,
+        role: Role,
+        index: usize,
+        now: Duration,
+    ) -> Result<(), DeclareError> {
         let scope = &self.scopes[role as usize];
         let since = match role {
             Role::Prefill => {
@@ -381,11 +392,19 @@ fn pick<W>(
     random: &mut Random,
 ) -> Option<usize> {
     let serving: Vec<usize> = (0..members.len())
-        .filter(|&i| members[i].as_ref().is_some_and(|m| m.state == State::Serving))
+        .filter(|&i| {
+            members[i]
+                .as_ref()
+                .is_some_and(|m| m.state == State::Serving)
+        })
         .collect();
     let one = *serving.get(random.below(serving.len()))?;
     let two = *serving.get(random.below(serving.len()))?;
-    let load = |i: usize| members[i].as_ref().map_or(f64::INFINITY, |m| load(&m.worker));
+    let load = |i: usize| {
+        members[i]
+            .as_ref()
+            .map_or(f64::INFINITY, |m| load(&m.worker))
+    };
     Some(if load(two) < load(one) { two } else { one })
 }
 
@@ -397,10 +416,13 @@ fn free_slot<W>(members: &mut Vec<Option<W>>) -> usize {
 }
 
 fn drain_youngest<W>(members: &mut [Option<Member<W>>]) -> Option<usize> {
-    let serving = members.iter_mut().enumerate().filter_map(|(index, member)| {
-        let member = member.as_mut().filter(|m| m.state == State::Serving)?;
-        Some((index, member))
-    });
+    let serving = members
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(index, member)| {
+            let member = member.as_mut().filter(|m| m.state == State::Serving)?;
+            Some((index, member))
+        });
     let (index, youngest) = serving.max_by_key(|(index, m)| (m.since, *index))?;
     youngest.state = State::Draining;
     Some(index)
@@ -481,25 +503,51 @@ mod tests {
         assert_eq!((books.arrived, books.finished, books.refused), (62, 61, 1));
         assert!(books.missed_ttft > 30, "{books:?}");
         assert!(books.missed <= books.missed_ttft + books.missed_itl + books.refused);
-        assert!(fleet.truth.excursions().iter().any(|e| e.role == Role::Prefill && e.misses > 0));
+        assert!(
+            fleet
+                .truth
+                .excursions()
+                .iter()
+                .any(|e| e.role == Role::Prefill && e.misses > 0)
+        );
     }
 
     #[test]
     fn a_new_worker_serves_after_its_start_up_and_a_drained_one_goes() {
         let bus = MetricBus::new();
         let mut fleet = fleet(&bus);
-        let name = fleet.add(Role::Decode, Duration::ZERO).expect("valid declarations");
+        let name = fleet
+            .add(Role::Decode, Duration::ZERO)
+            .expect("valid declarations");
         assert_eq!(name.as_deref(), Some("decode-1"));
-        assert_eq!(fleet.count(Role::Decode), Count { starting: 1, serving: 1, draining: 0 });
+        assert_eq!(
+            fleet.count(Role::Decode),
+            Count {
+                starting: 1,
+                serving: 1,
+                draining: 0
+            }
+        );
         assert_eq!(run_until_idle(&mut fleet), SIZE.start_up);
-        assert_eq!(fleet.count(Role::Decode), Count { starting: 0, serving: 2, draining: 0 });
+        assert_eq!(
+            fleet.count(Role::Decode),
+            Count {
+                starting: 0,
+                serving: 2,
+                draining: 0
+            }
+        );
 
         let later = Duration::from_secs(8);
-        let gone = fleet.remove(Role::Decode, later).expect("valid declarations");
+        let gone = fleet
+            .remove(Role::Decode, later)
+            .expect("valid declarations");
         assert_eq!(gone.as_deref(), Some("decode-1"));
         assert_eq!(fleet.count(Role::Decode).present(), 1);
         assert_eq!(fleet.books.worker_time, later);
-        let left = bus.series("dynamo_component_kv_usage_ratio").expect("a valid selector");
+        let left = bus
+            .series("dynamo_component_kv_usage_ratio")
+            .expect("a valid selector");
         assert_eq!(left.len(), 1);
     }
 
@@ -508,9 +556,22 @@ mod tests {
         let bus = MetricBus::new();
         let mut fleet = fleet(&bus);
         let now = Duration::ZERO;
-        assert_eq!(fleet.remove(Role::Prefill, now).expect("valid declarations"), None);
-        assert!(fleet.add(Role::Prefill, now).expect("valid declarations").is_some());
-        assert_eq!(fleet.add(Role::Prefill, now).expect("valid declarations"), None);
+        assert_eq!(
+            fleet
+                .remove(Role::Prefill, now)
+                .expect("valid declarations"),
+            None
+        );
+        assert!(
+            fleet
+                .add(Role::Prefill, now)
+                .expect("valid declarations")
+                .is_some()
+        );
+        assert_eq!(
+            fleet.add(Role::Prefill, now).expect("valid declarations"),
+            None
+        );
         assert_eq!(fleet.books.peak, [2, 1]);
     }
 
@@ -518,18 +579,29 @@ mod tests {
     fn a_draining_worker_finishes_what_it_has() {
         let bus = MetricBus::new();
         let mut fleet = fleet(&bus);
-        fleet.add(Role::Prefill, Duration::ZERO).expect("valid declarations");
+        fleet
+            .add(Role::Prefill, Duration::ZERO)
+            .expect("valid declarations");
         let mut now = run_until_idle(&mut fleet);
         for _ in 0..20 {
             fleet.arrive(&request(1000, 1), now);
         }
-        fleet.remove(Role::Prefill, now).expect("valid declarations");
+        fleet
+            .remove(Role::Prefill, now)
+            .expect("valid declarations");
         assert_eq!(fleet.count(Role::Prefill).draining, 1);
         while let Some(at) = fleet.next_event() {
             now = at;
             fleet.step(now).expect("valid declarations");
         }
         assert_eq!(fleet.books.finished, 20);
-        assert_eq!(fleet.count(Role::Prefill), Count { starting: 0, serving: 1, draining: 0 });
+        assert_eq!(
+            fleet.count(Role::Prefill),
+            Count {
+                starting: 0,
+                serving: 1,
+                draining: 0
+            }
+        );
     }
 }

@@ -92,7 +92,11 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let mut live = Live::new();
     while let Some(at) = simulation.next_time() {
         // In short naps, so that the bar goes on meanwhile.
-        while let Some(ahead) = speed.real(at).checked_sub(started.elapsed()).filter(|a| *a > NAP_MIN) {
+        while let Some(ahead) = speed
+            .real(at)
+            .checked_sub(started.elapsed())
+            .filter(|a| *a > NAP_MIN)
+        {
             live.progress(&simulation);
             thread::sleep(ahead.min(NAP_MAX));
         }
@@ -117,7 +121,10 @@ fn requests(cli: &Cli) -> Result<(String, Vec<Request>), Box<dyn Error>> {
         }
         None => {
             let (length, seed) = (BURSTS_LENGTH, cli.seed);
-            Ok((format!("made-up bursts, seed {seed}"), Bursts { length, seed }.requests()))
+            Ok((
+                format!("made-up bursts, seed {seed}"),
+                Bursts { length, seed }.requests(),
+            ))
         }
     }
 }

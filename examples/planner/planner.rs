@@ -113,7 +113,13 @@ impl Planner {
         actions
     }
 
-    fn add(&mut self, role: Role, now: Duration, count: Count, starting_max: usize) -> Option<Action> {
+    fn add(
+        &mut self,
+        role: Role,
+        now: Duration,
+        count: Count,
+        starting_max: usize,
+    ) -> Option<Action> {
         let room = count.present() < self.size.max[role as usize] && count.starting < starting_max;
         room.then(|| {
             self.changed[role as usize] = now;
@@ -176,31 +182,60 @@ mod tests {
 
     fn think(planner: &mut Planner, now: u64, avg: Option<f64>, decode: Count) -> Vec<Action> {
         let load = |avg| Load { avg, coverage: 1.0 };
-        planner.think(secs(now), &[load(Some(0.5)), load(avg)], &[count(0, 1), decode])
+        planner.think(
+            secs(now),
+            &[load(Some(0.5)), load(avg)],
+            &[count(0, 1), decode],
+        )
     }
 
     #[test]
     fn a_full_worker_brings_one_more_and_not_two() {
         let mut planner = Planner::new(SIZE);
-        assert_eq!(planner.hear(&signal(News::Raised), secs(1), count(0, 2)), ADD);
-        assert_eq!(planner.hear(&signal(News::Raised), secs(2), count(1, 2)), None);
+        assert_eq!(
+            planner.hear(&signal(News::Raised), secs(1), count(0, 2)),
+            ADD
+        );
+        assert_eq!(
+            planner.hear(&signal(News::Raised), secs(2), count(1, 2)),
+            None
+        );
         assert_eq!(think(&mut planner, 3, Some(0.9), count(1, 2)), []);
     }
 
     #[test]
     fn a_line_behind_a_full_worker_brings_a_second_one() {
         let mut planner = Planner::new(SIZE);
-        assert_eq!(planner.hear(&signal(News::Jumped(0.0)), secs(1), count(1, 2)), ADD);
-        assert_eq!(planner.hear(&signal(News::Jumped(8.0)), secs(1), count(2, 2)), None);
+        assert_eq!(
+            planner.hear(&signal(News::Jumped(0.0)), secs(1), count(1, 2)),
+            ADD
+        );
+        assert_eq!(
+            planner.hear(&signal(News::Jumped(8.0)), secs(1), count(2, 2)),
+            None
+        );
     }
 
     #[test]
     fn a_worker_that_stays_full_brings_another_one_once_the_first_serves() {
         let mut planner = Planner::new(SIZE);
-        assert_eq!(planner.hear(&signal(News::Raised), secs(1), count(0, 2)), ADD);
-        assert_eq!(think(&mut planner, 6, Some(0.9), count(0, 3)), [Action::Add(Role::Decode)]);
-        assert_eq!(think(&mut planner, 12, Some(0.9), count(0, 4)), [], "as big as it may be");
-        assert_eq!(planner.hear(&signal(News::Cleared), secs(13), count(0, 3)), None);
+        assert_eq!(
+            planner.hear(&signal(News::Raised), secs(1), count(0, 2)),
+            ADD
+        );
+        assert_eq!(
+            think(&mut planner, 6, Some(0.9), count(0, 3)),
+            [Action::Add(Role::Decode)]
+        );
+        assert_eq!(
+            think(&mut planner, 12, Some(0.9), count(0, 4)),
+            [],
+            "as big as it may be"
+        );
+        assert_eq!(
+            planner.hear(&signal(News::Cleared), secs(13), count(0, 3)),
+            None
+        );
         assert_eq!(think(&mut planner, 14, Some(0.9), count(0, 3)), []);
     }
 
@@ -210,11 +245,31 @@ mod tests {
         let mut planner = Planner::new(SIZE);
         let _ = planner.hear(&signal(News::Raised), secs(100), count(0, 2));
         let _ = planner.hear(&signal(News::Cleared), secs(101), count(0, 3));
-        assert_eq!(think(&mut planner, 150, Some(0.2), count(0, 3)), [], "too soon");
-        assert_eq!(think(&mut planner, 160, Some(0.5), count(0, 3)), [], "0.75 for two");
-        assert_eq!(think(&mut planner, 160, None, count(0, 3)), [], "not measured");
+        assert_eq!(
+            think(&mut planner, 150, Some(0.2), count(0, 3)),
+            [],
+            "too soon"
+        );
+        assert_eq!(
+            think(&mut planner, 160, Some(0.5), count(0, 3)),
+            [],
+            "0.75 for two"
+        );
+        assert_eq!(
+            think(&mut planner, 160, None, count(0, 3)),
+            [],
+            "not measured"
+        );
         assert_eq!(think(&mut planner, 160, Some(0.4), count(0, 3)), remove);
-        assert_eq!(think(&mut planner, 161, Some(0.2), count(0, 3)), [], "one at a time");
-        assert_eq!(think(&mut planner, 300, Some(0.2), count(0, 2)), [], "as small as it may be");
+        assert_eq!(
+            think(&mut planner, 161, Some(0.2), count(0, 3)),
+            [],
+            "one at a time"
+        );
+        assert_eq!(
+            think(&mut planner, 300, Some(0.2), count(0, 2)),
+            [],
+            "as small as it may be"
+        );
     }
 }

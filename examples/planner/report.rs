@@ -22,7 +22,13 @@ use crate::{
 const FRAME: Duration = Duration::from_millis(100);
 const LINE: Duration = Duration::from_secs(5);
 
-pub fn header(source: &str, simulation: &Simulation, requests: usize, speed: Speed, at: Option<SocketAddr>) {
+pub fn header(
+    source: &str,
+    simulation: &Simulation,
+    requests: usize,
+    speed: Speed,
+    at: Option<SocketAddr>,
+) {
     let length = simulation.length();
     let speed = match speed {
         Speed::Max => "as fast as it can".to_owned(),
@@ -34,15 +40,26 @@ pub fn header(source: &str, simulation: &Simulation, requests: usize, speed: Spe
     let [prefill, decode] = SIZE.min;
     let [prefill_max, decode_max] = SIZE.max;
     println!("A planner for a fleet of LLM workers, on metricbus\n");
-    println!("  requests  {source}: {} over {}", grouped(requests as u64), clock(length));
+    println!(
+        "  requests  {source}: {} over {}",
+        grouped(requests as u64),
+        clock(length)
+    );
     println!("  speed     {speed}");
-    println!("  fleets    five, side by side, with the same requests: one that stays as it is, one whose");
-    println!("            planner hears by callback, three whose planners poll every 1, 5 and 15 s");
+    println!(
+        "  fleets    five, side by side, with the same requests: one that stays as it is, one whose"
+    );
+    println!(
+        "            planner hears by callback, three whose planners poll every 1, 5 and 15 s"
+    );
     println!(
         "  workers   {prefill} prefill and {decode} decode to begin with; planners go up to \
          {prefill_max} and {decode_max}, and a new one"
     );
-    println!("            serves {} s after it was asked for", SIZE.start_up.as_secs());
+    println!(
+        "            serves {} s after it was asked for",
+        SIZE.start_up.as_secs()
+    );
     println!(
         "  targets   first token within {} s, {} ms from token to token on average",
         TARGETS.ttft.as_secs_f64(),
@@ -68,7 +85,11 @@ impl Live {
         Live {
             terminal: io::stdout().is_terminal(),
             started: Instant::now(),
-            next: if io::stdout().is_terminal() { FRAME } else { LINE },
+            next: if io::stdout().is_terminal() {
+                FRAME
+            } else {
+                LINE
+            },
             fired: 0,
         }
     }
@@ -121,11 +142,19 @@ impl Live {
         if self.terminal {
             let full = ((share * 24.0) as usize).min(24);
             let bar = format!("[{}{}]", "#".repeat(full), "-".repeat(24 - full));
-            print!("\r\x1b[K  {bar} {} of {}  {missed}", clock(now), clock(length));
+            print!(
+                "\r\x1b[K  {bar} {} of {}  {missed}",
+                clock(now),
+                clock(length)
+            );
             let _ = io::stdout().flush();
         } else {
             let percent = (share * 100.0).min(100.0);
-            println!("  -- {percent:3.0} %, {} of {}; {missed}", clock(now), clock(length));
+            println!(
+                "  -- {percent:3.0} %, {} of {}; {missed}",
+                clock(now),
+                clock(length)
+            );
         }
     }
 
@@ -164,9 +193,13 @@ impl Detector {
     fn judge(name: String, excursions: &[Excursion], sightings: &[Sighting]) -> Detector {
         let delay = |e: &Excursion| {
             let within = |s: &&Sighting| s.role == e.role && s.at >= e.onset && s.at <= e.end;
-            sightings.iter().find(within).map(|s| s.at - e.onset + s.took)
+            sightings
+                .iter()
+                .find(within)
+                .map(|s| s.at - e.onset + s.took)
         };
-        let (overloads, harmless): (Vec<_>, Vec<_>) = excursions.iter().partition(|e| e.is_overload());
+        let (overloads, harmless): (Vec<_>, Vec<_>) =
+            excursions.iter().partition(|e| e.is_overload());
         Detector {
             name,
             delays: overloads.into_iter().map(delay).collect(),
@@ -210,7 +243,10 @@ fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
     let mut out = String::new();
     let mut row = |cells: [&str; 5], times: &mut dyn Iterator<Item = String>| {
         let [onset, lasted, role, peak, misses] = cells;
-        let _ = write!(out, "  {onset:>7}  {lasted:>7}  {role:<7}  {peak:>5}  {misses:>6}");
+        let _ = write!(
+            out,
+            "  {onset:>7}  {lasted:>7}  {role:<7}  {peak:>5}  {misses:>6}"
+        );
         for time in times {
             let _ = write!(out, "  {time:>9}");
         }
@@ -231,7 +267,9 @@ fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
             &peak,
             &grouped(overload.misses),
         ];
-        let times = detectors.iter().map(|d| d.delays[index].map_or("not seen".into(), span));
+        let times = detectors
+            .iter()
+            .map(|d| d.delays[index].map_or("not seen".into(), span));
         row(cells, &mut times.into_iter());
     }
     if overloads.is_empty() {
@@ -291,7 +329,12 @@ fn fleets(simulation: &Simulation) -> String {
     out
 }
 
-fn footnotes(simulation: &Simulation, excursions: &[Excursion], fired: u64, elapsed: Duration) -> String {
+fn footnotes(
+    simulation: &Simulation,
+    excursions: &[Excursion],
+    fired: u64,
+    elapsed: Duration,
+) -> String {
     let fixed = &simulation.contestants[FIXED].fleet;
     let mut took = simulation.took.clone();
     took.sort();
@@ -339,7 +382,10 @@ fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[De
         grouped(fixed.missed),
         grouped(callbacks.missed),
         change(fixed.missed as f64, callbacks.missed as f64),
-        change(fixed.worker_time.as_secs_f64(), callbacks.worker_time.as_secs_f64()),
+        change(
+            fixed.worker_time.as_secs_f64(),
+            callbacks.worker_time.as_secs_f64()
+        ),
     )
 }
 
@@ -392,7 +438,11 @@ mod tests {
 
     #[test]
     fn a_detector_is_judged_by_what_it_sees_while_it_lasts() {
-        let excursions = [excursion(10, 14, 3), excursion(30, 31, 0), excursion(50, 52, 1)];
+        let excursions = [
+            excursion(10, 14, 3),
+            excursion(30, 31, 0),
+            excursion(50, 52, 1),
+        ];
         let sighting = |at| Sighting {
             role: Role::Decode,
             at: secs(at),

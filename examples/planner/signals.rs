@@ -13,11 +13,14 @@ use std::{
 };
 
 use metricbus::{
-    Crossed, Crossing, Delta, MetricBus, Moved, SelectorError, Series, SubscribeError, Subscription,
-    Threshold, Time, dynamo,
+    Crossed, Crossing, Delta, MetricBus, Moved, SelectorError, Series, SubscribeError,
+    Subscription, Threshold, Time, dynamo,
 };
 
-use crate::{truth::{self, Limit}, worker::Role};
+use crate::{
+    truth::{self, Limit},
+    worker::Role,
+};
 
 /// Requests that start waiting for a decode worker's memory at once, as a sign that one more worker will not do.
 const JUMP: f64 = 8.0;
@@ -34,7 +37,11 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    pub const ALL: [Quantity; 3] = [Quantity::KvUsage, Quantity::PrefillQueue, Quantity::DecodeQueue];
+    pub const ALL: [Quantity; 3] = [
+        Quantity::KvUsage,
+        Quantity::PrefillQueue,
+        Quantity::DecodeQueue,
+    ];
 
     pub fn role(self) -> Role {
         match self {
@@ -138,7 +145,10 @@ impl Stopwatch {
     }
 
     fn read(&self) -> Duration {
-        Duration::from_nanos(self.elapsed().saturating_sub(self.began.load(Ordering::Acquire)))
+        Duration::from_nanos(
+            self.elapsed()
+                .saturating_sub(self.began.load(Ordering::Acquire)),
+        )
     }
 
     fn elapsed(&self) -> u64 {
@@ -174,16 +184,19 @@ impl Callbacks {
         let (on_kv, on_queue, on_line) = (reporter.clone(), reporter.clone(), reporter);
         let subscriptions = vec![
             bus.on_threshold(&*kv, full).inline(move |_| count_kv())?,
-            bus.on_threshold(&*queue, long).inline(move |_| count_queue())?,
+            bus.on_threshold(&*queue, long)
+                .inline(move |_| count_queue())?,
             bus.on_delta(&*line, jump).inline(move |_| count_line())?,
             // The three that a planner has.
             bus.on_threshold(&*kv, full)
                 .call(move |crossing| on_kv.crossed(Quantity::KvUsage, &crossing))?,
-            bus.on_threshold(&*queue, long).call_async(move |crossing| {
-                on_queue.crossed(Quantity::PrefillQueue, &crossing);
-                std::future::ready(())
-            })?,
-            bus.on_delta(&*line, jump).call(move |moved| on_line.moved(&moved))?,
+            bus.on_threshold(&*queue, long)
+                .call_async(move |crossing| {
+                    on_queue.crossed(Quantity::PrefillQueue, &crossing);
+                    std::future::ready(())
+                })?,
+            bus.on_delta(&*line, jump)
+                .call(move |moved| on_line.moved(&moved))?,
         ];
         Ok(Callbacks {
             _subscriptions: subscriptions,
@@ -207,9 +220,7 @@ impl Callbacks {
             signals.push(self.signals.recv_timeout(SILENCE).map_err(|_| Silence)?);
             self.taken += 1;
         }
-        signals.sort_by(|a, b| {
-            (a.at, a.quantity, &a.worker).cmp(&(b.at, b.quantity, &b.worker))
-        });
+        signals.sort_by(|a, b| (a.at, a.quantity, &a.worker).cmp(&(b.at, b.quantity, &b.worker)));
         Ok(signals)
     }
 }
@@ -228,13 +239,31 @@ impl Reporter {
             Crossed::Raised => News::Raised,
             Crossed::Cleared => News::Cleared,
         };
-        self.send(quantity, &crossing.series, news, crossing.value, crossing.at, took);
+        self.send(
+            quantity,
+            &crossing.series,
+            news,
+            crossing.value,
+            crossing.at,
+            took,
+        );
     }
 
     fn moved(&self, moved: &Moved) {
         let took = self.stopwatch.read();
-        let news = if moved.to > moved.from { News::Jumped(moved.from) } else { News::Cleared };
-        self.send(Quantity::DecodeQueue, &moved.series, news, moved.to, moved.at, took);
+        let news = if moved.to > moved.from {
+            News::Jumped(moved.from)
+        } else {
+            News::Cleared
+        };
+        self.send(
+            Quantity::DecodeQueue,
+            &moved.series,
+            news,
+            moved.to,
+            moved.at,
+            took,
+        );
     }
 
     fn send(
@@ -357,11 +386,16 @@ mod tests {
     }
 
     fn gauge(bus: &MetricBus, role: Role, name: &str, metric: &str) -> Gauge {
-        worker(bus, role, name).gauge(metric, "A test's.").expect("a valid declaration")
+        worker(bus, role, name)
+            .gauge(metric, "A test's.")
+            .expect("a valid declaration")
     }
 
     fn told(signals: &[Signal]) -> Vec<(Quantity, &str, News)> {
-        signals.iter().map(|s| (s.quantity, &*s.worker, s.news)).collect()
+        signals
+            .iter()
+            .map(|s| (s.quantity, &*s.worker, s.news))
+            .collect()
     }
 
     #[test]
@@ -372,7 +406,9 @@ mod tests {
         let queue = gauge(&bus, Role::Prefill, "prefill-0", "queue_depth");
         let other = dynamo::namespace(&bus, "other").component("decode");
         let other = other.scope().with_label("worker", "decode-0");
-        let other = other.gauge("kv_usage_ratio", "A test's.").expect("a valid declaration");
+        let other = other
+            .gauge("kv_usage_ratio", "A test's.")
+            .expect("a valid declaration");
 
         callbacks.start();
         (kv.set(0.95), queue.set(9.0), other.set(1.0), kv.set(0.85));
@@ -415,13 +451,25 @@ mod tests {
         let mut poller = Poller::new(&bus, "test", Duration::from_secs(5));
         let kv = gauge(&bus, Role::Decode, "decode-0", "kv_usage_ratio");
         (kv.set(0.95), kv.set(0.3));
-        assert!(poller.poll(Duration::from_secs(5)).expect("valid selectors").is_empty());
+        assert!(
+            poller
+                .poll(Duration::from_secs(5))
+                .expect("valid selectors")
+                .is_empty()
+        );
         kv.set(0.95);
-        let seen = poller.poll(Duration::from_secs(10)).expect("valid selectors");
+        let seen = poller
+            .poll(Duration::from_secs(10))
+            .expect("valid selectors");
         assert_eq!(told(&seen), [(Quantity::KvUsage, "decode-0", News::Raised)]);
         assert_eq!(poller.over, [false, true]);
         kv.set(0.85);
-        assert!(poller.poll(Duration::from_secs(15)).expect("valid selectors").is_empty());
+        assert!(
+            poller
+                .poll(Duration::from_secs(15))
+                .expect("valid selectors")
+                .is_empty()
+        );
         assert_eq!(poller.over, [false, false]);
         assert_eq!(poller.next(), Duration::from_secs(20));
     }

@@ -14,8 +14,11 @@ use crate::{
 };
 
 /// Periods at which the fleets are polled; 15 s is what Prometheus does unless told otherwise in most installations.
-pub const POLL_PERIODS: [Duration; 3] =
-    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(15)];
+pub const POLL_PERIODS: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+];
 
 /// How often planners look at their windows; those that poll, no more often than they poll.
 const THINK_EVERY: Duration = Duration::from_secs(1);
@@ -120,7 +123,12 @@ impl Simulation {
         };
         let contestant = |name, ears, steering| -> Result<_> {
             let fleet = Fleet::new(bus, name, size, targets, seed)?;
-            Ok(Contestant { name, fleet, ears, steering })
+            Ok(Contestant {
+                name,
+                fleet,
+                ears,
+                steering,
+            })
         };
         let callbacks = |name| Callbacks::subscribe(bus, name).map(Ears::Callbacks);
         let on_callbacks = steering("callbacks", THINK_EVERY, THINK_EVERY)?;
@@ -128,7 +136,10 @@ impl Simulation {
             contestant("fixed", callbacks("fixed")?, None)?,
             contestant("callbacks", callbacks("callbacks")?, on_callbacks)?,
         ];
-        for (name, period) in ["poll-1s", "poll-5s", "poll-15s"].into_iter().zip(POLL_PERIODS) {
+        for (name, period) in ["poll-1s", "poll-5s", "poll-15s"]
+            .into_iter()
+            .zip(POLL_PERIODS)
+        {
             let poller = Poller::new(bus, name, period);
             // Right after it has polled, when what it knows is fresh.
             let on_polls = steering(name, period.max(THINK_EVERY), poller.next())?;
@@ -140,7 +151,9 @@ impl Simulation {
             arrived: 0,
             now: Duration::ZERO,
             contestants,
-            watchers: POLL_PERIODS.map(|period| Poller::new(bus, "fixed", period)).into(),
+            watchers: POLL_PERIODS
+                .map(|period| Poller::new(bus, "fixed", period))
+                .into(),
             sightings: vec![Vec::new(); 1 + POLL_PERIODS.len()],
             took: Vec::new(),
         })
@@ -152,7 +165,10 @@ impl Simulation {
 
     /// When the last request arrives.
     pub fn length(&self) -> Duration {
-        self.requests.last().map(|request| request.at).unwrap_or_default()
+        self.requests
+            .last()
+            .map(|request| request.at)
+            .unwrap_or_default()
     }
 
     /// The time of the next step; `None` once every request has been served.
@@ -161,7 +177,10 @@ impl Simulation {
     }
 
     fn next(&self) -> Option<(Duration, Next)> {
-        let mut next = self.requests.get(self.arrived).map(|r| (r.at, Next::Arrival));
+        let mut next = self
+            .requests
+            .get(self.arrived)
+            .map(|r| (r.at, Next::Arrival));
         let mut sooner = |at: Duration, what| {
             if next.is_none_or(|(first, then)| (at, what) < (first, then)) {
                 next = Some((at, what));
@@ -251,7 +270,9 @@ impl Simulation {
         }
         self.took.extend(signals.iter().map(|signal| signal.took));
         if index == FIXED {
-            let raised = signals.iter().filter(|s| s.news == crate::signals::News::Raised);
+            let raised = signals
+                .iter()
+                .filter(|s| s.news == crate::signals::News::Raised);
             self.sightings[0].extend(raised.map(|s| Sighting {
                 role: s.quantity.role(),
                 at: s.at,
@@ -267,7 +288,9 @@ impl Simulation {
         signals: &[Signal],
         notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<()> {
-        let Contestant { fleet, steering, .. } = &mut self.contestants[index];
+        let Contestant {
+            fleet, steering, ..
+        } = &mut self.contestants[index];
         let Some(steering) = steering else {
             return Ok(());
         };
@@ -291,11 +314,16 @@ impl Simulation {
     fn think(&mut self, index: usize, notice: &mut dyn FnMut(&Notice<'_>)) -> Result<()> {
         let contestant = &mut self.contestants[index];
         contestant.start();
-        let Contestant { fleet, steering, .. } = contestant;
+        let Contestant {
+            fleet, steering, ..
+        } = contestant;
         if let Some(steering) = steering {
             steering.next = self.now + steering.every;
             let counts = Role::ALL.map(|role| fleet.count(role));
-            for action in steering.planner.think(self.now, &steering.loads.now(), &counts) {
+            for action in steering
+                .planner
+                .think(self.now, &steering.loads.now(), &counts)
+            {
                 let change = act(fleet, action, self.now)?;
                 notice(&Notice {
                     contestant: index,
@@ -365,7 +393,10 @@ mod tests {
         assert!(!heard.is_empty());
         assert_eq!(heard, heard_again);
         for (a, b) in first.contestants.iter().zip(&second.contestants) {
-            assert_eq!(format!("{:?}", a.fleet.books), format!("{:?}", b.fleet.books));
+            assert_eq!(
+                format!("{:?}", a.fleet.books),
+                format!("{:?}", b.fleet.books)
+            );
         }
     }
 
@@ -386,7 +417,10 @@ mod tests {
         assert!(!excursions.is_empty());
         for excursion in excursions {
             let seen = |s: &&Sighting| s.role == excursion.role && s.at == excursion.onset;
-            assert!(simulation.sightings[0].iter().any(|s| seen(&s)), "{excursion:?}");
+            assert!(
+                simulation.sightings[0].iter().any(|s| seen(&s)),
+                "{excursion:?}"
+            );
         }
     }
 
@@ -394,6 +428,11 @@ mod tests {
     fn the_planner_on_callbacks_misses_less_than_nobody() {
         let (simulation, _) = run();
         let missed = |index: usize| simulation.contestants[index].fleet.books.missed;
-        assert!(missed(CALLBACKS) < missed(FIXED), "{} against {}", missed(CALLBACKS), missed(FIXED));
+        assert!(
+            missed(CALLBACKS) < missed(FIXED),
+            "{} against {}",
+            missed(CALLBACKS),
+            missed(FIXED)
+        );
     }
 }

@@ -25,10 +25,23 @@ pub struct Request {
 /// Why a trace can't be used.
 #[derive(Debug)]
 pub enum TraceError {
-    Open { path: PathBuf, error: io::Error },
-    Read { path: PathBuf, line: usize, error: io::Error },
-    Row { path: PathBuf, line: usize, what: String },
-    Empty { path: PathBuf },
+    Open {
+        path: PathBuf,
+        error: io::Error,
+    },
+    Read {
+        path: PathBuf,
+        line: usize,
+        error: io::Error,
+    },
+    Row {
+        path: PathBuf,
+        line: usize,
+        what: String,
+    },
+    Empty {
+        path: PathBuf,
+    },
 }
 
 impl fmt::Display for TraceError {
@@ -38,7 +51,11 @@ impl fmt::Display for TraceError {
                 write!(f, "cannot open the trace {}: {error}", path.display())
             }
             TraceError::Read { path, line, error } => {
-                write!(f, "{}, line {line}: cannot be read: {error}", path.display())
+                write!(
+                    f,
+                    "{}, line {line}: cannot be read: {error}",
+                    path.display()
+                )
             }
             TraceError::Row { path, line, what } => write!(
                 f,
@@ -46,7 +63,9 @@ impl fmt::Display for TraceError {
                  such as\n  2023-11-16 18:15:46.6805900,374,44",
                 path.display()
             ),
-            TraceError::Empty { path } => write!(f, "{}: there is no request in it", path.display()),
+            TraceError::Empty { path } => {
+                write!(f, "{}: there is no request in it", path.display())
+            }
         }
     }
 }
@@ -143,7 +162,9 @@ fn numbers(text: &str, separator: char) -> Option<[u64; 3]> {
     let mut next = || {
         let part = parts.next()?;
         // `parse` takes a sign as well.
-        part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?
+        part.bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| part.parse().ok())?
     };
     let numbers = [next()?, next()?, next()?];
     parts.next().is_none().then_some(numbers)
@@ -278,7 +299,11 @@ mod tests {
     #[test]
     fn time_goes_on_over_midnight_and_over_a_leap_day() {
         let text = "2024-02-28 23:59:59,1,1\n2024-02-29 00:00:01.5,1,1\n2024-03-01 00:00:00,1,1\n";
-        let at: Vec<_> = parsed(text).expect("a good trace").iter().map(|r| r.at).collect();
+        let at: Vec<_> = parsed(text)
+            .expect("a good trace")
+            .iter()
+            .map(|r| r.at)
+            .collect();
         assert_eq!(at[1], Duration::from_millis(2500));
         assert_eq!(at[2], Duration::from_secs(86_401));
     }
@@ -286,7 +311,11 @@ mod tests {
     #[test]
     fn rows_out_of_order_are_put_in_order() {
         let text = "2023-01-01 00:00:05,5,1\n2023-01-01 00:00:02,2,1\n";
-        let contexts: Vec<_> = parsed(text).expect("a good trace").iter().map(|r| r.context).collect();
+        let contexts: Vec<_> = parsed(text)
+            .expect("a good trace")
+            .iter()
+            .map(|r| r.context)
+            .collect();
         assert_eq!(contexts, [2, 5]);
     }
 
@@ -294,19 +323,40 @@ mod tests {
     fn a_bad_row_is_named_by_its_line_and_by_what_would_be_right() {
         let good = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n";
         let two_fields = complaint(&format!("{good}2023-11-16 18:15:47,1\n"));
-        assert!(two_fields.contains("trace.csv, line 3: 3 fields expected, found 2"), "{two_fields}");
+        assert!(
+            two_fields.contains("trace.csv, line 3: 3 fields expected, found 2"),
+            "{two_fields}"
+        );
         let negative = complaint(&format!("{good}2023-11-16 18:15:47,-4,1\n"));
-        assert!(negative.contains("ContextTokens should be a whole number"), "{negative}");
-        for bad in ["yesterday", "2023-13-01 00:00:00", "2023-11-16 24:00:00", "2023-11-16 1:2:3.x", "2023-11-16 +1:2:3"] {
+        assert!(
+            negative.contains("ContextTokens should be a whole number"),
+            "{negative}"
+        );
+        for bad in [
+            "yesterday",
+            "2023-13-01 00:00:00",
+            "2023-11-16 24:00:00",
+            "2023-11-16 1:2:3.x",
+            "2023-11-16 +1:2:3",
+        ] {
             let message = complaint(&format!("{good}{bad},1,1\n"));
-            assert!(message.contains("line 3: the timestamp should look like"), "{bad}: {message}");
+            assert!(
+                message.contains("line 3: the timestamp should look like"),
+                "{bad}: {message}"
+            );
         }
         assert!(complaint("TIMESTAMP,ContextTokens,GeneratedTokens\n").contains("no request"));
     }
 
     #[test]
     fn the_generator_makes_the_same_bursts_from_the_same_seed() {
-        let bursts = |seed| Bursts { length: Duration::from_secs(600), seed }.requests();
+        let bursts = |seed| {
+            Bursts {
+                length: Duration::from_secs(600),
+                seed,
+            }
+            .requests()
+        };
         assert_eq!(bursts(7), bursts(7));
         assert_ne!(bursts(7), bursts(8));
         let made = bursts(7);

@@ -40,7 +40,11 @@ impl Limit {
 
     /// The next state, with hysteresis.
     pub fn judge(&self, over: bool, value: f64) -> bool {
-        if over { value >= self.clear } else { value > self.raise }
+        if over {
+            value >= self.clear
+        } else {
+            value > self.raise
+        }
     }
 }
 
@@ -140,7 +144,11 @@ impl Truth {
 
     /// All excursions, in order of their onset.
     pub fn excursions(&self) -> Vec<Excursion> {
-        let mut all: Vec<_> = self.roles.iter().flat_map(|t| t.excursions.clone()).collect();
+        let mut all: Vec<_> = self
+            .roles
+            .iter()
+            .flat_map(|t| t.excursions.clone())
+            .collect();
         all.sort_by_key(|e| (e.onset, e.role as usize));
         all
     }

@@ -114,19 +114,30 @@ impl Prefill {
     pub fn accept(&mut self, job: Job, now: Duration) -> Option<Duration> {
         self.backlog += u64::from(job.context);
         self.waiting.push_back(job);
-        let done = if self.current.is_none() { self.start_next(now) } else { None };
+        let done = if self.current.is_none() {
+            self.start_next(now)
+        } else {
+            None
+        };
         self.metrics.queue_depth.set(self.waiting.len() as f64);
         done
     }
 
     /// The current prefill is done: its request, and when the next one will be.
     pub fn finish(&mut self, now: Duration) -> (Option<Job>, Option<Duration>) {
-        let done = self.current.take().map(|job| Job { first_token: now, ..job });
+        let done = self.current.take().map(|job| Job {
+            first_token: now,
+            ..job
+        });
         if let Some(job) = &done {
             self.backlog -= u64::from(job.context);
             self.metrics.requests_total.inc();
-            self.metrics.prompt_tokens_total.inc_by(u64::from(job.context));
-            self.metrics.time_to_first_token_seconds.observe_duration(now - job.arrived);
+            self.metrics
+                .prompt_tokens_total
+                .inc_by(u64::from(job.context));
+            self.metrics
+                .time_to_first_token_seconds
+                .observe_duration(now - job.arrived);
         }
         let next = self.start_next(now);
         self.metrics.queue_depth.set(self.waiting.len() as f64);
@@ -136,8 +147,11 @@ impl Prefill {
     fn start_next(&mut self, now: Duration) -> Option<Duration> {
         self.current = self.waiting.pop_front();
         let busy = self.current.is_some();
-        self.metrics.inflight_requests.set(f64::from(u8::from(busy)));
-        self.current.map(|job| now + PREFILL_OVERHEAD + prefill_time(job.context))
+        self.metrics
+            .inflight_requests
+            .set(f64::from(u8::from(busy)));
+        self.current
+            .map(|job| now + PREFILL_OVERHEAD + prefill_time(job.context))
     }
 
     pub fn load(&self) -> f64 {
@@ -233,11 +247,15 @@ impl Decode {
     /// A step is done: every running request has one more token. Those that are finished go to `done`; gives the time
     /// of the next step.
     pub fn step(&mut self, now: Duration, done: &mut Vec<Job>) -> Option<Duration> {
-        self.metrics.output_tokens_total.inc_by(self.running.len() as u64);
+        self.metrics
+            .output_tokens_total
+            .inc_by(self.running.len() as u64);
         for sequence in &mut self.running {
             sequence.produced += 1;
             let gap = now - sequence.last_token;
-            self.metrics.inter_token_latency_seconds.observe_duration(gap);
+            self.metrics
+                .inter_token_latency_seconds
+                .observe_duration(gap);
             sequence.last_token = now;
         }
         let finished_before = done.len();
@@ -251,7 +269,9 @@ impl Decode {
             }
             !finished
         });
-        self.metrics.requests_total.inc_by((done.len() - finished_before) as u64);
+        self.metrics
+            .requests_total
+            .inc_by((done.len() - finished_before) as u64);
         self.grow();
         self.next_step(now)
     }
@@ -302,7 +322,9 @@ impl Decode {
         }
         self.stepping = !self.running.is_empty();
         self.metrics.queue_depth.set(self.waiting.len() as f64);
-        self.metrics.inflight_requests.set(self.running.len() as f64);
+        self.metrics
+            .inflight_requests
+            .set(self.running.len() as f64);
         self.metrics.kv_usage_ratio.set(self.kv_usage());
         let step = STEP_BASE
             + STEP_PER_REQUEST * self.running.len() as u32
@@ -331,14 +353,22 @@ impl Decode {
 impl PrefillMetrics {
     /// The worker is gone: so are the gauges that told its state. What it counted stays.
     pub fn retire(&self, component: &Scope, worker: &str) -> Result<(), DeclareError> {
-        retire(component, worker, [&self.queue_depth, &self.inflight_requests])
+        retire(
+            component,
+            worker,
+            [&self.queue_depth, &self.inflight_requests],
+        )
     }
 }
 
 impl DecodeMetrics {
     /// As [`PrefillMetrics::retire`].
     pub fn retire(&self, component: &Scope, worker: &str) -> Result<(), DeclareError> {
-        let gauges = [&self.kv_usage_ratio, &self.queue_depth, &self.inflight_requests];
+        let gauges = [
+            &self.kv_usage_ratio,
+            &self.queue_depth,
+            &self.inflight_requests,
+        ];
         retire(component, worker, gauges)
     }
 }
@@ -351,7 +381,10 @@ fn retire<const N: usize>(
 ) -> Result<(), DeclareError> {
     for gauge in gauges {
         let series = gauge.series();
-        let name = series.name().strip_prefix(component.prefix()).unwrap_or(series.name());
+        let name = series
+            .name()
+            .strip_prefix(component.prefix())
+            .unwrap_or(series.name());
         let desc = Desc::new(name, series.help()).labels(["worker"]);
         let family = component.family::<Gauge>(desc)?;
         // One label, one value: there is nothing else that could be wrong with it.
@@ -403,7 +436,10 @@ mod tests {
         assert_eq!(done.map(|job| job.first_token), first);
         assert_eq!(second, Some(Duration::from_millis(120 + 220)));
         assert_eq!(worker.metrics.queue_depth.get(), 0.0);
-        assert_eq!(worker.metrics.time_to_first_token_seconds.snapshot().count, 1);
+        assert_eq!(
+            worker.metrics.time_to_first_token_seconds.snapshot().count,
+            1
+        );
         let _ = worker.finish(Duration::from_millis(340));
         assert!(worker.is_idle() && worker.load() == 0.0);
     }
@@ -433,7 +469,10 @@ mod tests {
         assert_eq!(worker.metrics.queue_depth.get(), 1.0);
         assert_eq!(worker.metrics.inflight_requests.get(), 1.0);
         let (done, _) = run(&mut worker, next);
-        assert_eq!(done.iter().map(|job| job.generated).collect::<Vec<_>>(), [50, 20]);
+        assert_eq!(
+            done.iter().map(|job| job.generated).collect::<Vec<_>>(),
+            [50, 20]
+        );
     }
 
     #[test]
@@ -466,9 +505,15 @@ mod tests {
     #[test]
     fn a_retired_worker_leaves_its_counters_only() {
         let bus = MetricBus::new();
-        let component = bus.scope().with_prefix("fleet_").with_label("component", "decode");
+        let component = bus
+            .scope()
+            .with_prefix("fleet_")
+            .with_label("component", "decode");
         let worker = |name: &str| -> DecodeMetrics {
-            component.with_label("worker", name).register().expect("valid declarations")
+            component
+                .with_label("worker", name)
+                .register()
+                .expect("valid declarations")
         };
         let (a, b) = (worker("a"), worker("b"));
         a.requests_total.inc();
@@ -476,9 +521,15 @@ mod tests {
         a.retire(&component, "a").expect("the same declarations");
         let names = |selector: &str| {
             let series = bus.series(selector).expect("a valid selector");
-            series.iter().map(|s| s.name().to_owned()).collect::<Vec<_>>()
+            series
+                .iter()
+                .map(|s| s.name().to_owned())
+                .collect::<Vec<_>>()
         };
-        assert_eq!(names(r#"{worker="a",__name__=~".*kv.*|.*depth|.*inflight.*"}"#), [""; 0]);
+        assert_eq!(
+            names(r#"{worker="a",__name__=~".*kv.*|.*depth|.*inflight.*"}"#),
+            [""; 0]
+        );
         assert!(names(r#"{worker="a"}"#).contains(&"fleet_requests_total".to_owned()));
         assert_eq!(names("fleet_kv_usage_ratio").len(), 1);
         // A worker of that name that comes later is a new one.

@@ -247,8 +247,11 @@ mod from {
         let series = metrics.map(|metric| {
             let (labels, value) = match kind {
                 MetricKind::Counter => {
-                    let value = Value::F64(metric.get_counter().value());
-                    (labels(metric, "")?, SampleValue::Counter(value))
+                    let value = metric.get_counter().value();
+                    if value.is_nan() || value < 0.0 {
+                        return Err(format!("a counter can't be {value}"));
+                    }
+                    (labels(metric, "")?, SampleValue::Counter(Value::F64(value)))
                 }
                 MetricKind::Gauge => (
                     labels(metric, "")?,

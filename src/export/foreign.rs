@@ -5,10 +5,6 @@ use crate::{FamilySnapshot, labels::push_label};
 
 /// What one foreign registry said.
 #[derive(Default)]
-#[cfg_attr(
-    not(feature = "prometheus"),
-    expect(dead_code, reason = "only the bridge makes one")
-)]
 pub(super) struct Foreign {
     pub(super) families: Vec<FamilySnapshot>,
     pub(super) summaries: Vec<Summary>,
@@ -17,10 +13,6 @@ pub(super) struct Foreign {
 }
 
 /// A family of type summary.
-#[cfg_attr(
-    not(feature = "prometheus"),
-    expect(dead_code, reason = "only the bridge makes one")
-)]
 pub(super) struct Summary {
     pub(super) name: String,
     pub(super) help: String,
@@ -28,10 +20,6 @@ pub(super) struct Summary {
 }
 
 /// One series of a summary.
-#[cfg_attr(
-    not(feature = "prometheus"),
-    expect(dead_code, reason = "only the bridge makes one")
-)]
 pub(super) struct SummarySeries {
     pub(super) labels: Vec<(String, String)>,
     pub(super) quantiles: Vec<(f64, f64)>,

@@ -271,7 +271,7 @@ impl ExporterBuilder {
     /// until their `deadline`. A hook that hangs is not started again while it runs, and from its deadline on no scrape
     /// waits for it (`metricbus_exporter_hook_timeouts_total`, `_hook_skips_total`). One that panics is caught
     /// (`metricbus_exporter_hook_failures_total`) and runs again with the next scrape. Scrapes at the same time share
-    /// one run.
+    /// one run. A scrape as a whole is given up after 30 s, with 503.
     ///
     /// ```
     /// # use std::time::Duration;

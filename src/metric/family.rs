@@ -182,7 +182,7 @@ impl<M: Metric, L> Family<M, L> {
     pub fn series(&self) -> Vec<Series> {
         let mut all = self.core.children();
         all.retain(|series| self.plan.owns(series));
-        all.into_iter().map(Series).collect()
+        all.into_iter().map(Series::of).collect()
     }
 
     /// The metric's full name.

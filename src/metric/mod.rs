@@ -53,7 +53,7 @@ macro_rules! handle {
         impl<$($generics)*> $metric {
             /// The series behind this handle: its name, labels, value, and windows over it.
             pub fn series(&self) -> Series {
-                Series(self.core.clone())
+                Series::of(self.core.clone())
             }
         }
 

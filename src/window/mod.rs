@@ -99,14 +99,14 @@ impl Window {
         let ring = Arc::new(Mutex::new(Ring::new(series.kind(), width)));
         let listener = Recorder {
             id,
-            numbers: series.0.meta.numbers,
+            numbers: series.core().meta.numbers,
             ring: ring.clone(),
         };
         let mut wakes = Wakes::new();
-        if !series.0.attach(Box::new(listener), &mut wakes) {
+        if !series.core().attach(Box::new(listener), &mut wakes) {
             // The series is gone: its last value is all there will ever be.
             let value = series.value().as_f64();
-            lock(&ring).begin(value, series.0.meta.clock.now());
+            lock(&ring).begin(value, series.core().meta.clock.now());
         }
         wake_all(wakes);
         Window {
@@ -123,13 +123,13 @@ impl Window {
 
     /// What it has seen, up to now.
     pub fn stats(&self) -> WindowStats {
-        part(&self.ring, self.series.0.meta.clock.now()).finish()
+        part(&self.ring, self.series.core().meta.clock.now()).finish()
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.series.0.detach(self.id);
+        self.series.core().detach(self.id);
     }
 }
 
@@ -320,7 +320,7 @@ impl Listener for MemberRecorder {
         self.recorder.begin(bits, stamp);
         if let Some(series) = self.series.upgrade() {
             lock(&self.members).push(Member {
-                series: Series(series),
+                series: Series::of(series),
                 ring: self.recorder.ring.clone(),
             });
         }

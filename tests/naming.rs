@@ -1,0 +1,79 @@
+//! Selectors and the naming lint, over a bus.
+
+use metricbus::{Buckets, Counter, Desc, MetricBus};
+
+#[test]
+fn matchers_are_those_of_promql() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Counter>(Desc::new("requests_total", "r").labels(["method", "path"]))
+        .unwrap();
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/a\"b"),
+        ("POST", ""),
+        ("PUT", "/a\nb"),
+    ] {
+        family.with_label_values(&[method, path]).unwrap().inc();
+    }
+    bus.gauge("other", "o").unwrap().set(1.0);
+    for (selector, matched) in [
+        ("requests_total", 4),
+        ("requests", 0),
+        ("{__name__=~\"requests.*|other\"}", 5),
+        ("{__name__!=\"other\"}", 4),
+        ("requests_total{method=\"GET\"}", 2),
+        ("requests_total{method!=\"GET\"}", 2),
+        ("requests_total{method=~\"GE\"}", 0),
+        ("requests_total{method=~\"G.*|P.T\"}", 3),
+        ("requests_total{method!~\"P.*\"}", 2),
+        ("requests_total{path=\"\"}", 1),
+        ("requests_total{nothing=\"\"}", 4),
+        ("requests_total{nothing!=\"\"}", 0),
+        ("requests_total{path=\"/a\\\"b\"}", 1),
+        ("requests_total{path=~\"/a.b\"}", 2),
+        ("{method=\"GET\",path=\"/\"}", 1),
+    ] {
+        assert_eq!(bus.series(selector).unwrap().len(), matched, "{selector}");
+    }
+}
+
+#[test]
+fn the_lint_says_what_would_be_usual_and_refuses_nothing() {
+    for (declare, words) in [
+        ("counter requests", "_total"),
+        ("gauge requests_total", "_total"),
+        ("gauge wait_milliseconds", "seconds"),
+        ("gauge wait_ms", "abbreviated"),
+        ("gauge depth_gauge", "type"),
+        ("counter depth_gauge_total", "type"),
+        ("gauge queueDepth", "snake_case"),
+        ("gauge job:depth", "recording rules"),
+        ("gauge depth_count", "_count"),
+        ("histogram wait_minutes", "seconds"),
+    ] {
+        let bus = MetricBus::new();
+        let (kind, name) = declare.split_once(' ').unwrap();
+        match kind {
+            "counter" => bus.counter(name, "h").unwrap().inc(),
+            "gauge" => bus.gauge(name, "h").unwrap().inc(),
+            _ => bus
+                .histogram(name, "h", Buckets::default())
+                .unwrap()
+                .observe(1.0),
+        }
+        let lints = bus.lints();
+        assert_eq!(lints.len(), 1, "{declare}: {lints:?}");
+        assert!(lints[0].text.contains(words), "{declare}: {lints:?}");
+    }
+    let bus = MetricBus::new();
+    for name in ["requests_total", "read_bytes_total", "cpu_seconds_total"] {
+        bus.counter(name, "h").unwrap().inc();
+    }
+    for name in ["kv_usage_ratio", "queue_depth", "temperature_celsius"] {
+        bus.gauge(name, "h").unwrap().inc();
+    }
+    assert_eq!(bus.lints(), []);
+    bus.gauge("no_help", " ").unwrap().inc();
+    assert_eq!(bus.lints()[0].text, "no help text");
+}
