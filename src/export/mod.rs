@@ -3,7 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `text` | the exposition formats: Prometheus text 0.0.4 and OpenMetrics 1.0 |
-//! | `http` | [`Exporter`], the tower service: routes, batches of scrapes, what goes into one |
+//! | `http` | `Exporter`, the tower service: routes, batches of scrapes, what goes into one |
 //! | `server` | a server of its own: addresses, limits on clients, shutdown |
 //! | `negotiate` | `Accept` and `Accept-Encoding` |
 //! | `collect` | foreign code with a deadline: hooks, checks, registries |

@@ -272,7 +272,7 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
         })
         .filter(|rate| !rate.is_nan())
         .collect();
-    let coverage = |p: &Part| seconds(p.covered) / seconds(p.width);
+    let coverage = |p: &Part| p.covered as f64 / p.width as f64;
     WindowStats {
         width,
         coverage: if parts.is_empty() {
