@@ -68,6 +68,14 @@ pub enum DeclareError {
         /// A name that would do.
         right: String,
     },
+    /// A backend other than this library's own could not take the metric.
+    #[error("metric {metric:?}: the backend refused it: {why}")]
+    Backend {
+        /// The metric.
+        metric: String,
+        /// What the backend said.
+        why: String,
+    },
     /// The buckets of a histogram can't be used.
     #[error("metric {metric:?}: {source}")]
     Buckets {

@@ -1,4 +1,3 @@
-//! Metrics that react.
 #![doc = include_str!("../README.md")]
 
 mod bus;
@@ -25,11 +24,16 @@ mod time;
 mod watch;
 mod window;
 
+pub mod component;
 pub mod dynamo;
 pub mod export;
 
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::Clock;
+pub use component::{
+    BaseComponentMetrics, MetricContainer, MetricCounter, MetricFamily, MetricGauge,
+    MetricHistogram, PrometheusContainer,
+};
 pub use desc::{Buckets, Desc, MetricKind};
 pub use error::{
     BucketError, CounterError, DeclareError, LabelError, SelectorError, SubscribeError,

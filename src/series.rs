@@ -230,6 +230,7 @@ pub struct Series(Held);
 #[derive(Clone)]
 enum Held {
     Directly(Arc<SeriesCore>),
+    #[allow(clippy::redundant_allocation)] // The outer count is the point of it.
     Shared(Arc<Arc<SeriesCore>>),
 }
 

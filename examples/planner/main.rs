@@ -44,7 +44,10 @@ use std::{
 };
 
 use clap::Parser;
-use metricbus::{Clock, MetricBus};
+use metricbus::{
+    Clock, MetricBus,
+    export::{BackgroundServer, Exporter},
+};
 
 use crate::{
     cli::{Cli, Speed},
@@ -86,7 +89,12 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let bus = MetricBus::builder().clock(clock.clone()).build();
     let mut simulation = Simulation::new(&bus, clock, requests, SIZE, TARGETS, cli.seed)?;
     let speed = cli.speed.unwrap_or(Speed::for_length(simulation.length()));
-    report::header(&source, &simulation, count, speed, None);
+    let exporter = Exporter::builder(&bus)
+        .shutdown_deadline(Duration::from_secs(1))
+        .build();
+    let server = serve(&exporter, cli.port);
+    let address = server.as_ref().map(BackgroundServer::local_addr);
+    report::header(&source, &simulation, count, speed, address);
 
     let started = Instant::now();
     let mut live = Live::new();
@@ -105,8 +113,31 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     }
     simulation.end();
     live.clear();
-    report::tables(&simulation, live.fired(), started.elapsed());
+    report::tables(&simulation, started.elapsed());
+    if let Some(server) = server {
+        server.shutdown();
+    }
     Ok(())
+}
+
+/// /metrics at this port, or at any that is free, or not at all: the fleet does not depend on who looks at it.
+fn serve(exporter: &Exporter, port: u16) -> Option<BackgroundServer> {
+    let at = |port: u16| exporter.serve_in_background(&format!("127.0.0.1:{port}"));
+    let error = match at(port) {
+        Ok(server) => return Some(server),
+        Err(error) => error,
+    };
+    eprintln!("planner: {error}");
+    match at(0) {
+        Ok(server) => {
+            eprintln!("planner: /metrics is at a free port instead\n");
+            Some(server)
+        }
+        Err(error) => {
+            eprintln!("planner: {error}\nplanner: going on without /metrics\n");
+            None
+        }
+    }
 }
 
 /// Less than this is not worth a sleep, which takes about a tenth of a millisecond longer than asked for.

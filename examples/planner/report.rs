@@ -13,7 +13,7 @@ use crate::{
     fleet::Books,
     planner::Action,
     signals::{News, Quantity, Signal},
-    simulation::{CALLBACKS, FIXED, Notice, POLL_PERIODS, Sighting, Simulation},
+    simulation::{CALLBACKS, Cause, FIXED, Notice, POLL_PERIODS, Sighting, Simulation},
     truth::{self, Excursion},
     worker::Role,
 };
@@ -27,49 +27,54 @@ pub fn header(
     simulation: &Simulation,
     requests: usize,
     speed: Speed,
-    at: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
 ) {
     let length = simulation.length();
     let speed = match speed {
         Speed::Max => "as fast as it can".to_owned(),
         Speed::Times(times) => {
             let real = length.div_f64(times).as_secs_f64();
-            format!("{times:.4} times real time, so about {real:.0} s (--speed max: no waiting)")
+            format!("{times:.0} times real time, so about {real:.0} s (--speed max: no waiting)")
         }
     };
-    let [prefill, decode] = SIZE.min;
-    let [prefill_max, decode_max] = SIZE.max;
-    println!("A planner for a fleet of LLM workers, on metricbus\n");
-    println!(
-        "  requests  {source}: {} over {}",
+    let metrics = metrics.map_or("none".into(), |at| {
+        format!("http://{at}/metrics, until the end")
+    });
+    let ([prefill, decode], [prefill_max, decode_max]) = (SIZE.min, SIZE.max);
+    say(&format!(
+        "\
+A planner for a fleet of LLM workers, on metricbus
+
+  requests  {source}: {} over {}
+  speed     {speed}
+  fleets    five, side by side, with the same requests: one that stays as it is, one whose
+            planner hears by callback, three whose planners poll every 1, 5 and 15 s
+  workers   {prefill} prefill and {decode} decode; planners go up to {prefill_max} and {decode_max}, \
+and a new one serves after {} s
+  targets   first token within {} s; {} ms from token to token, on average over a request
+  metrics   {metrics}
+
+What fires on the fleet with callbacks, in trace time, and what its planner does:
+
+",
         grouped(requests as u64),
-        clock(length)
-    );
-    println!("  speed     {speed}");
-    println!(
-        "  fleets    five, side by side, with the same requests: one that stays as it is, one whose"
-    );
-    println!(
-        "            planner hears by callback, three whose planners poll every 1, 5 and 15 s"
-    );
-    println!(
-        "  workers   {prefill} prefill and {decode} decode to begin with; planners go up to \
-         {prefill_max} and {decode_max}, and a new one"
-    );
-    println!(
-        "            serves {} s after it was asked for",
-        SIZE.start_up.as_secs()
-    );
-    println!(
-        "  targets   first token within {} s, {} ms from token to token on average",
+        clock(length),
+        SIZE.start_up.as_secs(),
         TARGETS.ttft.as_secs_f64(),
-        TARGETS.itl.as_millis()
-    );
-    if let Some(at) = at {
-        println!("  metrics   http://{at}/metrics, until the end");
+        TARGETS.itl.as_millis(),
+    ));
+}
+
+/// Prints. Whoever read this may have seen enough (`| head`), which is no error.
+fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    if out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .is_err()
+    {
+        std::process::exit(0);
     }
-    println!();
-    println!("What fires on the fleet with callbacks, in trace time:\n");
 }
 
 /// What is shown while the simulation runs.
@@ -77,7 +82,6 @@ pub struct Live {
     terminal: bool,
     started: Instant,
     next: Duration,
-    fired: u64,
 }
 
 impl Live {
@@ -99,29 +103,37 @@ impl Live {
         if notice.contestant != CALLBACKS {
             return;
         }
-        self.fired += u64::from(notice.signal.is_some());
-        // What ends, and what did not lead to anything, is counted only: it would drown the rest.
-        let Some(change) = &notice.change else {
-            return;
+        let (who, what) = match (&notice.cause, &notice.change) {
+            // That it is over again is of interest to the planner only.
+            (Cause::Signal(signal), _) if signal.news == News::Cleared => return,
+            (Cause::Signal(signal), _) => (signal.worker.as_str(), heard(signal)),
+            (Cause::Load(_), None) => return,
+            (Cause::Load(load), Some(change)) => {
+                let load = load.map_or("?".into(), |load| format!("{load:.2}"));
+                match change.role() {
+                    Role::Prefill => ("prefill", format!("busy {load} of the last 30 s")),
+                    Role::Decode => ("decode", format!("KV usage {load} over 30 s")),
+                }
+            }
         };
-        let (action, role) = match change.action {
-            Action::Add(role) => ("add", role),
-            Action::Remove(role) => ("remove", role),
-        };
-        let (who, what) = match notice.signal {
-            Some(signal) => (signal.worker.as_str(), heard(signal)),
-            None if action == "add" => (role.name(), "still over its limit".into()),
-            None => (role.name(), "30 s average low for a minute".into()),
+        let done = match &notice.change {
+            None => "nothing: one is starting, or there are enough".to_owned(),
+            Some(change) => {
+                let verb = match change.action {
+                    Action::Add(_) => "add",
+                    Action::Remove(_) => "remove",
+                };
+                format!(
+                    "{verb} {}: {} → {}",
+                    change.worker, change.before, change.after
+                )
+            }
         };
         self.clear();
-        println!(
-            "  {:>7}  {who:<10} {what:<30} {action:>6} {:<10} {} → {} {}",
-            clock(notice.at),
-            change.worker,
-            change.before,
-            change.after,
-            role.name(),
-        );
+        say(&format!(
+            "  {:>7}  {who:<10} {what:<26} {done}\n",
+            clock(notice.at)
+        ));
     }
 
     /// Draws the bar when it is time to.
@@ -161,19 +173,15 @@ impl Live {
     /// Takes the bar away.
     pub fn clear(&self) {
         if self.terminal {
-            print!("\r\x1b[K");
+            say("\r\x1b[K");
         }
-    }
-
-    pub fn fired(&self) -> u64 {
-        self.fired
     }
 }
 
 fn heard(signal: &Signal) -> String {
     let value = signal.value;
     match (signal.quantity, signal.news) {
-        (Quantity::KvUsage, _) => format!("KV usage {value:.2} > {:.2}", truth::KV.raise),
+        (Quantity::KvUsage, _) => format!("KV usage {value:.3} > {}", truth::KV.raise),
         (Quantity::PrefillQueue, _) => format!("queue {value} > {}", truth::QUEUE.raise),
         (Quantity::DecodeQueue, News::Jumped(from)) => format!("queue grew from {from} to {value}"),
         (Quantity::DecodeQueue, _) => format!("queue {value}"),
@@ -219,7 +227,7 @@ impl Detector {
 }
 
 /// The tables, the footnotes and what follows from them.
-pub fn tables(simulation: &Simulation, fired: u64, elapsed: Duration) {
+pub fn tables(simulation: &Simulation, elapsed: Duration) {
     let fixed = &simulation.contestants[FIXED].fleet;
     let excursions = fixed.truth.excursions();
     let overloads: Vec<_> = excursions.iter().filter(|e| e.is_overload()).collect();
@@ -231,12 +239,22 @@ pub fn tables(simulation: &Simulation, fired: u64, elapsed: Duration) {
         };
         detectors.push(Detector::judge(name, &excursions, sightings));
     }
-    println!("\nOverload episodes of the fixed fleet, and the time from onset until it was seen\n");
-    println!("{}", episodes(&overloads, &detectors));
-    println!("What planners made of it\n");
-    println!("{}", fleets(simulation));
-    print!("{}", footnotes(simulation, &excursions, fired, elapsed));
-    println!("\n{}", conclusion(simulation, &overloads, &detectors));
+    say(&format!(
+        "
+Overload episodes of the fixed fleet, and the time from onset until it was seen
+
+{}
+What the planners made of it
+
+{}
+{}
+{}
+",
+        episodes(&overloads, &detectors),
+        fleets(simulation),
+        footnotes(simulation, &excursions, elapsed),
+        conclusion(simulation, &overloads, &detectors),
+    ));
 }
 
 fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
@@ -329,12 +347,7 @@ fn fleets(simulation: &Simulation) -> String {
     out
 }
 
-fn footnotes(
-    simulation: &Simulation,
-    excursions: &[Excursion],
-    fired: u64,
-    elapsed: Duration,
-) -> String {
+fn footnotes(simulation: &Simulation, excursions: &[Excursion], elapsed: Duration) -> String {
     let fixed = &simulation.contestants[FIXED].fleet;
     let mut took = simulation.took.clone();
     took.sort();
@@ -342,21 +355,22 @@ fn footnotes(
         let index = (took.len().saturating_sub(1) as f64 * share).round() as usize;
         took.get(index).copied().map_or("-".into(), span)
     };
-    let harmless = excursions.iter().filter(|e| !e.is_overload()).count();
     format!(
         "\
-An episode begins when a decode worker's KV usage goes over {} or a prefill worker's queue over {}, ends
-when all are back under {} and {}, and counts if a request misses its target there meanwhile; less than
-{} s apart, two are one. {harmless} excursions harmed nobody: to fire on one is a false trigger. {} misses fell
-outside of any. Times of polls are trace time; callbacks take none of it, but real time: half of {}
-within {}, 99 % within {}, the longest {} (with {fired} heard by the planner). Worker hours count
-every worker from the decision to add it. The run took {:.1} s.
+  An episode begins when a decode worker's KV usage goes over {} or a prefill worker's queue over {},
+  ends when all are back under {} and {}, and counts when a request misses its target there meanwhile;
+  two less than {} s apart are one. {} more harmed nobody: to fire on one is a false trigger. {} targets
+  were missed outside of any. Polls cost trace time, callbacks real time: of {}, half took up to
+  {}, 99 % up to {}, the longest {}. TTFT and ITL: requests that missed that target. Most: prefill
+  and decode workers at the same time, each at its peak. Worker hours: from the decision to add a
+  worker until it has gone. The run took {:.1} s.
 ",
         truth::KV.raise,
         truth::QUEUE.raise,
         truth::KV.clear,
         truth::QUEUE.clear,
         truth::MERGE.as_secs(),
+        excursions.iter().filter(|e| !e.is_overload()).count(),
         grouped(fixed.truth.missed_outside),
         grouped(took.len() as u64),
         at(0.5),
@@ -373,12 +387,13 @@ fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[De
         less if less < 0.0 => format!("{:.0} % less", -less),
         more => format!("{more:.0} % more"),
     };
-    let slowest = detectors.last().map_or(0, Detector::seen);
+    let seen = |detector: Option<&Detector>| detector.map_or(0, Detector::seen);
     format!(
-        "Callbacks saw {} of {} overloads, polling every 15 s saw {slowest}. With callbacks the planner brought the\n\
-         SLA misses from {} to {} ({}) for {} worker time.",
-        detectors.first().map_or(0, Detector::seen),
+        "Of {} overloads callbacks saw {}, polling every 15 s {}. SLA misses: {} without a planner, {} with \
+         one on\ncallbacks ({}), for {} worker time.",
         overloads.len(),
+        seen(detectors.first()),
+        seen(detectors.last()),
         grouped(fixed.missed),
         grouped(callbacks.missed),
         change(fixed.missed as f64, callbacks.missed as f64),

@@ -8,7 +8,7 @@ use metricbus::{Clock, MetricBus};
 use crate::{
     fleet::{Fleet, Size, Targets},
     planner::{Action, Loads, Planner},
-    signals::{Callbacks, Poller, Signal},
+    signals::{Callbacks, News, Poller, Signal},
     trace::Request,
     worker::Role,
 };
@@ -25,8 +25,6 @@ const THINK_EVERY: Duration = Duration::from_secs(1);
 
 /// A fleet, and who steers it.
 pub struct Contestant {
-    /// The namespace of its metrics.
-    pub name: &'static str,
     pub fleet: Fleet,
     ears: Ears,
     steering: Option<Steering>,
@@ -58,9 +56,16 @@ pub struct Notice<'a> {
     /// Whose.
     pub contestant: usize,
     pub at: Duration,
-    /// `None`: its windows told it.
-    pub signal: Option<&'a Signal>,
+    pub cause: Cause<'a>,
+    /// `None`: the planner let it be.
     pub change: Option<Change>,
+}
+
+/// What a planner went by.
+pub enum Cause<'a> {
+    Signal(&'a Signal),
+    /// The average load of a role over its window.
+    Load(Option<f64>),
 }
 
 /// The fleet was changed.
@@ -70,6 +75,13 @@ pub struct Change {
     /// Workers of the role, those starting included.
     pub before: usize,
     pub after: usize,
+}
+
+impl Change {
+    pub fn role(&self) -> Role {
+        let (Action::Add(role) | Action::Remove(role)) = self.action;
+        role
+    }
 }
 
 pub struct Simulation {
@@ -270,9 +282,7 @@ impl Simulation {
         }
         self.took.extend(signals.iter().map(|signal| signal.took));
         if index == FIXED {
-            let raised = signals
-                .iter()
-                .filter(|s| s.news == crate::signals::News::Raised);
+            let raised = signals.iter().filter(|s| s.news == News::Raised);
             self.sightings[0].extend(raised.map(|s| Sighting {
                 role: s.quantity.role(),
                 at: s.at,
@@ -304,7 +314,7 @@ impl Simulation {
             notice(&Notice {
                 contestant: index,
                 at: self.now,
-                signal: Some(signal),
+                cause: Cause::Signal(signal),
                 change,
             });
         }
@@ -328,7 +338,7 @@ impl Simulation {
                 notice(&Notice {
                     contestant: index,
                     at: self.now,
-                    signal: None,
+                    cause: Cause::Load(loads[role as usize].avg),
                     change,
                 });
             }
@@ -378,8 +388,11 @@ mod tests {
         while simulation.next_time().is_some() {
             let mut note = |n: &Notice<'_>| {
                 let worker = n.change.as_ref().map(|c| c.worker.clone());
-                let signal = n.signal.map(|s| (s.quantity, s.worker.clone(), s.news));
-                notices.push(format!("{:?} {} {signal:?} {worker:?}", n.at, n.contestant));
+                let cause = match n.cause {
+                    Cause::Signal(s) => format!("{:?} of {}: {:?}", s.quantity, s.worker, s.news),
+                    Cause::Load(avg) => format!("load {avg:?}"),
+                };
+                notices.push(format!("{:?} {} {cause} {worker:?}", n.at, n.contestant));
             };
             simulation.step(&mut note).expect("a step");
         }
@@ -403,10 +416,18 @@ mod tests {
     #[test]
     fn every_fleet_serves_every_request() {
         let (simulation, _) = run();
-        for Contestant { name, fleet, .. } in &simulation.contestants {
-            let books = fleet.books;
-            assert_eq!(books.arrived, simulation.requests.len() as u64, "{name}");
-            assert_eq!(books.finished + books.refused, books.arrived, "{name}");
+        for (index, contestant) in simulation.contestants.iter().enumerate() {
+            let books = contestant.fleet.books;
+            assert_eq!(
+                books.arrived,
+                simulation.requests.len() as u64,
+                "fleet {index}"
+            );
+            assert_eq!(
+                books.finished + books.refused,
+                books.arrived,
+                "fleet {index}"
+            );
         }
     }
 

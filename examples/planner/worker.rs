@@ -168,8 +168,8 @@ impl Prefill {
 }
 
 const BLOCK_TOKENS: u32 = 16;
-/// KV memory of a decode worker: about 24 000 tokens.
-pub const KV_BLOCKS: u32 = 1_500;
+/// KV memory of a decode worker: 22 400 tokens.
+pub const KV_BLOCKS: u32 = 1_400;
 /// Blocks kept free on admission, so that the running requests can grow a little: 1 %, as vLLM's watermark.
 const KV_BLOCKS_RESERVED: u32 = 15;
 
@@ -339,10 +339,6 @@ impl Decode {
 
     pub fn load(&self) -> f64 {
         f64::from(self.blocks_wanted)
-    }
-
-    pub fn queue(&self) -> usize {
-        self.waiting.len()
     }
 
     pub fn is_idle(&self) -> bool {

@@ -260,7 +260,11 @@ fn drain(cell: &Cell) -> f64 {
     cell.visit::<Real, f64>(1, Signal::Value, &NoClock, |listener, bits| {
         let listener: &mut dyn std::any::Any = listener;
         let value = f64::from_bits(bits);
-        listener.downcast_mut::<Change>().unwrap().state.drained(value);
+        listener
+            .downcast_mut::<Change>()
+            .unwrap()
+            .state
+            .drained(value);
         value
     })
     .unwrap()
@@ -357,7 +361,10 @@ struct Tap {
     sequences: Said<u64>,
 }
 
-fn tap(id: u64) -> (Box<Tap>, Said<u64>, Said<(u64, u64)>, Said<u64>) {
+/// A tap, the value at which it began, the moves it was told of, and their sequence numbers.
+type TapAndSaid = (Box<Tap>, Said<u64>, Said<(u64, u64)>, Said<u64>);
+
+fn tap(id: u64) -> TapAndSaid {
     let (start, moves, sequences) = (Said::default(), Said::default(), Said::default());
     let tap = Tap {
         id,

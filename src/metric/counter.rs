@@ -28,7 +28,6 @@ use crate::{
 /// assert_eq!(busy.get(), 0.25);
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
-#[must_use]
 pub struct Counter<N: CounterValue = u64> {
     pub(super) core: Arc<SeriesCore>,
     numbers: PhantomData<N>,

@@ -33,7 +33,6 @@ use crate::{
 ///
 /// A family has a [cardinality limit](crate::Desc::series_max). Values beyond it get the overflow series,
 /// `name{otel_metric_overflow="true"}`, so that counts are kept whole and memory stays bounded.
-#[must_use]
 pub struct Family<M, L = ()> {
     core: Arc<FamilyCore>,
     plan: Arc<Plan>,

@@ -28,7 +28,6 @@ use crate::{
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
 #[derive(Clone)]
-#[must_use]
 pub struct Gauge {
     pub(super) core: Arc<SeriesCore>,
 }

@@ -27,7 +27,6 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-#[must_use]
 pub struct Histogram {
     pub(super) core: Arc<SeriesCore>,
     /// The buckets of `core`, one pointer nearer.
