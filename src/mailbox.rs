@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, lock, lock_politely};
 
 pub(crate) struct Mailbox<T> {
     inner: Mutex<Inner<T>>,
@@ -134,7 +134,7 @@ impl<T> Mailbox<T> {
 
     fn take(&self, cx: Option<&mut Context<'_>>, batch: &mut VecDeque<T>) -> Poll<Taken> {
         debug_assert!(batch.is_empty());
-        let mut inner = lock(&self.inner);
+        let mut inner = lock_politely(&self.inner);
         if inner.queue.is_empty() {
             if inner.closed {
                 return Poll::Ready(Taken::Closed);

@@ -77,8 +77,8 @@ pub(crate) struct Inbox<T> {
 /// How often a reader looks again before it parks when letters come thick and fast (several at once, or while it was
 /// looking), and how long it waits in between: some 20 µs in all. To wake a parked thread costs the mutating one 7–11 µs,
 /// and would cost it that for every few dozen mutations.
-const LOOKS: u32 = 16;
-const SPINS: u32 = 32;
+const LOOKS: u32 = 8;
+const SPINS: u32 = 128;
 
 pub(crate) enum Item<T> {
     Letter(T),

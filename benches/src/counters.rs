@@ -22,7 +22,7 @@ use metricbus::{Counter, MetricBus, Subscription, Threshold};
 use crate::{
     Failure,
     harness::{Effort, Lane, Plan, Role, interleave, spin, spin_until},
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 /// A counter on a bus that is in use.
@@ -49,15 +49,15 @@ fn ours(armed: bool) -> Result<Ours, Failure> {
     })
 }
 
-pub(crate) fn inc(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn inc(effort: Effort) -> Result<Figures, Failure> {
     one_thread("counter_inc", effort, false)
 }
 
-pub(crate) fn inc_armed(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn inc_armed(effort: Effort) -> Result<Figures, Failure> {
     one_thread("counter_inc_armed", effort, true)
 }
 
-fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failure> {
+fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Figures, Failure> {
     let ours = ours(armed)?;
     let lanes = &mut [
         Lane::of(Role::Subject, "metricbus", ours.counter.clone(), |c, _| {
@@ -93,10 +93,10 @@ fn one_thread(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, 
         ),
     ];
     let rounds = interleave(effort.fast(), lanes)?;
-    Entry::new(name, Unit::Ns, &rounds, Bar::Floor(1.2))
+    Ok(Figures::new(name, Unit::Ns, rounds, Bar::Floor(1.2)))
 }
 
-pub(crate) fn inc_2_threads_same(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn inc_2_threads_same(effort: Effort) -> Result<Figures, Failure> {
     let ours = ours(false)?;
     let lanes = &mut [
         two_threads(Role::Subject, "metricbus", ours.counter.clone(), |c| {
@@ -132,12 +132,17 @@ pub(crate) fn inc_2_threads_same(effort: Effort) -> Result<Entry, Failure> {
         ),
     ];
     let plan = Plan {
-        rounds: effort.pick(9, 101),
+        rounds: effort.pick(9, 41),
         // Long enough for the threads to overlap almost all of the time.
         round: effort.pick(Duration::from_millis(1), Duration::from_millis(3)),
     };
     let rounds = interleave(plan, lanes)?;
-    Entry::new("counter_inc_2_threads_same", Unit::Ns, &rounds, Bar::None)
+    Ok(Figures::new(
+        "counter_inc_2_threads_same",
+        Unit::Ns,
+        rounds,
+        Bar::None,
+    ))
 }
 
 /// A lane in which two threads do `op` with one handle at the same time.

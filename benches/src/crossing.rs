@@ -35,7 +35,7 @@ use crate::{
     Failure,
     harness::{Effort, Role, Rounds, Turns, spin_until},
     naive::NaiveBus,
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
     stats::quantile,
 };
 
@@ -201,7 +201,7 @@ fn runtime() -> Result<Runtime, Failure> {
         .build()?)
 }
 
-pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn to_callback(effort: Effort) -> Result<Figures, Failure> {
     let bus = MetricBus::new();
     let gauge = |name: &str| bus.gauge(name, "Share of the cache in use.");
 
@@ -298,7 +298,7 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
             streamed,
         ),
     ];
-    let (blocks, block) = effort.pick((5, 20), (60, 100));
+    let (blocks, block) = effort.pick((5, 20), (24, 80));
     let mut rounds = Rounds {
         lanes: contenders
             .iter()
@@ -328,18 +328,18 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Entry, Failure> {
         }
     }
 
-    let mut entry = Entry::new("crossing_to_callback", Unit::Ns, &rounds, Bar::Floor(1.3))?;
+    let mut figures = Figures::new("crossing_to_callback", Unit::Ns, rounds, Bar::Floor(1.3));
     for contender in &contenders {
-        let figures = [
+        let more = [
             ("callback_p99_ns", &contender.latency, 0.99),
             ("call_itself_p50_ns", &contender.call, 0.5),
             ("call_itself_p99_ns", &contender.call, 0.99),
         ];
-        for (name, samples, q) in figures {
+        for (name, samples, q) in more {
             if let Some(ns) = quantile(samples, q) {
-                entry.more(format!("{}{name}", contender.prefix), ns);
+                figures.more(format!("{}{name}", contender.prefix), ns);
             }
         }
     }
-    Ok(entry)
+    Ok(figures)
 }

@@ -32,7 +32,7 @@ use crate::{
     harness::{Effort, Lane, Plan, Random, Role, interleave},
     histogram::{BOUNDS, durations},
     labels::{ClientLabels, LABELS, Labels, MeasuredLabels, MeasuredSet},
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 const COUNTER: &str = "requests_total";
@@ -196,12 +196,12 @@ fn samples_of(metric: &str, text: &[u8]) -> usize {
 
 fn plan(effort: Effort) -> Plan {
     Plan {
-        rounds: effort.pick(3, 31),
+        rounds: effort.pick(3, 11),
         round: effort.pick(Duration::from_millis(1), Duration::from_millis(20)),
     }
 }
 
-pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn counters(effort: Effort) -> Result<Figures, Failure> {
     const SERIES: usize = 100_000;
 
     let bus = MetricBus::new();
@@ -302,10 +302,15 @@ pub(crate) fn counters(effort: Effort) -> Result<Entry, Failure> {
     ];
     let rounds = interleave(plan(effort), lanes)?;
     drop(between);
-    Entry::new("encode_100k_counters", Unit::Ns, &rounds, Bar::Peer(0.5))
+    Ok(Figures::new(
+        "encode_100k_counters",
+        Unit::Ns,
+        rounds,
+        Bar::Peer(0.5),
+    ))
 }
 
-pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn histograms(effort: Effort) -> Result<Figures, Failure> {
     const SERIES: usize = 10_000;
 
     let bus = MetricBus::new();
@@ -402,7 +407,12 @@ pub(crate) fn histograms(effort: Effort) -> Result<Entry, Failure> {
         })?,
     ];
     let rounds = interleave(plan(effort), lanes)?;
-    Entry::new("encode_10k_histograms", Unit::Ns, &rounds, Bar::None)
+    Ok(Figures::new(
+        "encode_10k_histograms",
+        Unit::Ns,
+        rounds,
+        Bar::None,
+    ))
 }
 
 #[cfg(test)]

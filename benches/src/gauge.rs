@@ -17,7 +17,7 @@ use crate::{
     Failure,
     harness::{Effort, Lane, Role, Values, interleave},
     naive::NaiveBus,
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 struct Ours {
@@ -42,15 +42,15 @@ fn ours(armed: bool) -> Result<Ours, Failure> {
     })
 }
 
-pub(crate) fn set(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn set(effort: Effort) -> Result<Figures, Failure> {
     entry("gauge_set", effort, false)
 }
 
-pub(crate) fn set_armed(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn set_armed(effort: Effort) -> Result<Figures, Failure> {
     entry("gauge_set_armed", effort, true)
 }
 
-fn entry(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failure> {
+fn entry(name: &'static str, effort: Effort, armed: bool) -> Result<Figures, Failure> {
     let ours = ours(armed)?;
     let naive = NaiveBus::new(1024);
     let values = &Values::unit();
@@ -96,5 +96,5 @@ fn entry(name: &'static str, effort: Effort, armed: bool) -> Result<Entry, Failu
         ),
     ];
     let rounds = interleave(effort.fast(), lanes)?;
-    Entry::new(name, Unit::Ns, &rounds, Bar::Floor(1.2))
+    Ok(Figures::new(name, Unit::Ns, rounds, Bar::Floor(1.2)))
 }

@@ -29,10 +29,16 @@ impl Effort {
         if self.quick { quick } else { full }
     }
 
-    /// The plan for operations of nanoseconds.
+    /// How often all entries are gone through. What disturbs the machine for some seconds then disturbs a part of the
+    /// rounds of an entry and not all of them, and each pass lays its data elsewhere in memory.
+    pub(crate) fn passes(self) -> usize {
+        self.pick(1, 3)
+    }
+
+    /// The plan for operations of nanoseconds, in each pass.
     pub(crate) fn fast(self) -> Plan {
         Plan {
-            rounds: self.pick(15, 201),
+            rounds: self.pick(15, 81),
             round: self.pick(Duration::from_micros(200), Duration::from_micros(500)),
         }
     }

@@ -17,7 +17,7 @@ use metricbus::{Buckets, MetricBus};
 use crate::{
     Failure,
     harness::{Effort, Lane, Role, VALUES, Values, interleave},
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 /// The upper bounds, in seconds: the default of `prometheus`, which the field took over.
@@ -35,7 +35,7 @@ struct Floor {
     sum: AtomicU64,
 }
 
-pub(crate) fn observe(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn observe(effort: Effort) -> Result<Figures, Failure> {
     let bus = MetricBus::new();
     let ours = bus.histogram(
         "request_duration_seconds",
@@ -100,7 +100,12 @@ pub(crate) fn observe(effort: Effort) -> Result<Entry, Failure> {
         ),
     ];
     let rounds = interleave(effort.fast(), lanes)?;
-    Entry::new("histogram_observe", Unit::Ns, &rounds, Bar::Peer(0.5))
+    Ok(Figures::new(
+        "histogram_observe",
+        Unit::Ns,
+        rounds,
+        Bar::Peer(0.5),
+    ))
 }
 
 #[cfg(test)]

@@ -25,7 +25,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
-use crate::{harness::Effort, report::Entry};
+use crate::{
+    harness::Effort,
+    report::{Entry, Figures},
+};
 
 /// What keeps an entry from being measured.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -34,7 +37,7 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Measure = (
     &'static str,
     &'static str,
-    fn(Effort) -> Result<Entry, Failure>,
+    fn(Effort) -> Result<Figures, Failure>,
 );
 
 const ENTRIES: &[Measure] = &[
@@ -165,11 +168,23 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let machine = report::machine();
     eprint!("{machine}");
-    let mut report = Vec::new();
-    for (i, (name, what, measure)) in chosen.iter().enumerate() {
-        eprintln!("[{}/{}] {name}: {what}", i + 1, chosen.len());
-        report.push(measure(effort).map_err(|error| format!("{name}: {error}"))?);
+    let mut all: Vec<Figures> = Vec::new();
+    for pass in 1..=effort.passes() {
+        for (i, (name, what, measure)) in chosen.iter().enumerate() {
+            eprintln!(
+                "pass {pass}/{}, {}/{}: {name}: {what}",
+                effort.passes(),
+                i + 1,
+                chosen.len()
+            );
+            let figures = measure(effort).map_err(|error| format!("{name}: {error}"))?;
+            match all.get_mut(i) {
+                Some(before) => before.absorb(figures),
+                None => all.push(figures),
+            }
+        }
     }
+    let report = all.iter().map(Entry::of).collect::<Result<Vec<_>, _>>()?;
     report::write_json(&arguments.out, &report)?;
     println!("{machine}");
     if effort.quick {

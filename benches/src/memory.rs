@@ -22,7 +22,7 @@ use crate::{
     Failure,
     harness::{Effort, Role, Rounds},
     labels::{ClientLabels, LABELS, Labels, MeasuredLabels, MeasuredSet},
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 /// The system's allocator, counted while somebody weighs.
@@ -112,7 +112,7 @@ fn weigh(
     Ok(bytes as f64 / count as f64)
 }
 
-pub(crate) fn per_counter_series(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn per_counter_series(effort: Effort) -> Result<Figures, Failure> {
     let smallest = effort.pick(8_192, 65_536);
     let mut lanes = [
         (Role::Subject, "metricbus", Vec::new()),
@@ -137,12 +137,12 @@ pub(crate) fn per_counter_series(effort: Effort) -> Result<Entry, Failure> {
     let rounds = Rounds {
         lanes: lanes.into(),
     };
-    Entry::new(
+    Ok(Figures::new(
         "bytes_per_counter_series",
         Unit::Bytes,
-        &rounds,
+        rounds,
         Bar::Peer(0.5),
-    )
+    ))
 }
 
 fn ours(count: usize) -> Result<f64, Failure> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     Failure,
     harness::{Role, Rounds},
-    stats::{Summary, ratios},
+    stats::{Summary, quantile, ratios},
 };
 
 /// What an entry has to reach.
@@ -34,6 +34,42 @@ pub(crate) enum Unit {
     Ns,
     /// Bytes per series.
     Bytes,
+}
+
+/// What measuring an entry gave, in one pass or in several.
+pub(crate) struct Figures {
+    name: &'static str,
+    unit: Unit,
+    rounds: Rounds,
+    bar: Bar,
+    more: BTreeMap<String, Vec<f64>>,
+}
+
+impl Figures {
+    pub(crate) fn new(name: &'static str, unit: Unit, rounds: Rounds, bar: Bar) -> Figures {
+        Figures {
+            name,
+            unit,
+            rounds,
+            bar,
+            more: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a further figure; its unit comes last in its name. Shown is the median over the passes.
+    pub(crate) fn more(&mut self, name: impl Into<String>, value: f64) {
+        self.more.entry(name.into()).or_default().push(value);
+    }
+
+    /// Takes in what another pass gave.
+    pub(crate) fn absorb(&mut self, other: Figures) {
+        for ((.., mine), (.., theirs)) in self.rounds.lanes.iter_mut().zip(other.rounds.lanes) {
+            mine.extend(theirs);
+        }
+        for (name, samples) in other.more {
+            self.more.entry(name).or_default().extend(samples);
+        }
+    }
 }
 
 /// One line of the report. `ns`, `floor_ns` and `peer_ns` are in bytes where the unit says so.
@@ -72,12 +108,14 @@ struct Other {
 }
 
 impl Entry {
-    pub(crate) fn new(
-        name: &'static str,
-        unit: Unit,
-        rounds: &Rounds,
-        bar: Bar,
-    ) -> Result<Entry, Failure> {
+    pub(crate) fn of(figures: &Figures) -> Result<Entry, Failure> {
+        let Figures {
+            name,
+            unit,
+            rounds,
+            bar,
+            more,
+        } = figures;
         let lane = |role| {
             let (lane, samples) = rounds
                 .lane(role)
@@ -94,7 +132,7 @@ impl Entry {
                 .ok_or_else(|| format!("{name}: no round was run"))
         };
         let (to_floor, to_peer) = (against(floor_samples)?, against(peer_samples)?);
-        let judged = match bar {
+        let judged = match *bar {
             Bar::Floor(at_most) => Some((at_most, to_floor, floor)),
             Bar::Peer(at_most) => Some((at_most, to_peer, peer)),
             Bar::None => None,
@@ -112,7 +150,7 @@ impl Entry {
         }
         Ok(Entry {
             name,
-            unit,
+            unit: *unit,
             ns,
             floor,
             floor_ns,
@@ -127,13 +165,11 @@ impl Entry {
             meets_bar: judged.map(|(at_most, ratio, _)| ratio.median <= at_most),
             bar_within_noise: judged.is_some_and(|(at_most, ratio, _)| ratio.straddles(at_most)),
             others,
-            more: BTreeMap::new(),
+            more: more
+                .iter()
+                .filter_map(|(name, samples)| Some((name.clone(), quantile(samples, 0.5)?)))
+                .collect(),
         })
-    }
-
-    /// Adds a figure; its unit comes last in its name.
-    pub(crate) fn more(&mut self, name: impl Into<String>, value: f64) {
-        self.more.insert(name.into(), value);
     }
 
     fn verdict(&self) -> String {
@@ -302,24 +338,39 @@ mod tests {
         }
     }
 
+    fn entry(name: &'static str, subject: &[f64], bar: Bar) -> Result<Entry, Failure> {
+        Entry::of(&Figures::new(name, Unit::Ns, rounds(subject), bar))
+    }
+
+    #[test]
+    fn what_several_passes_gave_counts_as_one() {
+        let mut figures = Figures::new("inc", Unit::Ns, rounds(&[1.0]), Bar::None);
+        figures.more("share", 0.2);
+        let mut second = Figures::new("inc", Unit::Ns, rounds(&[2.0, 9.0]), Bar::None);
+        second.more("share", 0.4);
+        figures.absorb(second);
+        let entry = Entry::of(&figures).unwrap();
+        assert_eq!((entry.ns, entry.rounds), (2.0, 3));
+        assert!((entry.more["share"] - 0.3).abs() < 1e-9);
+    }
+
     #[test]
     fn an_entry_over_its_bar_says_so() {
-        let entry = Entry::new("inc", Unit::Ns, &rounds(&[1.3; 3]), Bar::Floor(1.2)).unwrap();
+        let entry = entry("inc", &[1.3; 3], Bar::Floor(1.2)).unwrap();
         assert_eq!(entry.meets_bar, Some(false));
         assert!(table(&[entry]).contains("OVER THE BAR"));
     }
 
     #[test]
     fn a_bar_is_judged_by_the_median_and_noise_is_admitted() {
-        let entry =
-            Entry::new("inc", Unit::Ns, &rounds(&[1.0, 1.1, 1.9]), Bar::Floor(1.2)).unwrap();
+        let entry = entry("inc", &[1.0, 1.1, 1.9], Bar::Floor(1.2)).unwrap();
         assert_eq!(entry.meets_bar, Some(true));
         assert!(table(&[entry]).contains("meets the bar (within the noise)"));
     }
 
     #[test]
     fn a_bar_can_be_a_share_of_the_peer() {
-        let entry = Entry::new("tap", Unit::Ns, &rounds(&[2.0; 3]), Bar::Peer(0.5)).unwrap();
+        let entry = entry("tap", &[2.0; 3], Bar::Peer(0.5)).unwrap();
         assert_eq!(entry.meets_bar, Some(true));
         assert_eq!(entry.bar.as_deref(), Some("≤ 0.5 × peer"));
         assert_eq!(entry.others[0].ratio, 0.25);
@@ -327,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_json_has_the_promised_fields() {
-        let entry = Entry::new("inc", Unit::Ns, &rounds(&[1.0; 3]), Bar::None).unwrap();
+        let entry = entry("inc", &[1.0; 3], Bar::None).unwrap();
         let json = serde_json::to_value([entry]).unwrap();
         for field in ["name", "ns", "floor_ns", "peer", "peer_ns"] {
             assert!(json[0].get(field).is_some(), "{field} is missing");
@@ -337,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_entry_without_a_round_is_an_error_rather_than_zero() {
-        assert!(Entry::new("inc", Unit::Ns, &rounds(&[]), Bar::None).is_err());
+        assert!(entry("inc", &[], Bar::None).is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
     Failure,
     harness::{Effort, Lane, Role, Values, interleave_equal, spin, spin_until},
     naive::NaiveBus,
-    report::{Bar, Entry, Unit},
+    report::{Bar, Figures, Unit},
 };
 
 /// Of `MetricBus::subscribe`.
@@ -186,7 +186,7 @@ fn naive_subscriber(wait: Wait, bus: &NaiveBus) -> Result<Tapped, Failure> {
     })
 }
 
-pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
+pub(crate) fn one_subscriber(effort: Effort) -> Result<Figures, Failure> {
     const NAME: &str = "kv_usage";
     const HELP: &str = "Share of the cache in use.";
     let values = &Values::unit();
@@ -203,7 +203,7 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
     let naive_asking_tap = naive_subscriber(Wait::Ask, &naive_asked_bus)?;
 
     // Many against the one wake-up at the start of a round, and against the room for events.
-    let (rounds, sets) = effort.pick((15, 20_000), (151, 50_000));
+    let (rounds, sets) = effort.pick((15, 20_000), (61, 50_000));
     let rounds = interleave_equal(
         rounds,
         sets,
@@ -236,10 +236,10 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Entry, Failure> {
     naive_tap.stop(|| naive.set(2.0))?;
     naive_asking_tap.stop(|| naive_asked.set(2.0))?;
 
-    let mut entry = Entry::new("tap_one_subscriber", Unit::Ns, &rounds?, Bar::Peer(0.5))?;
-    entry.more("share_that_arrived", our_account.share());
-    entry.more("peer_share_that_arrived", naive_account.share());
-    entry.more("sets_per_wake", our_account.sets_per_wake());
-    entry.more("peer_sets_per_wake", naive_account.sets_per_wake());
-    Ok(entry)
+    let mut figures = Figures::new("tap_one_subscriber", Unit::Ns, rounds?, Bar::Peer(0.5));
+    figures.more("share_that_arrived", our_account.share());
+    figures.more("peer_share_that_arrived", naive_account.share());
+    figures.more("sets_per_wake", our_account.sets_per_wake());
+    figures.more("peer_sets_per_wake", naive_account.sets_per_wake());
+    Ok(figures)
 }

@@ -86,15 +86,11 @@ pub struct Live {
 
 impl Live {
     pub fn new() -> Live {
+        let terminal = io::stdout().is_terminal();
         Live {
-            terminal: io::stdout().is_terminal(),
+            terminal,
             started: Instant::now(),
-            next: if io::stdout().is_terminal() {
-                FRAME
-            } else {
-                LINE
-            },
-            fired: 0,
+            next: if terminal { FRAME } else { LINE },
         }
     }
 
@@ -109,25 +105,27 @@ impl Live {
             (Cause::Signal(signal), _) => (signal.worker.as_str(), heard(signal)),
             (Cause::Load(_), None) => return,
             (Cause::Load(load), Some(change)) => {
-                let load = load.map_or("?".into(), |load| format!("{load:.2}"));
-                match change.role() {
-                    Role::Prefill => ("prefill", format!("busy {load} of the last 30 s")),
-                    Role::Decode => ("decode", format!("KV usage {load} over 30 s")),
-                }
+                let role = change.role();
+                let what = match (change.action, role, load) {
+                    (Action::Add(_), ..) => "still over its limit".into(),
+                    (_, _, None) => "idle".into(),
+                    (_, Role::Prefill, Some(load)) => format!("busy {load:.2} of 30 s"),
+                    (_, Role::Decode, Some(load)) => format!("KV usage {load:.2} over 30 s"),
+                };
+                (role.name(), what)
             }
         };
         let done = match &notice.change {
-            None => "nothing: one is starting, or there are enough".to_owned(),
             Some(change) => {
                 let verb = match change.action {
                     Action::Add(_) => "add",
                     Action::Remove(_) => "remove",
                 };
-                format!(
-                    "{verb} {}: {} → {}",
-                    change.worker, change.before, change.after
-                )
+                let (before, after) = (change.before, change.after);
+                format!("{verb} {}: {before} → {after}", change.worker)
             }
+            None if notice.count.starting > 0 => "(one is starting)".to_owned(),
+            None => "(as many as there may be)".to_owned(),
         };
         self.clear();
         say(&format!(
@@ -154,19 +152,14 @@ impl Live {
         if self.terminal {
             let full = ((share * 24.0) as usize).min(24);
             let bar = format!("[{}{}]", "#".repeat(full), "-".repeat(24 - full));
-            print!(
-                "\r\x1b[K  {bar} {} of {}  {missed}",
-                clock(now),
-                clock(length)
-            );
-            let _ = io::stdout().flush();
+            let (now, length) = (clock(now), clock(length));
+            say(&format!("\r\x1b[K  {bar} {now} of {length}  {missed}"));
         } else {
             let percent = (share * 100.0).min(100.0);
-            println!(
-                "  -- {percent:3.0} %, {} of {}; {missed}",
-                clock(now),
-                clock(length)
-            );
+            let (now, length) = (clock(now), clock(length));
+            say(&format!(
+                "  -- {percent:3.0} %, {now} of {length}; {missed}\n"
+            ));
         }
     }
 
@@ -355,29 +348,41 @@ fn footnotes(simulation: &Simulation, excursions: &[Excursion], elapsed: Duratio
         let index = (took.len().saturating_sub(1) as f64 * share).round() as usize;
         took.get(index).copied().map_or("-".into(), span)
     };
-    format!(
-        "\
-  An episode begins when a decode worker's KV usage goes over {} or a prefill worker's queue over {},
-  ends when all are back under {} and {}, and counts when a request misses its target there meanwhile;
-  two less than {} s apart are one. {} more harmed nobody: to fire on one is a false trigger. {} targets
-  were missed outside of any. Polls cost trace time, callbacks real time: of {}, half took up to
-  {}, 99 % up to {}, the longest {}. TTFT and ITL: requests that missed that target. Most: prefill
-  and decode workers at the same time, each at its peak. Worker hours: from the decision to add a
-  worker until it has gone. The run took {:.1} s.
-",
-        truth::KV.raise,
-        truth::QUEUE.raise,
-        truth::KV.clear,
-        truth::QUEUE.clear,
-        truth::MERGE.as_secs(),
-        excursions.iter().filter(|e| !e.is_overload()).count(),
-        grouped(fixed.truth.missed_outside),
-        grouped(took.len() as u64),
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        elapsed.as_secs_f64(),
-    )
+    let lines = [
+        format!(
+            "- An episode begins when a decode worker's KV usage goes over {} or a prefill worker's queue",
+            truth::KV.raise
+        ),
+        format!(
+            "  over {}, and ends when all are back under {} and {}; two less than {} s apart are one. It is in",
+            truth::QUEUE.raise,
+            truth::KV.clear,
+            truth::QUEUE.clear,
+            truth::MERGE.as_secs()
+        ),
+        format!(
+            "  the table if a request missed its target there meanwhile. {} more harmed nobody: to fire on",
+            excursions.iter().filter(|e| !e.is_overload()).count()
+        ),
+        format!(
+            "  one is a false trigger. Outside of any, {} targets were missed.",
+            grouped(fixed.truth.missed_outside)
+        ),
+        "- Polls are late in trace time. Callbacks come in the same instant of it; theirs is real time,".into(),
+        format!(
+            "  from mutation to callback: of {}, half took up to {}, 99 % up to {}, all up to {}.",
+            grouped(took.len() as u64),
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        ),
+        "- TTFT, ITL: requests that missed that target. Most: prefill + decode workers, each at its peak.".into(),
+        format!(
+            "  Worker hours: from the decision to add a worker until it has gone. The run took {:.1} s.",
+            elapsed.as_secs_f64()
+        ),
+    ];
+    lines.map(|line| line + "\n").concat()
 }
 
 fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[Detector]) -> String {
@@ -389,8 +394,8 @@ fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[De
     };
     let seen = |detector: Option<&Detector>| detector.map_or(0, Detector::seen);
     format!(
-        "Of {} overloads callbacks saw {}, polling every 15 s {}. SLA misses: {} without a planner, {} with \
-         one on\ncallbacks ({}), for {} worker time.",
+        "Of {} overloads, callbacks saw {} and polling every 15 s saw {}.\n\
+         SLA misses went from {} to {} with a planner on callbacks ({}), for {} worker time.",
         overloads.len(),
         seen(detectors.first()),
         seen(detectors.last()),

@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 use metricbus::{Clock, MetricBus};
 
 use crate::{
-    fleet::{Fleet, Size, Targets},
+    fleet::{Count, Fleet, Size, Targets},
     planner::{Action, Loads, Planner},
     signals::{Callbacks, News, Poller, Signal},
     trace::Request,
@@ -57,6 +57,8 @@ pub struct Notice<'a> {
     pub contestant: usize,
     pub at: Duration,
     pub cause: Cause<'a>,
+    /// Workers of the role, before anything was changed.
+    pub count: Count,
     /// `None`: the planner let it be.
     pub change: Option<Change>,
 }
@@ -136,7 +138,6 @@ impl Simulation {
         let contestant = |name, ears, steering| -> Result<_> {
             let fleet = Fleet::new(bus, name, size, targets, seed)?;
             Ok(Contestant {
-                name,
                 fleet,
                 ears,
                 steering,
@@ -315,6 +316,7 @@ impl Simulation {
                 contestant: index,
                 at: self.now,
                 cause: Cause::Signal(signal),
+                count,
                 change,
             });
         }
@@ -330,15 +332,15 @@ impl Simulation {
         if let Some(steering) = steering {
             steering.next = self.now + steering.every;
             let counts = Role::ALL.map(|role| fleet.count(role));
-            for action in steering
-                .planner
-                .think(self.now, &steering.loads.now(), &counts)
-            {
+            let loads = steering.loads.now();
+            for action in steering.planner.think(self.now, &loads, &counts) {
+                let (Action::Add(role) | Action::Remove(role)) = action;
                 let change = act(fleet, action, self.now)?;
                 notice(&Notice {
                     contestant: index,
                     at: self.now,
                     cause: Cause::Load(loads[role as usize].avg),
+                    count: counts[role as usize],
                     change,
                 });
             }

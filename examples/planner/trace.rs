@@ -191,13 +191,13 @@ pub struct Bursts {
 }
 
 /// Mean arrivals per second outside of bursts.
-const BASE_PER_SECOND: f64 = 5.0;
+const BASE_PER_SECOND: f64 = 4.5;
 /// Mean time from the end of one burst to the start of the next, seconds.
 const BURST_EVERY: f64 = 75.0;
 /// Shortest and longest burst, seconds.
-const BURST_LENGTH: (f64, f64) = (4.0, 15.0);
+const BURST_LENGTH: (f64, f64) = (3.0, 10.0);
 /// Arrivals per second that the weakest and the strongest burst add.
-const BURST_PER_SECOND: (f64, f64) = (6.0, 14.0);
+const BURST_PER_SECOND: (f64, f64) = (4.0, 10.0);
 
 impl Bursts {
     /// Arrivals are Poisson; lengths are log-normal around those of the Azure conversation trace.
