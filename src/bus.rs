@@ -561,7 +561,7 @@ impl Inner {
         self.for_each_match(&watch.selector, |series| {
             watch.attach(series, false, &mut wakes)
         });
-        wake_all(wakes);
+        wake_all(&mut wakes);
     }
 
     pub(crate) fn unwatch(&self, watch: &Arc<Watch>) {

@@ -384,7 +384,7 @@ impl Cell {
                 self.settle::<R>(desk, after, true, &mut stamp, &mut wakes);
             }
         }
-        wake_all(wakes);
+        wake_all(&mut wakes);
     }
 
     #[cold]
@@ -540,7 +540,7 @@ impl Cell {
             };
             f(desk, &mut stamp, &mut wakes);
         }
-        wake_all(wakes);
+        wake_all(&mut wakes);
     }
 
     /// Steps 1 to 5.
@@ -679,9 +679,17 @@ fn add_bits(value: &AtomicU64, d: f64) -> u64 {
     }
 }
 
-#[inline]
-pub(crate) fn wake_all(wakes: Wakes) {
-    for waker in wakes {
+/// Wakes whom a visit to a desk collected. Most visits wake nobody.
+#[inline(always)]
+pub(crate) fn wake_all(wakes: &mut Wakes) {
+    if !wakes.is_empty() {
+        wake_each(wakes);
+    }
+}
+
+#[cold]
+fn wake_each(wakes: &mut Wakes) {
+    for waker in wakes.drain(..) {
         waker.wake();
     }
 }

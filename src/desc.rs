@@ -373,6 +373,13 @@ pub(crate) fn validate(
     label_names: &[&str],
 ) -> Result<Arc<[f64]>, DeclareError> {
     check_name(name)?;
+    if kind == MetricKind::Counter && name == "_total" {
+        return Err(DeclareError::Name {
+            name: name.to_owned(),
+            why: "nothing is left of it without \"_total\", as OpenMetrics names a counter"
+                .to_owned(),
+        });
+    }
     for (i, &label) in label_names.iter().enumerate() {
         check_label(name, label)?;
         if label_names[..i].contains(&label) {
@@ -384,7 +391,7 @@ pub(crate) fn validate(
         }
     }
     if let Some(unit) = &desc.unit {
-        check_unit(name, unit)?;
+        check_unit(name, kind, unit)?;
     }
     match (&desc.buckets, kind) {
         (buckets, MetricKind::Histogram) => {
@@ -460,10 +467,11 @@ fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
     }
 }
 
-fn check_unit(name: &str, unit: &str) -> Result<(), DeclareError> {
+fn check_unit(name: &str, kind: MetricKind, unit: &str) -> Result<(), DeclareError> {
+    // Only a counter's family is named without _total.
     let (base, suffix) = match name.strip_suffix("_total") {
-        Some(base) => (base, "_total"),
-        None => (name, ""),
+        Some(base) if kind == MetricKind::Counter => (base, "_total"),
+        _ => (name, ""),
     };
     let plain = !unit.is_empty() && unit.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if plain && base.strip_suffix(unit).is_some_and(|b| b.ends_with('_')) {
@@ -527,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_unit_that_the_name_does_not_end_in_is_refused_with_a_name_that_would_do() {
-        let unit = |name: &str, unit: &str| check_unit(name, unit);
+        let unit = |name: &str, unit: &str| check_unit(name, MetricKind::Counter, unit);
         assert!(unit("wait_seconds", "seconds").is_ok());
         assert!(unit("wait_seconds_total", "seconds").is_ok());
         let Err(DeclareError::Unit { right, .. }) = unit("wait_total", "seconds") else {
@@ -536,6 +544,7 @@ mod tests {
         assert_eq!(right, "wait_seconds_total");
         assert!(unit("seconds", "seconds").is_err());
         assert!(unit("wait_", "").is_err());
+        assert!(check_unit("wait_seconds_total", MetricKind::Gauge, "seconds").is_err());
     }
 
     #[test]

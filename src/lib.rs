@@ -7,6 +7,7 @@ mod desc;
 mod dispatch;
 mod error;
 mod events;
+mod hint;
 mod interest;
 mod labels;
 mod lint;

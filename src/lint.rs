@@ -23,46 +23,40 @@ impl fmt::Display for Lint {
     }
 }
 
-/// Base units, with the units that ought to be given in them.
-const UNITS: &[(&str, &[&str])] = &[
-    ("amperes", &[]),
-    (
-        "bytes",
-        &[
-            "kilobytes",
-            "megabytes",
-            "gigabytes",
-            "terabytes",
-            "petabytes",
-            "kibibytes",
-            "mebibytes",
-            "gibibytes",
-            "tebibytes",
-            "pebibytes",
-            "bits",
-            "kilobits",
-            "megabits",
-            "gigabits",
-        ],
-    ),
-    ("celsius", &["kelvins", "kelvin", "fahrenheit"]),
-    ("grams", &["kilograms", "milligrams"]),
-    ("joules", &["kilojoules", "millijoules"]),
-    ("meters", &["kilometers", "centimeters", "millimeters"]),
-    ("ratio", &["percent"]),
-    (
-        "seconds",
-        &[
-            "milliseconds",
-            "microseconds",
-            "nanoseconds",
-            "minutes",
-            "hours",
-            "days",
-            "weeks",
-        ],
-    ),
-    ("volts", &["millivolts", "kilovolts"]),
+/// Units, and the base unit that ought to be used instead. Any of them may have a prefix.
+const UNITS: &[(&str, &str)] = &[
+    ("amperes", "amperes"),
+    ("bytes", "bytes"),
+    ("celsius", "celsius"),
+    ("grams", "grams"),
+    ("joules", "joules"),
+    ("kelvin", "kelvin"),
+    ("meters", "meters"),
+    ("metres", "metres"),
+    ("seconds", "seconds"),
+    ("volts", "volts"),
+    ("minutes", "seconds"),
+    ("hours", "seconds"),
+    ("days", "seconds"),
+    ("weeks", "seconds"),
+    ("kelvins", "kelvin"),
+    ("fahrenheit", "celsius"),
+    ("rankine", "celsius"),
+    ("inches", "meters"),
+    ("yards", "meters"),
+    ("miles", "meters"),
+    ("bits", "bytes"),
+    ("calories", "joules"),
+    ("pounds", "grams"),
+    ("ounces", "grams"),
+    // Not in promlint, but in the naming conventions.
+    ("percent", "ratio"),
+];
+
+/// promlint has "mibi" where "mebi" is meant, and so lets mebibytes pass.
+const PREFIXES: &[&str] = &[
+    "", "pico", "nano", "micro", "milli", "centi", "deci", "deca", "hecto", "kilo", "kibi", "mega",
+    "mebi", "mibi", "giga", "gibi", "tera", "tebi", "peta", "pebi",
 ];
 
 const ABBREVIATED: &[&str] = &[
@@ -125,9 +119,12 @@ pub(crate) fn lint(meta: &Meta) -> Vec<Lint> {
             ));
         }
     }
-    for word in &words {
-        for (base, others) in UNITS {
-            if others.contains(word) {
+    for word in name.split('_') {
+        for (unit, base) in UNITS {
+            let prefixed = word
+                .strip_suffix(unit)
+                .is_some_and(|prefix| PREFIXES.contains(&prefix));
+            if prefixed && word != *base {
                 say(format!("use the base unit {base:?} instead of {word:?}"));
             }
         }

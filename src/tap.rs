@@ -221,12 +221,15 @@ impl Listener for Tap {
     }
 
     fn record(&mut self, recorded: Recorded, sequence: u64, at: Time, wakes: &mut Wakes) {
-        wakes.extend(self.mailbox.push(Letter {
+        let letter = Letter {
             series: self.series,
             sequence,
             at,
             recorded,
-        }));
+        };
+        if let Some(waker) = self.mailbox.push(letter) {
+            wakes.push(waker);
+        }
     }
 
     fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {

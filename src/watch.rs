@@ -3,7 +3,6 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
@@ -24,7 +23,7 @@ use crate::{
     cell::{Listener, Wakes},
     dispatch,
     error::SubscribeError,
-    mailbox::{Mailbox, Taken},
+    mailbox::{Letters, Mailbox, Taken},
     selector::Selector,
     series::SeriesCore,
     stats::{Stats, next_id},
@@ -69,7 +68,7 @@ impl Watch {
 /// The reader's end of a mailbox, for one kind of event.
 pub(crate) struct Inbox<T> {
     mailbox: Arc<Mailbox<T>>,
-    batch: VecDeque<T>,
+    batch: Letters<T>,
     /// Looks left before parking.
     looks: u32,
 }
@@ -91,7 +90,7 @@ impl<T> Inbox<T> {
     pub(crate) fn new(mailbox: Arc<Mailbox<T>>) -> Self {
         Inbox {
             mailbox,
-            batch: VecDeque::new(),
+            batch: Letters::with_capacity(0),
             looks: 0,
         }
     }
@@ -119,8 +118,10 @@ impl<T> Inbox<T> {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Taken::Closed) => return Poll::Ready(Item::End),
                 Poll::Ready(Taken::Letters { lagged }) => {
+                    // The thread that woke a reader is busy with that for a while: a letter that came alone may be the
+                    // first of many, and is worth one look.
                     let busy = self.looks > 0 || self.batch.len() > 1;
-                    self.looks = if busy { LOOKS } else { 0 };
+                    self.looks = if busy { LOOKS } else { 1 };
                     if lagged > 0 {
                         return Poll::Ready(Item::Lagged(lagged));
                     }

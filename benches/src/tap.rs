@@ -6,7 +6,7 @@
 //! it can, which few subscribers keep up with: both sides drop the oldest and say how many. After each round the lane
 //! waits, outside of the time measured, until its subscriber has accounted for every single set, so that it is parked
 //! while others are measured. What share arrived is shown with the figures, and how many sets there were for each time
-//! that the subscriber had to be woken: that is what costs most, and it depends on who happens to be the faster one.
+//! that the subscriber slept: waking it is what costs most, and it depends on who happens to be the faster one.
 //!
 //! - Subject: `Gauge::set` with one `MetricBus::subscribe`.
 //! - Floor: `AtomicU64::swap(bits, AcqRel)`: a set that nobody hears of.
@@ -43,8 +43,8 @@ const CAPACITY: usize = 8_192;
 struct Account {
     arrived: AtomicU64,
     dropped: AtomicU64,
-    /// How often there was nothing left to read, and the subscriber's thread parked.
-    parked: AtomicU64,
+    /// How often the subscriber's thread slept; known at its end, on Linux.
+    slept: AtomicU64,
     /// Whether the subscriber is to ask again rather than park.
     asks: AtomicBool,
     stop: AtomicBool,
@@ -65,9 +65,11 @@ impl Account {
         self.arrived.load(Ordering::Acquire) as f64 / self.total() as f64
     }
 
-    /// A parked subscriber has to be woken by the thread that sets, which costs it far more than all the rest.
-    fn sets_per_wake(&self) -> f64 {
-        self.total() as f64 / self.parked.load(Ordering::Acquire).max(1) as f64
+    /// A subscriber that sleeps has to be woken by the thread that sets, which costs it far more than all the rest.
+    /// `None` where the system doesn't tell.
+    fn sets_per_sleep(&self) -> Option<f64> {
+        let slept = self.slept.load(Ordering::Acquire);
+        (slept > 0).then(|| self.total() as f64 / slept as f64)
     }
 }
 
@@ -97,6 +99,7 @@ impl Tapped {
             .name("subscriber".into())
             .spawn(move || {
                 let account = shared.clone();
+                let ending = shared.clone();
                 let mut reading = Box::pin(read(shared));
                 futures::executor::block_on(std::future::poll_fn(move |cx| {
                     loop {
@@ -105,12 +108,14 @@ impl Tapped {
                             return polled;
                         }
                         if !account.asks.load(Ordering::Acquire) {
-                            account.parked.fetch_add(1, Ordering::AcqRel);
                             return polled;
                         }
                         std::hint::spin_loop();
                     }
                 }));
+                ending
+                    .slept
+                    .store(times_slept().unwrap_or(0), Ordering::Release);
             })?;
         Ok(Tapped {
             account,
@@ -145,6 +150,15 @@ impl Tapped {
             .join()
             .map_err(|_| "a subscriber panicked".into())
     }
+}
+
+/// How often this thread has slept so far, where the system tells.
+fn times_slept() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
 }
 
 fn our_subscriber(wait: Wait, bus: &MetricBus, gauge: &Gauge) -> Result<Tapped, Failure> {
@@ -239,7 +253,11 @@ pub(crate) fn one_subscriber(effort: Effort) -> Result<Figures, Failure> {
     let mut figures = Figures::new("tap_one_subscriber", Unit::Ns, rounds?, Bar::Peer(0.5));
     figures.more("share_that_arrived", our_account.share());
     figures.more("peer_share_that_arrived", naive_account.share());
-    figures.more("sets_per_wake", our_account.sets_per_wake());
-    figures.more("peer_sets_per_wake", naive_account.sets_per_wake());
+    if let (Some(ours), Some(naive)) =
+        (our_account.sets_per_sleep(), naive_account.sets_per_sleep())
+    {
+        figures.more("sets_per_sleep_of_subscriber", ours);
+        figures.more("peer_sets_per_sleep_of_subscriber", naive);
+    }
     Ok(figures)
 }

@@ -7,34 +7,38 @@ use clap::Parser;
 /// How long a run takes unless told otherwise.
 const RUN: Duration = Duration::from_secs(25);
 
+// Lines are broken by hand: clap breaks them only with a feature that nothing else here needs.
+
 /// A small fleet of LLM workers in one process, and a planner that reacts to its metrics.
 ///
-/// The same requests go through five fleets side by side: one of a fixed size, one whose planner hears of a full worker
-/// by callback, and three whose planners poll every 1, 5 and 15 s. What fires on the callbacks' fleet is shown as it
-/// happens; at the end, two tables tell how soon each way of hearing sees an overload, and what it does for the requests.
+/// The same requests go through five fleets side by side: one of a fixed size, one whose planner
+/// hears of a full worker by callback, and three whose planners poll every 1, 5 and 15 s. What
+/// fires on the fleet with callbacks is shown as it happens; at the end, two tables tell how soon
+/// each way of hearing sees an overload, and what that does for the requests.
 #[derive(Debug, Parser)]
 #[command(
     name = "planner",
-    max_term_width = 100,
+    verbatim_doc_comment,
     after_help = "\
 Examples:
-  planner --trace azure_llm_inference_conv_2023.csv    requests recorded by Azure, about an hour of them
+  planner --trace azure_llm_inference_conv_2023.csv    an hour of requests, recorded by Azure
   planner                                              bursts made up here, for 20 minutes
   planner --speed max                                  no waiting: the tables at once
-  planner --speed 20 --port 9464                       slower, to look at /metrics with curl or Prometheus
+  planner --speed 20 --port 9464                       slower, to watch /metrics meanwhile
 
 The tables depend on the trace and the seed only, not on --speed or the machine; but for the times
-of callbacks, which are real ones."
+of callbacks, which are real ones. With cargo, options go after --:
+  cargo run --release --example planner --features http -- --speed max"
 )]
 pub struct Cli {
-    /// Requests to serve, as CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens, like
-    /// `2023-11-16 18:15:46.6805900,374,44`. Without it, bursts are made up
-    #[arg(long, value_name = "FILE")]
+    /// Requests to serve: CSV with the columns TIMESTAMP, ContextTokens and GeneratedTokens, as
+    /// 2023-11-16 18:15:46.6805900,374,44. Without it, bursts are made up
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     pub trace: Option<PathBuf>,
 
-    /// Trace time against real time: a number such as 100, or `max` for no waiting. Unless given, what makes the run
-    /// take about 25 s
-    #[arg(long, value_name = "TIMES")]
+    /// Trace time against real time: a number such as 100, or `max` for no waiting. Unless given,
+    /// what makes the run take about 25 s
+    #[arg(long, value_name = "TIMES", verbatim_doc_comment)]
     pub speed: Option<Speed>,
 
     /// Port of /metrics on 127.0.0.1. If it is taken, or 0, any that is free

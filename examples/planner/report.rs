@@ -132,6 +132,10 @@ impl Live {
             "  {:>7}  {who:<10} {what:<26} {done}\n",
             clock(notice.at)
         ));
+        if self.terminal {
+            // The bar comes back at once.
+            self.next = Duration::ZERO;
+        }
     }
 
     /// Draws the bar when it is time to.
@@ -184,6 +188,8 @@ fn heard(signal: &Signal) -> String {
 /// How a detector did.
 struct Detector {
     name: String,
+    /// How to write its times: callbacks take microseconds, polls are never better than a fraction of their period.
+    text: fn(Duration) -> String,
     /// From onset to sight of each overload, `None` where it was over before it was seen.
     delays: Vec<Option<Duration>>,
     /// Excursions that it saw and that harmed nobody.
@@ -191,7 +197,12 @@ struct Detector {
 }
 
 impl Detector {
-    fn judge(name: String, excursions: &[Excursion], sightings: &[Sighting]) -> Detector {
+    fn judge(
+        name: String,
+        text: fn(Duration) -> String,
+        excursions: &[Excursion],
+        sightings: &[Sighting],
+    ) -> Detector {
         let delay = |e: &Excursion| {
             let within = |s: &&Sighting| s.role == e.role && s.at >= e.onset && s.at <= e.end;
             sightings
@@ -203,6 +214,7 @@ impl Detector {
             excursions.iter().partition(|e| e.is_overload());
         Detector {
             name,
+            text,
             delays: overloads.into_iter().map(delay).collect(),
             false_triggers: harmless.into_iter().filter_map(delay).count(),
         }
@@ -226,11 +238,11 @@ pub fn tables(simulation: &Simulation, elapsed: Duration) {
     let overloads: Vec<_> = excursions.iter().filter(|e| e.is_overload()).collect();
     let mut detectors = Vec::new();
     for (index, sightings) in simulation.sightings.iter().enumerate() {
-        let name = match index.checked_sub(1) {
-            None => "callback".to_owned(),
-            Some(i) => format!("poll {} s", POLL_PERIODS[i].as_secs()),
+        let (name, text): (_, fn(_) -> _) = match index.checked_sub(1) {
+            None => ("callback".to_owned(), span),
+            Some(i) => (format!("poll {} s", POLL_PERIODS[i].as_secs()), seconds),
         };
-        detectors.push(Detector::judge(name, &excursions, sightings));
+        detectors.push(Detector::judge(name, text, &excursions, sightings));
     }
     say(&format!(
         "
@@ -273,14 +285,14 @@ fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
         };
         let cells = [
             &*clock(overload.onset),
-            &format!("{:.1} s", (overload.end - overload.onset).as_secs_f64()),
+            &seconds(overload.end - overload.onset),
             overload.role.name(),
             &peak,
             &grouped(overload.misses),
         ];
         let times = detectors
             .iter()
-            .map(|d| d.delays[index].map_or("not seen".into(), span));
+            .map(|d| d.delays[index].map_or("not seen".into(), d.text));
         row(cells, &mut times.into_iter());
     }
     if overloads.is_empty() {
@@ -293,13 +305,14 @@ fn episodes(overloads: &[&Excursion], detectors: &[Detector]) -> String {
         }
         line + "\n"
     };
-    let of = |delays: Vec<Duration>, share: f64| {
+    let of = |detector: &Detector, share: f64| {
+        let delays = detector.sorted();
         let index = (delays.len().saturating_sub(1) as f64 * share).round() as usize;
-        delays.get(index).copied().map_or("-".into(), span)
+        delays.get(index).copied().map_or("-".into(), detector.text)
     };
     out += &summary("seen", &|d| format!("{} of {}", d.seen(), overloads.len()));
-    out += &summary("time to see it, median", &|d| of(d.sorted(), 0.5));
-    out += &summary("time to see it, longest", &|d| of(d.sorted(), 1.0));
+    out += &summary("time to see it, median", &|d| of(d, 0.5));
+    out += &summary("time to see it, longest", &|d| of(d, 1.0));
     out += &summary("false triggers", &|d| d.false_triggers.to_string());
     out
 }
@@ -368,9 +381,9 @@ fn footnotes(simulation: &Simulation, excursions: &[Excursion], elapsed: Duratio
             "  one is a false trigger. Outside of any, {} targets were missed.",
             grouped(fixed.truth.missed_outside)
         ),
-        "- Polls are late in trace time. Callbacks come in the same instant of it; theirs is real time,".into(),
+        "- All look for the same limits. Polls are late in trace time; callbacks in real time, from the".into(),
         format!(
-            "  from mutation to callback: of {}, half took up to {}, 99 % up to {}, all up to {}.",
+            "  mutation to the callback: of {}, half took up to {}, 99 % up to {}, all up to {}.",
             grouped(took.len() as u64),
             at(0.5),
             at(0.99),
@@ -392,6 +405,9 @@ fn conclusion(simulation: &Simulation, overloads: &[&Excursion], detectors: &[De
         less if less < 0.0 => format!("{:.0} % less", -less),
         more => format!("{more:.0} % more"),
     };
+    if overloads.is_empty() {
+        return "There was no overload: these requests are no task for a planner.".into();
+    }
     let seen = |detector: Option<&Detector>| detector.map_or(0, Detector::seen);
     format!(
         "Of {} overloads, callbacks saw {} and polling every 15 s saw {}.\n\
@@ -414,6 +430,10 @@ fn clock(time: Duration) -> String {
     let tenths = time.as_millis() / 100;
     let (minutes, tenths) = (tenths / 600, tenths % 600);
     format!("{minutes:02}:{:02}.{}", tenths / 10, tenths % 10)
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
 }
 
 /// A duration with the unit that suits it.
@@ -469,7 +489,7 @@ mod tests {
             took: Duration::ZERO,
         };
         let sightings = [sighting(12), sighting(13), sighting(30), sighting(60)];
-        let detector = Detector::judge("poll".into(), &excursions, &sightings);
+        let detector = Detector::judge("poll".into(), seconds, &excursions, &sightings);
         assert_eq!(detector.delays, [Some(secs(2)), None]);
         assert_eq!((detector.seen(), detector.false_triggers), (1, 1));
     }

@@ -411,7 +411,10 @@ mod tests {
             .expect("a valid declaration");
 
         callbacks.start();
-        (kv.set(0.95), queue.set(9.0), other.set(1.0), kv.set(0.85));
+        kv.set(0.95);
+        queue.set(9.0);
+        other.set(1.0);
+        kv.set(0.85);
         let signals = callbacks.take().expect("callbacks come");
         assert_eq!(
             told(&signals),
@@ -450,7 +453,8 @@ mod tests {
         let bus = bus();
         let mut poller = Poller::new(&bus, "test", Duration::from_secs(5));
         let kv = gauge(&bus, Role::Decode, "decode-0", "kv_usage_ratio");
-        (kv.set(0.95), kv.set(0.3));
+        kv.set(0.95);
+        kv.set(0.3);
         assert!(
             poller
                 .poll(Duration::from_secs(5))

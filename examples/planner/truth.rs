@@ -4,6 +4,9 @@
 //! ends when every worker of that role is back under the lower limit; excursions less than [`MERGE`] apart are one. It is
 //! an *overload episode* when a request missed its target at a worker of that role meanwhile; otherwise it harmed nobody,
 //! and whoever acted on it acted for nothing.
+//!
+//! Callbacks and polls look for these same limits. So a callback is late by nothing but its own latency, by construction:
+//! what is compared is being told with looking now and then, not one threshold with another.
 
 use std::time::Duration;
 

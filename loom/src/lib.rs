@@ -9,6 +9,8 @@
 
 #[path = "../../src/cell.rs"]
 mod cell;
+#[path = "../../src/hint.rs"]
+mod hint;
 #[path = "../../src/interest.rs"]
 mod interest;
 #[path = "../../src/mailbox.rs"]

@@ -13,7 +13,7 @@ use loom::{sync::Arc, thread};
 use crate::{
     cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
     interest::{ChangeState, Cuts, ExtremesState, Interval, ThresholdState},
-    mailbox::{Mailbox, Taken},
+    mailbox::{Letters, Mailbox, Taken},
     time::{Now, Stamp, Time},
 };
 
@@ -247,10 +247,12 @@ impl Listener for Change {
 }
 
 fn take<T>(mailbox: &Mailbox<T>, waker: &Waker) -> Option<(u64, Vec<T>)> {
-    let mut batch = std::collections::VecDeque::new();
+    let mut batch = Letters::with_capacity(0);
     let mut cx = std::task::Context::from_waker(waker);
     match mailbox.poll_take(&mut cx, &mut batch) {
-        std::task::Poll::Ready(Taken::Letters { lagged }) => Some((lagged, batch.into())),
+        std::task::Poll::Ready(Taken::Letters { lagged }) => {
+            Some((lagged, std::iter::from_fn(|| batch.pop_front()).collect()))
+        }
         _ => None,
     }
 }

@@ -37,7 +37,8 @@ impl Format {
 /// `# EOF` of OpenMetrics is not written, so that more families can follow; see [`finish`].
 ///
 /// In OpenMetrics a histogram's `_sum` is left out where the format does not allow it: when it is negative or NaN, or
-/// there are negative buckets.
+/// there are negative buckets. Its `_count` is left out with it, for the format has both or neither; the bucket `+Inf`
+/// says the same.
 ///
 /// ```
 /// use metricbus::{MetricBus, export::text::{Format, encode}};
@@ -248,10 +249,10 @@ impl Line {
             start(out, &self.sum, labels);
             self.push_real(sum, out);
             out.push(b'\n');
+            start(out, &self.count, labels);
+            out.extend_from_slice(self.itoa.format(total).as_bytes());
+            out.push(b'\n');
         }
-        start(out, &self.count, labels);
-        out.extend_from_slice(self.itoa.format(total).as_bytes());
-        out.push(b'\n');
     }
 
     /// The shortest text that reads back as the same double; whole numbers without a fraction.

@@ -118,7 +118,7 @@ impl Gauge {
         };
         let mut wakes = Wakes::new();
         self.core.attach(Box::new(listener), &mut wakes);
-        wake_all(wakes);
+        wake_all(&mut wakes);
         PeakGauge {
             core: self.core.clone(),
             id,

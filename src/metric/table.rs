@@ -14,6 +14,7 @@ use crate::{
     bus::Inner,
     cell::{Listener, Wakes, wake_all},
     desc::Meta,
+    hint::prefetch_read,
     interest::{Interval, TouchState},
     labels::{OVERFLOW_LABEL, push_label},
     series::SeriesCore,
@@ -87,7 +88,7 @@ impl FamilyCore {
                 None => self.insert(&mut table, text, &mut wakes),
             }
         };
-        wake_all(wakes);
+        wake_all(&mut wakes);
         made
     }
 
@@ -207,7 +208,7 @@ impl FamilyCore {
         for series in removed {
             series.retire(&mut wakes);
         }
-        wake_all(wakes);
+        wake_all(&mut wakes);
     }
 
     /// How many children there are, the overflow series included.
@@ -229,7 +230,7 @@ impl FamilyCore {
             for (i, slot) in step.iter().enumerate() {
                 // Children lie scattered in memory; the one after next is on its way while this one is written.
                 if let Some(Some(later)) = step.get(i + 4) {
-                    prefetch(Arc::as_ptr(later));
+                    prefetch_read(Arc::as_ptr(later));
                 }
                 if let Some(series) = slot {
                     f(series);
@@ -320,18 +321,4 @@ impl Listener for Touch {
 
 fn child(table: &Table, slot: u32) -> Option<&Arc<SeriesCore>> {
     table.slots.get(slot as usize)?.as_ref()
-}
-
-/// Asks the processor to fetch what `at` points to. A hint: it reads nothing.
-#[inline(always)]
-fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch does not access memory in the language's sense and can't fault, whatever the address; SSE
-        // is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }

@@ -108,7 +108,7 @@ impl Window {
             let value = series.value().as_f64();
             lock(&ring).begin(value, series.core().meta.clock.now());
         }
-        wake_all(wakes);
+        wake_all(&mut wakes);
         Window {
             series: series.clone(),
             id,
