@@ -266,6 +266,34 @@ impl MetricBus {
         Ok(found)
     }
 
+    /// Removes the selected series, such as all of a worker that has gone; how many there were.
+    ///
+    /// They are exposed no more, their subscribers hear that they are gone, and late writes by handles still held do not
+    /// bring them back. The declarations stay.
+    ///
+    /// ```
+    /// let bus = metricbus::MetricBus::new();
+    /// let worker = bus.scope().with_label("worker", 3);
+    /// worker.gauge("queue_depth", "Requests waiting.")?;
+    /// worker.counter("requests_total", "Requests served.")?;
+    /// assert_eq!(bus.remove(r#"{worker="3"}"#)?, 2);
+    /// assert!(bus.series("queue_depth")?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn remove(&self, selector: impl IntoSelector) -> Result<usize, SelectorError> {
+        let selector = selector.into_selector()?;
+        let families = self.0.families();
+        let removed = families
+            .iter()
+            .filter(|family| selector.could_match_name(&family.meta.name))
+            .map(|family| family.remove_where(|series| selector.matches(series)));
+        Ok(removed.sum())
+    }
+
     /// Every mutation of the selected series, as a [`Stream`](futures_core::Stream).
     ///
     /// ```

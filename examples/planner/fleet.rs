@@ -81,7 +81,6 @@ enum State {
 }
 
 struct Member<W> {
-    name: String,
     state: State,
     since: Duration,
     worker: W,
@@ -141,9 +140,9 @@ impl Fleet {
     }
 
     /// Handles the next event, which is due at `now`.
-    pub fn step(&mut self, now: Duration) -> Result<(), DeclareError> {
+    pub fn step(&mut self, now: Duration) {
         let Some(Reverse((_, _, event))) = self.events.pop() else {
-            return Ok(());
+            return;
         };
         match event {
             Event::PrefillDone(index) => self.prefill_done(index, now),
@@ -156,7 +155,6 @@ impl Fleet {
                 if let Some(state) = state {
                     *state = State::Serving;
                 }
-                Ok(())
             }
         }
     }
@@ -215,7 +213,7 @@ impl Fleet {
             return Ok(None);
         };
         self.books.removed += 1;
-        self.leave_if_drained(role, index, now)?;
+        self.leave_if_drained(role, index, now);
         Ok(Some(worker_name(role, index)))
     }
 
@@ -250,7 +248,6 @@ impl Fleet {
             Role::Prefill => {
                 let worker = Prefill::new(scope.register()?);
                 self.prefill[index] = Some(Member {
-                    name,
                     state,
                     since: now,
                     worker,
@@ -259,7 +256,6 @@ impl Fleet {
             Role::Decode => {
                 let worker = Decode::new(scope.register()?);
                 self.decode[index] = Some(Member {
-                    name,
                     state,
                     since: now,
                     worker,
@@ -274,9 +270,9 @@ impl Fleet {
         Ok(index)
     }
 
-    fn prefill_done(&mut self, index: usize, now: Duration) -> Result<(), DeclareError> {
+    fn prefill_done(&mut self, index: usize, now: Duration) {
         let Some(member) = &mut self.prefill[index] else {
-            return Ok(());
+            return;
         };
         let (job, next) = member.worker.finish(now);
         let queue = member.worker.queue();
@@ -295,7 +291,7 @@ impl Fleet {
                 self.close(&job, now);
             }
         }
-        self.leave_if_drained(Role::Prefill, index, now)
+        self.leave_if_drained(Role::Prefill, index, now);
     }
 
     /// From prefill to decode; moving the KV cache is not modelled.
@@ -314,9 +310,9 @@ impl Fleet {
         }
     }
 
-    fn decode_step(&mut self, index: usize, now: Duration) -> Result<(), DeclareError> {
+    fn decode_step(&mut self, index: usize, now: Duration) {
         let Some(member) = &mut self.decode[index] else {
-            return Ok(());
+            return;
         };
         let mut done = std::mem::take(&mut self.done);
         let next = member.worker.step(now, &mut done);
@@ -329,7 +325,7 @@ impl Fleet {
             self.close(&job, now);
         }
         self.done = done;
-        self.leave_if_drained(Role::Decode, index, now)
+        self.leave_if_drained(Role::Decode, index, now);
     }
 
     /// A request is done: were its targets met?
@@ -346,38 +342,32 @@ impl Fleet {
     }
 
     /// A draining worker with nothing left to do is gone, and its gauges with it.
-    fn leave_if_drained(
-        &mut self,
-        role: Role,
-        index: usize,
-        now: Duration,
-    ) -> Result<(), DeclareError> {
-        let scope = &self.scopes[role as usize];
+    fn leave_if_drained(&mut self, role: Role, index: usize, now: Duration) {
+        let bus = self.scopes[role as usize].bus();
         let since = match role {
             Role::Prefill => {
                 let idle = |m: &Member<Prefill>| m.state == State::Draining && m.worker.is_idle();
                 match self.prefill[index].take_if(|m| idle(m)) {
                     Some(gone) => {
-                        gone.worker.metrics.retire(scope, &gone.name)?;
+                        gone.worker.metrics.retire(bus);
                         gone.since
                     }
-                    None => return Ok(()),
+                    None => return,
                 }
             }
             Role::Decode => {
                 let idle = |m: &Member<Decode>| m.state == State::Draining && m.worker.is_idle();
                 match self.decode[index].take_if(|m| idle(m)) {
                     Some(gone) => {
-                        gone.worker.metrics.retire(scope, &gone.name)?;
+                        gone.worker.metrics.retire(bus);
                         gone.since
                     }
-                    None => return Ok(()),
+                    None => return,
                 }
             }
         };
         self.truth.gone(role, index, now);
         self.books.worker_time += now - since;
-        Ok(())
     }
 }
 
@@ -471,7 +461,7 @@ mod tests {
         while let Some(at) = fleet.next_event() {
             assert!(at >= now, "time goes forward");
             now = at;
-            fleet.step(now).expect("valid declarations");
+            fleet.step(now);
         }
         now
     }
@@ -592,7 +582,7 @@ mod tests {
         assert_eq!(fleet.count(Role::Prefill).draining, 1);
         while let Some(at) = fleet.next_event() {
             now = at;
-            fleet.step(now).expect("valid declarations");
+            fleet.step(now);
         }
         assert_eq!(fleet.books.finished, 20);
         assert_eq!(

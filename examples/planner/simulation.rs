@@ -244,7 +244,7 @@ impl Simulation {
             }
             Next::Fleet(index) => {
                 self.contestants[index].start();
-                self.contestants[index].fleet.step(at)?;
+                self.contestants[index].fleet.step(at);
                 self.hear_callbacks(index, notice)?;
             }
             Next::Watch(index) => {

@@ -12,7 +12,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use metricbus::{Counter, DeclareError, Desc, Gauge, Histogram, Metrics, Scope};
+use metricbus::{Counter, Gauge, Histogram, MetricBus, Metrics};
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -348,51 +348,33 @@ impl Decode {
 
 impl PrefillMetrics {
     /// The worker is gone: so are the gauges that told its state. What it counted stays.
-    pub fn retire(&self, component: &Scope, worker: &str) -> Result<(), DeclareError> {
-        retire(
-            component,
-            worker,
-            [&self.queue_depth, &self.inflight_requests],
-        )
+    pub fn retire(&self, bus: &MetricBus) {
+        retire(bus, [&self.queue_depth, &self.inflight_requests]);
     }
 }
 
 impl DecodeMetrics {
     /// As [`PrefillMetrics::retire`].
-    pub fn retire(&self, component: &Scope, worker: &str) -> Result<(), DeclareError> {
+    pub fn retire(&self, bus: &MetricBus) {
         let gauges = [
             &self.kv_usage_ratio,
             &self.queue_depth,
             &self.inflight_requests,
         ];
-        retire(component, worker, gauges)
+        retire(bus, gauges);
     }
 }
 
-/// Series are removed through their family: the same declaration with `worker` as a label whose value is given later.
-fn retire<const N: usize>(
-    component: &Scope,
-    worker: &str,
-    gauges: [&Gauge; N],
-) -> Result<(), DeclareError> {
+fn retire<const N: usize>(bus: &MetricBus, gauges: [&Gauge; N]) {
     for gauge in gauges {
-        let series = gauge.series();
-        let name = series
-            .name()
-            .strip_prefix(component.prefix())
-            .unwrap_or(series.name());
-        let desc = Desc::new(name, series.help()).labels(["worker"]);
-        let family = component.family::<Gauge>(desc)?;
-        // One label, one value: there is nothing else that could be wrong with it.
-        let _ = family.remove(&[worker]);
+        // A handle is a selector that can't be wrong.
+        let _ = bus.remove(gauge);
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metricbus::MetricBus;
 
     fn job(context: u32, generated: u32) -> Job {
         Job {
@@ -514,7 +496,7 @@ mod tests {
         let (a, b) = (worker("a"), worker("b"));
         a.requests_total.inc();
         b.kv_usage_ratio.set(0.5);
-        a.retire(&component, "a").expect("the same declarations");
+        a.retire(&bus);
         let names = |selector: &str| {
             let series = bus.series(selector).expect("a valid selector");
             series
