@@ -1,9 +1,9 @@
 //! The bus: declares metrics, finds them, and brings them together with those who subscribe.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -269,7 +269,7 @@ impl MetricBus {
     /// Removes the selected series, such as all of a worker that has gone; how many there were.
     ///
     /// They are exposed no more, their subscribers hear that they are gone, and late writes by handles still held do not
-    /// bring them back. The declarations stay.
+    /// bring them back. The declarations stay; a component of which no series is left is one no more.
     ///
     /// ```
     /// let bus = metricbus::MetricBus::new();
@@ -290,8 +290,12 @@ impl MetricBus {
         let removed = families
             .iter()
             .filter(|family| selector.could_match_name(&family.meta.name))
-            .map(|family| family.remove_where(|series| selector.matches(series)));
-        Ok(removed.sum())
+            .map(|family| family.remove_where(|series| selector.matches(series)))
+            .sum();
+        if removed > 0 {
+            self.0.forget_components();
+        }
+        Ok(removed)
     }
 
     /// Every mutation of the selected series, as a [`Stream`](futures_core::Stream).
@@ -491,7 +495,9 @@ impl Inner {
             expire_after: desc.expire_after,
             clock: self.clock.clone(),
         };
+        let limits = (desc.series_max, desc.expire_after);
         let family = self.find_or_insert(meta)?;
+        family.meta.check_limits(limits.0, limits.1)?;
         // In the order of the family, which is that of its first declaration.
         let slots = family
             .meta
@@ -571,6 +577,23 @@ impl Inner {
         }
     }
 
+    /// Drops components that have no series any more.
+    fn forget_components(&self) {
+        let components = locked(&self.components).clone();
+        let is_gone = |component: &Component| {
+            let families = read(&self.registry).families.clone();
+            let mut left = component.metrics.is_empty();
+            for name in &component.metrics {
+                if let Some(family) = families.get(name.as_str()) {
+                    family.for_each(|series| left |= component.has(&series.text));
+                }
+            }
+            !left
+        };
+        let gone: Vec<_> = components.into_iter().filter(is_gone).collect();
+        locked(&self.components).retain(|component| !gone.contains(component));
+    }
+
     /// Attaches whoever waits for a series like this one. The caller holds the family's lock, and wakes once it does not.
     pub(crate) fn announce(&self, series: &Arc<SeriesCore>, wakes: &mut Wakes) {
         for watch in read(&self.watches).iter() {
@@ -593,22 +616,30 @@ impl Inner {
     }
 
     pub(crate) fn unwatch(&self, watch: &Arc<Watch>) {
-        let removed = {
+        watch.close(true);
+        {
+            // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
             let mut watches = self.watches.write().unwrap_or_else(PoisonError::into_inner);
             let before = watches.len();
             watches.retain(|w| w.id != watch.id);
-            watches.len() < before
-        };
-        let mut listeners = Vec::new();
-        self.for_each_match(&watch.selector, |series| {
-            listeners.extend(series.detach(watch.id));
-        });
-        watch.close(true);
-        if removed {
-            self.stats
-                .dropped
-                .fetch_add(watch.dropped(), Ordering::Relaxed);
+            if watches.len() < before {
+                self.stats.dropped(watch.dropped());
+            }
         }
+        let (mut listeners, mut wakes) = (Vec::new(), Wakes::new());
+        self.for_each_match(&watch.selector, |series| {
+            listeners.extend(series.detach(watch.id, &mut wakes));
+        });
+        wake_all(&mut wakes);
+    }
+
+    /// Wakes on the dispatcher's threads rather than in this one.
+    pub(crate) fn wake_elsewhere(&self, mut wakes: Wakes) {
+        if wakes.is_empty() {
+            return;
+        }
+        self.pool.start();
+        self.pool.spawn(async move { wake_all(&mut wakes) });
     }
 
     pub(crate) fn find_watch(&self, id: u64) -> Option<Arc<Watch>> {
@@ -616,10 +647,11 @@ impl Inner {
     }
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
-        let watches = read(&self.watches).clone();
+        let watches = read(&self.watches);
         let mut families = self
             .stats
             .families(watches.iter().map(|w| w.dropped()).sum());
+        let watches = watches.clone();
         let (workers, busy) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();
@@ -665,35 +697,29 @@ impl Inner {
 }
 
 fn component_info(components: &[Component]) -> FamilySnapshot {
+    let mut seen = HashSet::new();
     let series = components
         .iter()
         .map(|component| {
             let mut labels = vec![("component".to_owned(), component.name.clone())];
-            labels.extend(
-                component
-                    .labels
-                    .iter()
-                    .filter(|(name, _)| name != "component")
-                    .cloned(),
-            );
-            SeriesSnapshot {
-                labels,
-                value: SampleValue::Gauge(1.0),
-            }
+            let own = component
+                .labels
+                .iter()
+                .filter(|(name, _)| name != "component");
+            labels.extend(own.cloned());
+            labels
         })
-        .collect::<Vec<_>>();
-    let mut unique: Vec<SeriesSnapshot> = Vec::new();
-    for one in series {
-        if !unique.contains(&one) {
-            unique.push(one);
-        }
-    }
+        .filter(|labels| seen.insert(labels.clone()))
+        .map(|labels| SeriesSnapshot {
+            labels,
+            value: SampleValue::Gauge(1.0),
+        });
     FamilySnapshot {
         name: "metricbus_component_info".to_owned(),
         help: "Components that registered their metrics.".to_owned(),
         unit: None,
         kind: crate::MetricKind::Gauge,
-        series: unique,
+        series: series.collect(),
     }
 }
 

@@ -241,6 +241,15 @@ impl Cell {
         }
     }
 
+    /// Whether nobody hears of any mutation.
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.lo.load(Ordering::Relaxed) != SHUT
+            && lock(&self.desk)
+                .as_ref()
+                .is_none_or(|desk| desk.band == Interval::EVERYTHING)
+    }
+
     /// The value's bits. Takes no lock.
     pub(crate) fn load(&self) -> u64 {
         self.value.load(Ordering::Acquire)
@@ -353,7 +362,7 @@ impl Cell {
     #[cold]
     #[inline(never)]
     fn outside<R: Repr>(&self, after: u64, host: &dyn Now) {
-        self.at_desk(host, |desk, stamp, wakes| {
+        self.mutated(host, |desk, stamp, wakes| {
             if desk.recorders > 0 {
                 // This thread did not see that the band was shut: its mutation is in the value, but perhaps not yet in
                 // the chain.
@@ -390,7 +399,7 @@ impl Cell {
     #[cold]
     #[inline(never)]
     fn observed_outside(&self, v: f64, host: &dyn Now) {
-        self.at_desk(host, |desk, stamp, wakes| {
+        self.mutated(host, |desk, stamp, wakes| {
             if desk.recorders > 0 {
                 desk.record(Recorded::Observed(v), stamp, wakes);
             }
@@ -445,15 +454,16 @@ impl Cell {
         true
     }
 
-    /// Takes a listener out. `None` when it isn't there.
+    /// Takes a listener out. `None` when it isn't there. The caller wakes, as for [`attach`](Cell::attach).
     pub(crate) fn detach<R: Repr>(
         &self,
         id: u64,
         signal: Signal,
         host: &dyn Now,
+        wakes: &mut Wakes,
     ) -> Option<Box<dyn Listener>> {
         let mut taken = None;
-        self.at_desk(host, |desk, stamp, wakes| {
+        self.at_desk(host, wakes, |desk, stamp, wakes| {
             let Some(position) = desk.listeners.iter().position(|l| l.id() == id) else {
                 return;
             };
@@ -471,16 +481,18 @@ impl Cell {
         taken
     }
 
-    /// Shows a listener to `f` together with the value's bits, then re-arms the band. `None` when it isn't there.
+    /// Shows a listener to `f` together with the value's bits, then re-arms the band. `None` when it isn't there. The
+    /// caller wakes, as for [`attach`](Cell::attach).
     pub(crate) fn visit<R: Repr, T>(
         &self,
         id: u64,
         signal: Signal,
         host: &dyn Now,
+        wakes: &mut Wakes,
         f: impl FnOnce(&mut dyn Listener, u64) -> T,
     ) -> Option<T> {
         let mut result = None;
-        self.at_desk(host, |desk, stamp, wakes| {
+        self.at_desk(host, wakes, |desk, stamp, wakes| {
             let Some(listener) = desk.listeners.iter_mut().find(|l| l.id() == id) else {
                 return;
             };
@@ -529,17 +541,24 @@ impl Cell {
         lock(&self.desk).as_ref().is_some_and(|desk| desk.retired)
     }
 
-    /// Runs `f` at the desk, if there is one, and wakes whom it says once the desk is free.
-    fn at_desk(&self, host: &dyn Now, f: impl FnOnce(&mut Desk, &mut Stamp<'_>, &mut Wakes)) {
-        let mut wakes = Wakes::new();
-        {
-            let mut stamp = Stamp::new(host);
-            let mut guard = lock(&self.desk);
-            let Some(desk) = guard.as_deref_mut() else {
-                return;
-            };
-            f(desk, &mut stamp, &mut wakes);
+    /// Runs `f` at the desk, if there is one.
+    fn at_desk(
+        &self,
+        host: &dyn Now,
+        wakes: &mut Wakes,
+        f: impl FnOnce(&mut Desk, &mut Stamp<'_>, &mut Wakes),
+    ) {
+        let mut stamp = Stamp::new(host);
+        if let Some(desk) = lock(&self.desk).as_deref_mut() {
+            f(desk, &mut stamp, wakes);
         }
+    }
+
+    /// Takes a mutation to the desk, and wakes whom that concerns once the desk is free. The mutating thread holds no
+    /// lock of this crate.
+    fn mutated(&self, host: &dyn Now, f: impl FnOnce(&mut Desk, &mut Stamp<'_>, &mut Wakes)) {
+        let mut wakes = Wakes::new();
+        self.at_desk(host, &mut wakes, f);
         wake_all(&mut wakes);
     }
 
@@ -552,7 +571,7 @@ impl Cell {
         stamp: &mut Stamp<'_>,
         wakes: &mut Wakes,
     ) {
-        if desk.recorders == desk.listeners.len() && desk.band.is_nothing() {
+        if desk.recorders > 0 && desk.recorders == desk.listeners.len() && desk.band.is_nothing() {
             // Recorders alone: nobody judges, and the band is shut already.
             return;
         }

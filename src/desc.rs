@@ -302,6 +302,34 @@ impl Meta {
         exposed_names(&self.name, self.kind)
     }
 
+    /// `Err` where a later declaration asks for other limits than the first one; it may leave them open.
+    pub(crate) fn check_limits(
+        &self,
+        series_max: Option<usize>,
+        expire_after: Option<Duration>,
+    ) -> Result<(), DeclareError> {
+        let clash = |what, earlier: String, now: String| {
+            Err(DeclareError::Clash {
+                metric: self.name.to_string(),
+                what,
+                earlier,
+                now,
+            })
+        };
+        match (series_max, expire_after) {
+            (Some(now), _) if now != self.series_max => {
+                clash("series_max", self.series_max.to_string(), now.to_string())
+            }
+            (_, Some(now)) if Some(now) != self.expire_after => clash(
+                "expire_after",
+                self.expire_after
+                    .map_or("never".to_owned(), |e| format!("{e:?}")),
+                format!("{now:?}"),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// `Err` with what clashes where `self` can't be another declaration of `earlier`.
     pub(crate) fn check_same_as(&self, earlier: &Meta) -> Result<(), DeclareError> {
         let clash = |what, before: String, now: String| {
@@ -380,15 +408,13 @@ pub(crate) fn validate(
                 .to_owned(),
         });
     }
-    for (i, &label) in label_names.iter().enumerate() {
-        check_label(name, label)?;
-        if label_names[..i].contains(&label) {
-            return Err(DeclareError::LabelTwice {
-                metric: name.to_owned(),
-                label: label.to_owned(),
-                labels: label_names.iter().map(|&l| l.to_owned()).collect(),
-            });
-        }
+    check_labels(name, label_names)?;
+    if desc.expire_after == Some(Duration::ZERO) {
+        return Err(DeclareError::Labels {
+            metric: name.to_owned(),
+            why: "expire_after(0) would remove a series as soon as it is made; give it a duration"
+                .to_owned(),
+        });
     }
     if let Some(unit) = &desc.unit {
         check_unit(name, kind, unit)?;
@@ -409,6 +435,21 @@ pub(crate) fn validate(
             why: format!("a {kind} has no buckets; only a histogram has"),
         }),
     }
+}
+
+/// Checks the names of all labels of a metric (or of a component).
+pub(crate) fn check_labels(metric: &str, label_names: &[&str]) -> Result<(), DeclareError> {
+    for (i, &label) in label_names.iter().enumerate() {
+        check_label(metric, label)?;
+        if label_names[..i].contains(&label) {
+            return Err(DeclareError::LabelTwice {
+                metric: metric.to_owned(),
+                label: label.to_owned(),
+                labels: label_names.iter().map(|&l| l.to_owned()).collect(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), DeclareError> {

@@ -60,6 +60,13 @@ impl Pool {
         }
     }
 
+    /// Runs a future here.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let (runnable, task) = async_task::spawn(future, self.scheduler());
+        runnable.schedule();
+        task.detach();
+    }
+
     /// Makes sure there is a worker, so that a mutating thread never has to start one.
     pub(crate) fn start(&self) {
         self.shared.spawn_if(|state| state.workers == 0);
@@ -125,11 +132,7 @@ impl Shared {
                     // Should this callback hang, the next one has somebody to run it.
                     self.spawn_if(|state| state.idle == 0);
                 }
-                // Callbacks' panics are caught where they are called; this one is for what wraps them.
-                let run = std::panic::AssertUnwindSafe(|| runnable.run());
-                if std::panic::catch_unwind(run).is_err() {
-                    tracing::error!("metricbus: a task of the dispatcher panicked");
-                }
+                run(runnable);
                 state = self.lock();
                 continue;
             }
@@ -171,37 +174,56 @@ pub(crate) fn inline_scheduler(
 }
 
 fn run_inline(runnable: Runnable, fallback: &Weak<Shared>, overruns: &dyn Fn()) {
-    let first = INLINE.with(|inline| {
+    let mut runnable = Some(runnable);
+    let outermost = INLINE.try_with(|inline| {
         let mut inline = inline.borrow_mut();
         match &mut *inline {
             Some(queue) => {
-                queue.push_back(runnable);
-                None
+                queue.extend(runnable.take());
+                false
             }
             none => {
                 *none = Some(VecDeque::new());
-                Some(runnable)
+                true
             }
         }
     });
-    let Some(first) = first else { return };
-    let mut next = Some(first);
+    match outermost {
+        Ok(false) => return,
+        Ok(true) => {}
+        // This thread is being torn down and has no queue any more.
+        Err(_) => return hand_over(runnable, fallback),
+    }
     for _ in 0..INLINE_RUNS_MAX {
-        let Some(runnable) = next.take() else { break };
-        runnable.run();
-        next = INLINE.with(|inline| inline.borrow_mut().as_mut()?.pop_front());
+        let Some(next) = runnable.take() else { break };
+        run(next);
+        runnable = INLINE.with(|inline| inline.borrow_mut().as_mut()?.pop_front());
     }
     let rest = INLINE.with(|inline| inline.borrow_mut().take());
-    let rest: Vec<_> = next.into_iter().chain(rest.into_iter().flatten()).collect();
-    if rest.is_empty() {
-        return;
+    let rest: Vec<_> = runnable
+        .into_iter()
+        .chain(rest.into_iter().flatten())
+        .collect();
+    if !rest.is_empty() {
+        overruns();
+        hand_over(rest, fallback);
     }
-    overruns();
-    if let Some(pool) = fallback.upgrade() {
+}
+
+fn hand_over(runnables: impl IntoIterator<Item = Runnable>, pool: &Weak<Shared>) {
+    if let Some(pool) = pool.upgrade() {
         pool.spawn_if(|state| state.workers == 0);
-        for runnable in rest {
+        for runnable in runnables {
             pool.push(runnable);
         }
+    }
+}
+
+/// Callbacks' panics are caught where they are called; this one is for what wraps them, such as the drop of a closure.
+fn run(runnable: Runnable) {
+    let run = std::panic::AssertUnwindSafe(|| runnable.run());
+    if std::panic::catch_unwind(run).is_err() {
+        tracing::error!("metricbus: a task of the dispatcher panicked outside of its callback");
     }
 }
 

@@ -91,7 +91,7 @@ pub enum DeclareError {
     Clash {
         /// The metric.
         metric: String,
-        /// Type, help, unit, label names or buckets.
+        /// Type, help, unit, label names, buckets, or a limit.
         what: &'static str,
         /// As declared first.
         earlier: String,

@@ -2,15 +2,18 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use crate::{
-    cell::{Listener, Wakes},
+    cell::{Listener, Wakes, wake_all},
     error::SubscribeError,
     interest::{ChangeState, Cuts, DeltaState, Distance, Interval, ThresholdState},
     selector::Selector,
-    series::{Series, SeriesCore, Value},
+    series::{Series, SeriesCore, Value, is_unmeasured},
     threshold::{Delta, Threshold},
     time::{Now, Stamp, Time},
     watch::{Birth, Event, Plan, Post, sealed},
@@ -54,7 +57,7 @@ pub enum Cause {
     Crossing,
     /// The condition held already when the subscription was made.
     Initial,
-    /// The series was removed while raised; `value` is its last one.
+    /// The series was removed while raised; `value` is its last one, of a histogram the last observation judged.
     Removed,
 }
 
@@ -107,24 +110,21 @@ impl sealed::Event for Moved {
 impl Event for Changed {}
 
 impl sealed::Event for Changed {
-    type Letter = Arc<SeriesCore>;
+    type Letter = ChangedSeries;
 
     /// Only here does the listener ask to hear of the next change, and the value is read after that: a change is either
     /// in the value delivered or makes a new letter.
-    fn open(core: Arc<SeriesCore>, listener: u64) -> Option<Changed> {
-        let drained = core.visit(listener, |listener, value| {
+    fn open(letter: ChangedSeries, listener: u64) -> Option<Changed> {
+        let core = letter.series;
+        let mut wakes = Wakes::new();
+        core.visit(listener, &mut wakes, |listener, value| {
             let listener: &mut dyn Any = listener;
             if let Some(change) = listener.downcast_mut::<ChangeListener>() {
                 change.drained(value);
             }
-            value
         });
-        let value = match drained {
-            // A histogram's cell holds its sum; the value is its count.
-            Some(value) if core.buckets.is_none() => value,
-            _ => core.value(),
-        };
-        let at = core.now();
+        wake_all(&mut wakes);
+        let (value, at) = (core.value(), core.now());
         Some(Changed {
             series: Series::of(core),
             value,
@@ -141,7 +141,6 @@ pub(crate) fn thresholds(
     Ok(Plan {
         selector,
         make: Box::new(move |birth| Box::new(ThresholdListener::new(birth, cuts))),
-        one_per_series: false,
     })
 }
 
@@ -150,15 +149,14 @@ pub(crate) fn deltas(selector: Selector, delta: Delta) -> Result<Plan<Moved>, Su
     Ok(Plan {
         selector,
         make: Box::new(move |birth| Box::new(DeltaListener::new(birth, distance))),
-        one_per_series: false,
     })
 }
 
 pub(crate) fn changes(selector: Selector) -> Plan<Changed> {
+    let census = Arc::new(Census::default());
     Plan {
         selector,
-        make: Box::new(|birth| Box::new(ChangeListener::new(birth))),
-        one_per_series: true,
+        make: Box::new(move |birth| Box::new(ChangeListener::new(birth, &census))),
     }
 }
 
@@ -171,6 +169,8 @@ struct ThresholdListener {
     newborn: bool,
     first: bool,
     initial: bool,
+    /// Of a histogram, whose cell does not tell: what was observed last.
+    observed: Option<f64>,
     pending: Option<Crossing>,
     post: Post<Crossing>,
 }
@@ -185,6 +185,7 @@ impl ThresholdListener {
             newborn: birth.newborn,
             first: true,
             initial: birth.initial,
+            observed: birth.series.buckets.as_ref().map(|_| f64::NAN),
             pending: None,
             post: birth.post,
         }
@@ -215,11 +216,14 @@ impl Listener for ThresholdListener {
     }
 
     fn judge(&mut self, value: f64, mutated: bool, stamp: &mut Stamp<'_>) {
-        if !mutated && self.newborn {
-            // The 0 of a series just made was not measured.
+        if !mutated && (self.newborn || is_unmeasured(value)) {
+            // The 0 of a series just made, or of a gauge never set, was not measured.
             return;
         }
         self.newborn = false;
+        if let Some(observed) = &mut self.observed {
+            *observed = value;
+        }
         let first = std::mem::replace(&mut self.first, false);
         let Some(raised) = self.state.step(value) else {
             return;
@@ -249,6 +253,7 @@ impl Listener for ThresholdListener {
         if !self.state.is_raised() {
             return;
         }
+        let value = self.observed.unwrap_or(value);
         if let Some(crossing) = self.crossing(false, value, Cause::Removed, stamp.at()) {
             self.post.send(crossing, wakes);
         }
@@ -280,7 +285,10 @@ impl Listener for DeltaListener {
         self.id
     }
 
-    fn judge(&mut self, value: f64, _mutated: bool, stamp: &mut Stamp<'_>) {
+    fn judge(&mut self, value: f64, mutated: bool, stamp: &mut Stamp<'_>) {
+        if !mutated && is_unmeasured(value) {
+            return;
+        }
         let Some((from, to)) = self.state.step(value) else {
             return;
         };
@@ -303,6 +311,22 @@ impl Listener for DeltaListener {
     }
 }
 
+/// "Look at this series": the letter of a change.
+pub struct ChangedSeries {
+    series: Arc<SeriesCore>,
+    /// The series was removed meanwhile.
+    gone: Arc<AtomicBool>,
+}
+
+/// How many series a subscription to changes has, so that its mailbox has room for a letter of each, and not of all that
+/// ever were.
+#[derive(Default)]
+struct Census {
+    live: AtomicUsize,
+    /// Letters of series that were removed before the reader came.
+    gone: AtomicUsize,
+}
+
 struct ChangeListener {
     id: u64,
     series: Weak<SeriesCore>,
@@ -310,11 +334,15 @@ struct ChangeListener {
     /// A histogram changes with each observation, also of the value observed last.
     observes: bool,
     speaks: bool,
-    post: Post<Arc<SeriesCore>>,
+    post: Post<ChangedSeries>,
+    census: Arc<Census>,
+    gone: Arc<AtomicBool>,
 }
 
 impl ChangeListener {
-    fn new(birth: Birth<'_, Changed>) -> Self {
+    fn new(birth: Birth<'_, Changed>, census: &Arc<Census>) -> Self {
+        let live = census.live.fetch_add(1, Ordering::AcqRel) + 1;
+        birth.post.grow_to(live + birth.capacity);
         ChangeListener {
             id: birth.id,
             series: Arc::downgrade(birth.series),
@@ -322,6 +350,8 @@ impl ChangeListener {
             observes: birth.series.buckets.is_some(),
             speaks: false,
             post: birth.post,
+            census: census.clone(),
+            gone: Arc::default(),
         }
     }
 
@@ -332,6 +362,12 @@ impl ChangeListener {
             value.as_f64()
         };
         self.state.drained(known);
+    }
+}
+
+impl Drop for ChangeListener {
+    fn drop(&mut self) {
+        self.census.live.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -348,6 +384,12 @@ impl Listener for ChangeListener {
             }
             return;
         }
+        // Of a gauge that was never set any value is a change.
+        let value = if !mutated && is_unmeasured(value) {
+            f64::NAN
+        } else {
+            value
+        };
         self.speaks |= self.state.step(value);
     }
 
@@ -359,7 +401,25 @@ impl Listener for ChangeListener {
         if std::mem::take(&mut self.speaks)
             && let Some(series) = self.series.upgrade()
         {
-            self.post.send(series, wakes);
+            let letter = ChangedSeries {
+                series,
+                gone: self.gone.clone(),
+            };
+            self.post.send(letter, wakes);
+        }
+    }
+
+    fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {
+        if !self.state.is_marked() {
+            return;
+        }
+        self.gone.store(true, Ordering::Release);
+        // A reader that stands still while series come and go: their letters must not pile up.
+        let gone = self.census.gone.fetch_add(1, Ordering::AcqRel) + 1;
+        if gone > self.post.room() {
+            self.census.gone.store(0, Ordering::Release);
+            self.post
+                .purge(|letter| letter.gone.load(Ordering::Acquire));
         }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn push_label_display(out: &mut String, name: &str, value: &dyn Displ
 }
 
 /// Escapes a label value as both exposition formats want it: `\\`, `\"` and `\n`.
-fn escape(out: &mut String, value: &str) {
+pub(crate) fn escape(out: &mut String, value: &str) {
     let mut rest = value;
     while let Some(at) = rest.find(['\\', '"', '\n']) {
         out.push_str(&rest[..at]);

@@ -101,8 +101,9 @@ impl<T> Letters<T> {
 /// What a reader found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// Letters are in the buffer; this many before them were dropped.
-    Letters { lagged: u64 },
+    /// Letters are in the buffer; `lagged` before them were dropped, and `position` letters in all were before the
+    /// first of them.
+    Letters { lagged: u64, position: u64 },
     /// No letter will come any more.
     Closed,
 }
@@ -149,6 +150,29 @@ impl<T> Mailbox<T> {
         lock(&self.inner).dropped
     }
 
+    pub(crate) fn capacity(&self) -> usize {
+        lock(&self.inner).queue.places.len()
+    }
+
+    /// Throws out the letters that `unwanted` says, and counts them as dropped.
+    pub(crate) fn purge(&self, mut unwanted: impl FnMut(&T) -> bool) {
+        let mut thrown = Vec::new();
+        let mut inner = lock(&self.inner);
+        for _ in 0..inner.queue.len() {
+            if let Some(letter) = inner.queue.pop_front() {
+                if unwanted(&letter) {
+                    thrown.push(letter);
+                } else {
+                    inner.queue.push_back(letter);
+                }
+            }
+        }
+        inner.dropped += thrown.len() as u64;
+        inner.lagged += thrown.len() as u64;
+        inner.gone += thrown.len() as u64;
+        drop(inner);
+    }
+
     /// Makes room for at least `capacity` letters. For mailboxes whose letters are bounded by something else, such as
     /// one per series.
     pub(crate) fn grow_to(&self, capacity: usize) {
@@ -156,12 +180,6 @@ impl<T> Mailbox<T> {
         if capacity > inner.queue.places.len() {
             inner.queue.grow(capacity.next_power_of_two());
         }
-    }
-
-    /// How many letters have left the queue: a letter pushed when this plus the queue's length was `n` is gone once this
-    /// exceeds `n`.
-    pub(crate) fn gone(&self) -> u64 {
-        lock(&self.inner).gone
     }
 
     /// The position that the next letter will have.
@@ -216,9 +234,10 @@ impl<T> Mailbox<T> {
             *batch = Letters::with_capacity(inner.queue.places.len());
         }
         std::mem::swap(&mut inner.queue, batch);
+        let position = inner.gone;
         inner.gone += batch.len() as u64;
         let lagged = std::mem::take(&mut inner.lagged);
-        Poll::Ready(Taken::Letters { lagged })
+        Poll::Ready(Taken::Letters { lagged, position })
     }
 }
 
@@ -229,7 +248,7 @@ mod tests {
     fn take(mailbox: &Mailbox<u32>) -> Option<(u64, Vec<u32>)> {
         let mut batch = Letters::with_capacity(0);
         match mailbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut batch) {
-            Poll::Ready(Taken::Letters { lagged }) => {
+            Poll::Ready(Taken::Letters { lagged, .. }) => {
                 Some((lagged, std::iter::from_fn(|| batch.pop_front()).collect()))
             }
             _ => None,
@@ -269,12 +288,40 @@ mod tests {
     }
 
     #[test]
-    fn positions_tell_when_a_letter_has_left() {
-        let mailbox = Mailbox::new(1);
-        let position = mailbox.next_position();
-        let _ = mailbox.push(1);
-        assert!(mailbox.gone() <= position);
-        let _ = mailbox.push(2);
-        assert!(mailbox.gone() > position);
+    fn positions_go_on_over_batches_and_drops() {
+        let mailbox = Mailbox::new(2);
+        for letter in 0..5 {
+            assert_eq!(mailbox.next_position(), letter);
+            let _ = mailbox.push(letter);
+        }
+        let mut batch = Letters::with_capacity(2);
+        let taken = mailbox.try_take(&mut batch);
+        let (lagged, position) = (3, 3);
+        assert_eq!(taken, Poll::Ready(Taken::Letters { lagged, position }));
+        assert_eq!(mailbox.next_position(), 5);
+    }
+
+    #[test]
+    fn a_purge_keeps_the_others_in_order_and_counts_the_rest() {
+        let mailbox = Mailbox::new(8);
+        for letter in 0..6 {
+            let _ = mailbox.push(letter);
+        }
+        mailbox.purge(|letter| letter % 2 == 0);
+        assert_eq!(mailbox.dropped(), 3);
+        assert_eq!(take(&mailbox), Some((3, vec![1, 3, 5])));
+    }
+
+    #[test]
+    fn a_mailbox_that_grows_keeps_what_it_has() {
+        let mailbox = Mailbox::new(3);
+        for letter in 0..5 {
+            let _ = mailbox.push(letter);
+        }
+        mailbox.grow_to(5);
+        for letter in 5..9 {
+            let _ = mailbox.push(letter);
+        }
+        assert_eq!(take(&mailbox), Some((2, vec![2, 3, 4, 5, 6, 7, 8])));
     }
 }

@@ -4,9 +4,9 @@ use std::{fmt, fmt::Display, sync::Arc};
 
 use crate::{
     bus::MetricBus,
-    desc::{Buckets, Desc},
+    desc::{Buckets, Desc, check_labels},
     error::DeclareError,
-    labels::Labels,
+    labels::{Labels, value_of},
     metric::{Counter, Family, Gauge, Histogram, Metric},
 };
 
@@ -138,11 +138,21 @@ impl Scope {
     ///
     /// # Errors
     ///
-    /// As [`declare`](Scope::declare).
+    /// As [`declare`](Scope::declare); also when `desc` has [`labels`](Desc::labels) of its own.
     pub fn family_of<M: Metric, L: Labels>(
         &self,
         desc: Desc,
     ) -> Result<Family<M, L>, DeclareError> {
+        if !desc.variable.is_empty() {
+            return Err(DeclareError::Labels {
+                metric: format!("{}{}", self.prefix, desc.name),
+                why: format!(
+                    "its labels are those of the Labels type, {:?}; {:?} of Desc::labels would come on top",
+                    L::NAMES,
+                    desc.variable
+                ),
+            });
+        }
         let desc = desc.labels(L::NAMES.iter().copied());
         self.bus.inner().family(self, desc)
     }
@@ -157,7 +167,18 @@ impl Scope {
     }
 
     /// Makes a component known to the bus: what `#[derive(Metrics)]` calls once all metrics are declared.
-    pub fn add_component(&self, name: &str, help: &str, metrics: &[&str]) {
+    ///
+    /// # Errors
+    ///
+    /// When a label of this scope is not valid, reserved, or given twice.
+    pub fn add_component(
+        &self,
+        name: &str,
+        help: &str,
+        metrics: &[&str],
+    ) -> Result<(), DeclareError> {
+        let label_names: Vec<&str> = self.labels.iter().map(|(name, _)| &**name).collect();
+        check_labels(name, &label_names)?;
         self.bus.inner().add_component(Component {
             name: name.to_owned(),
             help: help.to_owned(),
@@ -168,6 +189,7 @@ impl Scope {
                 .collect(),
             metrics: metrics.iter().map(|&m| m.to_owned()).collect(),
         });
+        Ok(())
     }
 }
 
@@ -192,4 +214,13 @@ pub struct Component {
     pub labels: Vec<(String, String)>,
     /// Full names of its metrics.
     pub metrics: Vec<String>,
+}
+
+impl Component {
+    /// Whether a series with this label text was made by the component.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.labels
+            .iter()
+            .all(|(name, value)| value_of(text, name).is_some_and(|v| v == *value))
+    }
 }

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::{
     error::SelectorError,
-    labels::{raw_pairs, unescape},
+    labels::{escape, raw_pairs, unescape},
     series::{Series, SeriesCore},
 };
 
@@ -130,7 +130,9 @@ impl fmt::Display for Selector {
                 Op::NotMatch => "!~",
             };
             let comma = if i == 0 { "" } else { "," };
-            write!(f, "{comma}{}{op}{:?}", m.label, m.value)?;
+            let mut value = String::new();
+            escape(&mut value, &m.value);
+            write!(f, "{comma}{}{op}\"{value}\"", m.label)?;
         }
         f.write_str("}")
     }
@@ -215,12 +217,14 @@ impl<'a> Parser<'a> {
         let value = self.quoted()?;
         let regex = match op {
             Op::Match | Op::NotMatch => {
-                let anchored = format!("^(?s:{value})$");
-                let regex = Regex::new(&anchored).map_err(|error| SelectorError::Regex {
-                    text: self.text.to_owned(),
-                    pattern: value.clone(),
-                    why: error.to_string(),
-                })?;
+                // Alone first: `a)|(?:b` would be one with the anchors around it.
+                let regex = Regex::new(&value)
+                    .and_then(|_| Regex::new(&format!("^(?s:{value})$")))
+                    .map_err(|error| SelectorError::Regex {
+                        text: self.text.to_owned(),
+                        pattern: value.clone(),
+                        why: error.to_string(),
+                    })?;
                 Some(Arc::new(regex))
             }
             _ => None,
@@ -382,13 +386,25 @@ mod tests {
                 other => panic!("{text:?}: {other:?}"),
             }
         }
-        assert!(matches!(
-            r#"a{b=~"("}"#.parse::<Selector>(),
-            Err(SelectorError::Regex { .. })
-        ));
+        for pattern in ["(", "a)|(?:b"] {
+            assert!(matches!(
+                format!(r#"a{{b=~"{pattern}"}}"#).parse::<Selector>(),
+                Err(SelectorError::Regex { .. })
+            ));
+        }
     }
 
     proptest! {
+        #[test]
+        fn any_value_reads_back(value in any::<String>()) {
+            let mut text = "a{b=\"".to_owned();
+            escape(&mut text, &value);
+            text.push_str("\"}");
+            let selector: Selector = text.parse().unwrap();
+            prop_assert_eq!(&selector.matchers[0].value, &value);
+            prop_assert_eq!(selector.to_string(), text);
+        }
+
         #[test]
         fn no_text_makes_the_parser_panic(text in any::<String>()) {
             let _ = text.parse::<Selector>();

@@ -46,6 +46,15 @@ impl fmt::Display for Value {
     }
 }
 
+/// What a gauge holds until it is first set. It reads as 0, and is exposed so; but nobody has measured it, and nothing
+/// is said of it. (A gauge that is set to −0 is back to that.)
+const UNMEASURED: f64 = -0.0;
+
+/// Whether this is what a gauge holds that was never set.
+pub(crate) fn is_unmeasured(value: f64) -> bool {
+    value.to_bits() == UNMEASURED.to_bits()
+}
+
 /// Named by the sealed traits of metrics, and so `pub`; no path leads here from outside the crate.
 pub struct SeriesCore {
     pub(crate) meta: Arc<Meta>,
@@ -130,6 +139,9 @@ impl SeriesCore {
         let cell = match meta.numbers {
             Numbers::Whole => Cell::new::<Whole>(0),
             Numbers::Amount => Cell::new::<Amount>(0.0_f64.to_bits()),
+            Numbers::Real if meta.kind == MetricKind::Gauge => {
+                Cell::new::<Real>(UNMEASURED.to_bits())
+            }
             Numbers::Real => Cell::new::<Real>(0.0_f64.to_bits()),
         };
         let buckets =
@@ -153,7 +165,8 @@ impl SeriesCore {
     pub(crate) fn value_of(&self, bits: u64) -> Value {
         match self.meta.numbers {
             Numbers::Whole => Value::U64(bits),
-            Numbers::Amount | Numbers::Real => Value::F64(f64::from_bits(bits)),
+            // Plus zero: the −0 of a gauge that was never set is a 0 to all who look.
+            Numbers::Amount | Numbers::Real => Value::F64(f64::from_bits(bits) + 0.0),
         }
     }
 
@@ -178,11 +191,12 @@ impl SeriesCore {
         }
     }
 
-    pub(crate) fn detach(&self, id: u64) -> Option<Box<dyn Listener>> {
+    pub(crate) fn detach(&self, id: u64, wakes: &mut Wakes) -> Option<Box<dyn Listener>> {
+        let signal = self.signal();
         match self.meta.numbers {
-            Numbers::Whole => self.cell.detach::<Whole>(id, self.signal(), self),
-            Numbers::Amount => self.cell.detach::<Amount>(id, self.signal(), self),
-            Numbers::Real => self.cell.detach::<Real>(id, self.signal(), self),
+            Numbers::Whole => self.cell.detach::<Whole>(id, signal, self, wakes),
+            Numbers::Amount => self.cell.detach::<Amount>(id, signal, self, wakes),
+            Numbers::Real => self.cell.detach::<Real>(id, signal, self, wakes),
         }
     }
 
@@ -190,13 +204,15 @@ impl SeriesCore {
     pub(crate) fn visit<T>(
         &self,
         id: u64,
+        wakes: &mut Wakes,
         f: impl FnOnce(&mut dyn Listener, Value) -> T,
     ) -> Option<T> {
+        let signal = self.signal();
         let f = |listener: &mut dyn Listener, bits| f(listener, self.value_of(bits));
         match self.meta.numbers {
-            Numbers::Whole => self.cell.visit::<Whole, T>(id, self.signal(), self, f),
-            Numbers::Amount => self.cell.visit::<Amount, T>(id, self.signal(), self, f),
-            Numbers::Real => self.cell.visit::<Real, T>(id, self.signal(), self, f),
+            Numbers::Whole => self.cell.visit::<Whole, T>(id, signal, self, wakes, f),
+            Numbers::Amount => self.cell.visit::<Amount, T>(id, signal, self, wakes, f),
+            Numbers::Real => self.cell.visit::<Real, T>(id, signal, self, wakes, f),
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct Stats {
     expired: AtomicU64,
     pub(crate) delivered: AtomicU64,
     /// By subscriptions that have ended.
-    pub(crate) dropped: AtomicU64,
+    dropped: AtomicU64,
     pub(crate) panicked: AtomicU64,
     pub(crate) detached: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
@@ -43,6 +43,10 @@ impl Stats {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *overflowed.entry(metric.clone()).or_default() += 1;
+    }
+
+    pub(crate) fn dropped(&self, n: u64) {
+        self.dropped.fetch_add(n, Ordering::Relaxed);
     }
 
     pub(crate) fn expired(&self, n: u64) {

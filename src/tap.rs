@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -18,8 +21,8 @@ use crate::{
     selector::Selector,
     series::{Series, SeriesCore, Value},
     stats::next_id,
-    time::{Stamp, Time},
-    watch::{Inbox, Item, Shared, Subscription},
+    time::Time,
+    watch::{CAPACITY_MAX, Inbox, Item, Shared, Subscription},
 };
 
 /// One mutation of one series.
@@ -28,7 +31,8 @@ use crate::{
 pub struct Mutation {
     /// Where.
     pub series: Series,
-    /// Counts this series' tapped mutations from 1, without gaps: what is missing was dropped.
+    /// Counts this series' recorded mutations, without gaps: what is missing was dropped. The first tap or window of a
+    /// series begins with 1; one that comes later begins where the count is.
     pub sequence: u64,
     /// When, by the bus's clock.
     pub at: Time,
@@ -120,6 +124,8 @@ struct Letter {
 struct Directory {
     entries: Mutex<Entries>,
     capacity: usize,
+    /// The reader is done with all letters before this position.
+    read: AtomicU64,
 }
 
 #[derive(Default)]
@@ -131,17 +137,16 @@ struct Entries {
 }
 
 impl Directory {
-    fn enter(&self, series: &Arc<SeriesCore>, mailbox: &Mailbox<Letter>) -> u64 {
-        let gone = mailbox.gone();
+    fn enter(&self, series: &Arc<SeriesCore>) -> u64 {
+        let read = self.read.load(Ordering::Acquire);
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // The reader holds at most one full batch of letters that have left the mailbox.
         while let Some(&(id, position)) = entries.retired.front()
-            && position + (self.capacity as u64) < gone
+            && position <= read
         {
             entries.retired.pop_front();
             entries.by_id.remove(&id);
         }
-        // A reader that stands still: at most the letters in its batch and in the mailbox name a removed series.
+        // A reader that stands still while series come and go: what it then can't tell any more is counted as lost.
         while entries.retired.len() > 2 * self.capacity {
             if let Some((id, _)) = entries.retired.pop_front() {
                 entries.by_id.remove(&id);
@@ -169,12 +174,13 @@ pub(crate) const CAPACITY_DEFAULT: usize = 8_192;
 
 pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize) -> Mutations {
     let id = next_id();
-    let capacity = capacity.max(1);
+    let capacity = capacity.clamp(1, CAPACITY_MAX);
     let mailbox = Arc::new(Mailbox::new(capacity));
     let shared = Shared::new(inner.stats.clone());
     let directory = Arc::new(Directory {
         entries: Mutex::default(),
         capacity,
+        read: AtomicU64::new(0),
     });
     let make = {
         let (mailbox, directory) = (mailbox.clone(), directory.clone());
@@ -182,7 +188,7 @@ pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize)
             move |series: &Arc<SeriesCore>, _newborn| -> Box<dyn Listener> {
                 Box::new(Tap {
                     id,
-                    series: directory.enter(series, &mailbox),
+                    series: directory.enter(series),
                     mailbox: mailbox.clone(),
                     directory: directory.clone(),
                 })
@@ -193,7 +199,7 @@ pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize)
         Subscription::start(inner, id, selector, make, mailbox.clone(), shared.clone());
     Mutations {
         subscription,
-        inbox: Inbox::new(mailbox),
+        inbox: Inbox::patient(mailbox),
         directory,
         shared,
         last: None,
@@ -231,8 +237,11 @@ impl Listener for Tap {
             wakes.push(waker);
         }
     }
+}
 
-    fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {
+/// The series was removed, or was listened to already.
+impl Drop for Tap {
+    fn drop(&mut self) {
         self.directory
             .retire(self.series, self.mailbox.next_position());
     }
@@ -287,12 +296,20 @@ impl Stream for Mutations {
     type Item = Result<Mutation, Lagged>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(match self.inbox.poll_next(cx) {
+        let polled = self.inbox.poll_next(cx);
+        // Letters before those at hand have all been told.
+        self.directory
+            .read
+            .store(self.inbox.position(), Ordering::Release);
+        Poll::Ready(match polled {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Item::End) => None,
             Poll::Ready(Item::Lagged(n)) => Some(Err(Lagged(n))),
-            // Only of a series removed so long ago that it was forgotten.
-            Poll::Ready(Item::Letter(letter)) => Some(self.open(letter).ok_or(Lagged(1))),
+            Poll::Ready(Item::Letter(letter)) => Some(self.open(letter).ok_or_else(|| {
+                // Of a series removed so long ago that it was forgotten.
+                self.shared.lost();
+                Lagged(1)
+            })),
         })
     }
 }
@@ -305,5 +322,47 @@ impl fmt::Debug for Mutations {
         f.debug_tuple("Mutations")
             .field(&self.subscription)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{Counter, Desc, MetricBus};
+
+    #[test]
+    fn a_series_is_mutated_without_a_lock_again_once_its_last_recorder_is_gone() {
+        let bus = MetricBus::new();
+        let gauge = bus.gauge("g", "g").unwrap();
+        let core = gauge.series().core().clone();
+        assert!(core.cell.is_open());
+        let tap = bus.subscribe("g").unwrap();
+        let window = gauge.series().window(Duration::from_secs(1));
+        gauge.set(1.0);
+        assert!(!core.cell.is_open());
+        drop(tap);
+        assert!(!core.cell.is_open());
+        drop(window);
+        assert!(core.cell.is_open());
+    }
+
+    #[test]
+    fn the_directory_keeps_removed_series_only_as_long_as_a_letter_names_them() {
+        let bus = MetricBus::new();
+        let family = bus
+            .family::<Counter>(Desc::new("c_total", "c").labels(["i"]))
+            .unwrap();
+        let mut tap = bus.subscribe("c_total").unwrap();
+        for i in 0..1_000 {
+            let label = [i.to_string()];
+            family.with_label_values(&label).unwrap().inc();
+            family.remove(&label).unwrap();
+            let next = futures::StreamExt::next(&mut tap);
+            let mutation = futures::executor::block_on(next).unwrap().unwrap();
+            assert_eq!(mutation.series.label("i"), Some(i.to_string()));
+        }
+        let held = tap.directory.entries.lock().unwrap().by_id.len();
+        assert!(held < 10, "{held}");
     }
 }

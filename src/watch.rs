@@ -71,6 +71,9 @@ pub(crate) struct Inbox<T> {
     batch: Letters<T>,
     /// Looks left before parking.
     looks: u32,
+    /// Whether it looks at all.
+    patient: bool,
+    position: u64,
 }
 
 /// How often a reader looks again before it parks when letters come thick and fast (several at once, or while it was
@@ -89,10 +92,25 @@ pub(crate) enum Item<T> {
 impl<T> Inbox<T> {
     pub(crate) fn new(mailbox: Arc<Mailbox<T>>) -> Self {
         Inbox {
+            batch: Letters::with_capacity(mailbox.capacity()),
             mailbox,
-            batch: Letters::with_capacity(0),
             looks: 0,
+            patient: false,
+            position: 0,
         }
+    }
+
+    /// For a reader of a thread of its own, of letters that may come as fast as mutations do.
+    pub(crate) fn patient(mailbox: Arc<Mailbox<T>>) -> Self {
+        Inbox {
+            patient: true,
+            ..Inbox::new(mailbox)
+        }
+    }
+
+    /// How many letters left the mailbox before those at hand.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item<T>> {
@@ -117,11 +135,16 @@ impl<T> Inbox<T> {
                 }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Taken::Closed) => return Poll::Ready(Item::End),
-                Poll::Ready(Taken::Letters { lagged }) => {
+                Poll::Ready(Taken::Letters { lagged, position }) => {
+                    self.position = position;
                     // The thread that woke a reader is busy with that for a while: a letter that came alone may be the
                     // first of many, and is worth one look.
                     let busy = self.looks > 0 || self.batch.len() > 1;
-                    self.looks = if busy { LOOKS } else { 1 };
+                    self.looks = match (self.patient, busy) {
+                        (false, _) => 0,
+                        (true, true) => LOOKS,
+                        (true, false) => 1,
+                    };
                     if lagged > 0 {
                         return Poll::Ready(Item::Lagged(lagged));
                     }
@@ -148,6 +171,9 @@ pub(crate) mod sealed {
 
 /// How many events a mailbox holds unless told otherwise. A crossing takes 64 bytes, so this is 16 KiB.
 pub(crate) const CAPACITY_DEFAULT: usize = 256;
+
+/// The room for them is taken when subscribing.
+pub(crate) const CAPACITY_MAX: usize = 1 << 20;
 
 /// A subscription being made: choose where its events go. Nothing is subscribed until then.
 ///
@@ -194,8 +220,6 @@ pub(crate) struct Plan<E: Event> {
     pub(crate) selector: Selector,
     /// Makes the listener of one series.
     pub(crate) make: MakeFor<E>,
-    /// Each series has at most one letter in the mailbox, which therefore has room for all.
-    pub(crate) one_per_series: bool,
 }
 
 /// What a listener is made from.
@@ -205,17 +229,37 @@ pub(crate) struct Birth<'a, E: Event> {
     pub(crate) newborn: bool,
     /// Whether to say what holds already.
     pub(crate) initial: bool,
+    /// How many letters were asked for room for.
+    pub(crate) capacity: usize,
     pub(crate) post: Post<E::Letter>,
 }
 
 type MakeFor<E> = Box<dyn Fn(Birth<'_, E>) -> Box<dyn Listener> + Send + Sync>;
 
 /// The writer's end of a mailbox.
-pub(crate) struct Post<T>(Arc<Mailbox<T>>);
+pub(crate) struct Post<T> {
+    mailbox: Arc<Mailbox<T>>,
+    /// Letters that were asked for; there may be more.
+    room: usize,
+}
 
 impl<T> Post<T> {
     pub(crate) fn send(&self, letter: T, wakes: &mut Wakes) {
-        wakes.extend(self.0.push(letter));
+        if let Some(waker) = self.mailbox.push(letter) {
+            wakes.push(waker);
+        }
+    }
+
+    pub(crate) fn grow_to(&self, letters: usize) {
+        self.mailbox.grow_to(letters);
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    pub(crate) fn purge(&self, unwanted: impl FnMut(&T) -> bool) {
+        self.mailbox.purge(unwanted);
     }
 }
 
@@ -226,6 +270,10 @@ pub(crate) struct Shared {
     delivered: AtomicU64,
     panicked: AtomicU64,
     detached: AtomicBool,
+    /// The subscriber wants no more, not even what has arrived.
+    ended: AtomicBool,
+    /// Letters that arrived and could not be told whose they are.
+    lost: AtomicU64,
 }
 
 impl Shared {
@@ -235,7 +283,18 @@ impl Shared {
             delivered: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
             detached: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
         })
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn lost(&self) {
+        dispatch::bump(&self.lost);
+        self.stats.dropped(1);
     }
 
     pub(crate) fn delivered(&self) {
@@ -254,15 +313,16 @@ impl<E: Event> Listen<E> {
         }
     }
 
-    /// How many events may wait (256 unless told otherwise; 0 counts as 1). When it is full the oldest is dropped and
+    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When it is full the oldest is dropped and
     /// counted, so the last state always arrives.
     pub fn capacity(mut self, events: usize) -> Self {
-        self.capacity = events;
+        self.capacity = events.min(CAPACITY_MAX);
         self
     }
 
-    /// Whether to say at once what holds already when the subscription is made (yes unless told otherwise). A series
-    /// that is declared later is judged from its first mutation on.
+    /// Of a threshold: whether to say at once that it is raised already when the subscription is made (yes unless told
+    /// otherwise). A gauge that was never set, and a series that is declared later, is judged from its first mutation
+    /// on. A delta or a change has nothing to say until there is one.
     pub fn initial(mut self, initial: bool) -> Self {
         self.initial = initial;
         self
@@ -362,19 +422,18 @@ impl<E: Event> Listen<E> {
         let shared = Shared::new(inner.stats.clone());
         let mailbox = Arc::new(Mailbox::new(self.capacity));
         let make = {
-            let (mailbox, initial) = (mailbox.clone(), self.initial);
-            let series_seen = AtomicU64::new(0);
+            let (mailbox, initial, capacity) = (mailbox.clone(), self.initial, self.capacity);
             Box::new(move |series: &Arc<SeriesCore>, newborn: bool| {
-                if plan.one_per_series {
-                    let seen = series_seen.fetch_add(1, Ordering::Relaxed) + 1;
-                    mailbox.grow_to(seen as usize);
-                }
                 (plan.make)(Birth {
                     id,
                     series,
                     newborn,
                     initial,
-                    post: Post(mailbox.clone()),
+                    capacity,
+                    post: Post {
+                        mailbox: mailbox.clone(),
+                        room: capacity,
+                    },
                 })
             })
         };
@@ -450,7 +509,8 @@ impl Subscription {
         }
     }
 
-    /// Keeps the subscription for as long as the bus lives.
+    /// Keeps the subscription for as long as the bus lives. A callback that holds the bus keeps it alive, then, and
+    /// itself: give it a handle or a [`Series`](crate::Series) instead.
     pub fn forget(self) {
         let mut kept = ManuallyDrop::new(self);
         let kept = &mut *kept;
@@ -458,7 +518,8 @@ impl Subscription {
         kept.bus = Weak::new();
     }
 
-    /// Ends the subscription; as dropping it. A callback that is running is let finish.
+    /// Ends the subscription; as dropping it. A callback that is running is let finish; events that wait are thrown
+    /// away.
     pub fn unsubscribe(self) {
         drop(self);
     }
@@ -470,7 +531,7 @@ impl Subscription {
         SubscriptionStats {
             series_matched: load(&self.watch.matched),
             delivered: load(&self.shared.delivered),
-            dropped: self.watch.dropped(),
+            dropped: self.watch.dropped() + load(&self.shared.lost),
             panicked: load(&self.shared.panicked),
         }
     }
@@ -483,6 +544,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
         match self.bus.upgrade() {
             Some(bus) => bus.unwatch(&self.watch),
             None => self.watch.close(true),
@@ -541,6 +603,9 @@ struct Reader<E: Event> {
 impl<E: Event> Reader<E> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {
         loop {
+            if self.shared.has_ended() {
+                return Poll::Ready(None);
+            }
             match self.inbox.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Item::End) => return Poll::Ready(None),
@@ -596,10 +661,11 @@ async fn drive<E: Event, Fut: Future<Output = ()>>(
         match outcome {
             Ok(()) => panics = 0,
             Err(panic) => {
+                let panic = Payload(Some(panic));
                 panics += 1;
                 dispatch::bump(&reader.shared.panicked);
                 dispatch::bump(&reader.shared.stats.panicked);
-                let message = panic_message(&*panic);
+                let message = panic.message();
                 if panics >= PANICS_MAX {
                     reader.detach(message);
                     return;
@@ -633,12 +699,24 @@ impl<E: Event> Reader<E> {
     }
 }
 
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
+/// What a callback panicked with. Its drop may panic as well.
+struct Payload(Option<Box<dyn Any + Send>>);
+
+impl Payload {
+    fn message(&self) -> &str {
+        let panic = self.0.as_deref();
+        panic
+            .and_then(|panic| panic.downcast_ref::<&str>().copied())
+            .or_else(|| panic?.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("(no message)")
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        let panic = self.0.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    }
 }
 
 async fn yield_now() {

@@ -573,3 +573,138 @@ fn a_callback_may_declare_subscribe_and_unsubscribe() {
     assert_eq!(rx.recv().unwrap(), 3.0);
     drop(subscription);
 }
+
+#[test]
+fn nothing_comes_after_unsubscribing() {
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let (tx, rx) = mpsc::channel();
+    let (entered, inside) = mpsc::channel();
+    let (go, gate) = mpsc::channel::<()>();
+    let subscription = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .call(move |crossing| {
+            let _ = entered.send(());
+            let _ = gate.recv();
+            let _ = tx.send(crossing.epoch);
+        })
+        .unwrap();
+    for i in 1..=6 {
+        gauge.set(f64::from(i % 2));
+    }
+    inside.recv().unwrap();
+    // One is running, five are waiting.
+    subscription.unsubscribe();
+    drop(go);
+    assert_eq!(rx.iter().collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn the_removal_of_a_histogram_carries_its_last_observation() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Histogram>(Desc::new("h", "h").labels(["i"]))
+        .unwrap();
+    let mut slow = bus
+        .on_threshold("h", Threshold::above(1.0))
+        .stream()
+        .unwrap();
+    let child = family.with_label_values(&["a"]).unwrap();
+    for v in [2.0, 2.0, 3.0, 5.0] {
+        child.observe(v);
+    }
+    family.remove(&["a"]).unwrap();
+    assert_eq!(block_on(slow.next()).unwrap().value, 2.0);
+    let last = block_on(slow.next()).unwrap();
+    // The last one that was judged: 3 and 5 lay in the quiet band.
+    assert_eq!((last.cause, last.value), (Cause::Removed, 2.0));
+}
+
+#[test]
+fn a_panic_in_the_drop_of_what_a_callback_panicked_with_harms_nobody() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in a drop");
+        }
+    }
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let bad = bus
+        .on_threshold("g", Threshold::above(0.5))
+        .inline(|_| std::panic::panic_any(Bomb))
+        .unwrap();
+    let seen = Arc::new(Mutex::new(0));
+    let counted = seen.clone();
+    let _good = bus
+        .on_change("g")
+        .inline(move |_| *counted.lock().unwrap() += 1)
+        .unwrap();
+    for i in 1..=8 {
+        gauge.set(f64::from(i));
+        gauge.set(0.0);
+    }
+    assert!(bad.is_detached());
+    assert_eq!(*seen.lock().unwrap(), 16);
+}
+
+#[test]
+fn metrics_may_be_touched_while_a_thread_ends() {
+    let bus = MetricBus::new();
+    let inflight = bus.gauge("inflight", "g").unwrap();
+    let (tx, rx) = mpsc::channel();
+    let _inline = bus
+        .on_change("inflight")
+        .call(move |c| tx.send(c.value.as_f64()).unwrap())
+        .unwrap();
+    let _also = bus
+        .on_delta("inflight", Delta::absolute(0.5))
+        .inline(drop)
+        .unwrap();
+    thread_local! {
+        static HELD: std::cell::RefCell<Option<metricbus::InProgress>> = const { std::cell::RefCell::new(None) };
+    }
+    let held = inflight.clone();
+    thread::spawn(move || HELD.with(|h| *h.borrow_mut() = Some(held.track_inprogress())))
+        .join()
+        .unwrap();
+    while rx.recv().unwrap() != 0.0 {}
+    assert_eq!(inflight.get(), 0.0);
+}
+
+#[test]
+fn removing_by_selector_takes_a_workers_series_and_its_component() {
+    let bus = MetricBus::new();
+    for worker in 0..3 {
+        let scope = bus.scope().with_label("worker", worker);
+        scope.gauge("depth", "d").unwrap().set(1.0);
+        scope.counter("requests_total", "r").unwrap().inc();
+        scope
+            .add_component("Worker", "A worker.", &["depth", "requests_total"])
+            .unwrap();
+    }
+    assert_eq!(bus.remove("depth{worker=\"1\"}").unwrap(), 1);
+    assert_eq!(bus.components().len(), 3);
+    assert_eq!(bus.remove("{worker=\"1\"}").unwrap(), 1);
+    let left: Vec<_> = bus
+        .components()
+        .iter()
+        .map(|c| c.labels[0].1.clone())
+        .collect();
+    assert_eq!(left, ["0", "2"]);
+    assert!(bus.remove("{").is_err());
+}
+
+#[test]
+fn a_component_with_labels_that_would_break_the_metrics_page_is_refused() {
+    let bus = MetricBus::new();
+    let scope = bus.scope();
+    for bad in [
+        scope.with_label("bad name", 1),
+        scope.with_label("x", 1).with_label("x", 2),
+        scope.with_label("le", 1),
+    ] {
+        assert!(bad.add_component("C", "c", &[]).is_err());
+    }
+    assert!(bus.components().is_empty());
+}

@@ -177,7 +177,7 @@ fn g1_taps_that_come_and_go_lose_no_amount() {
                     Err(Lagged(_)) => at = None,
                     Ok(mutation) => {
                         let Change::Counted { before, after } = mutation.change else {
-                            panic!()
+                            panic!("{mutation:?}")
                         };
                         assert!(at.is_none_or(|at| at == before), "{at:?} then {before:?}");
                         at = Some(after);
@@ -233,7 +233,7 @@ proptest! {
 
         let mut values = [None::<f64>; 3];
         let mut raised = [false; 3];
-        let mut reference = [0.0; 3];
+        let mut reference = [None::<f64>; 3];
         let (mut expected_crossings, mut expected_moves, mut expected_changes) =
             (Vec::new(), Vec::new(), Vec::new());
         for step in &steps {
@@ -256,7 +256,7 @@ proptest! {
             let child = family.with_label_values(&[i.to_string()]).unwrap();
             if values[i].is_none() {
                 values[i] = Some(0.0);
-                reference[i] = 0.0;
+                reference[i] = None;
             }
             match *step {
                 Step::Set(_, v) => child.set(v),
@@ -264,16 +264,21 @@ proptest! {
                 _ => unreachable!(),
             }
             let old = values[i].replace(new).unwrap();
-            expected_changes.push((i, old.to_bits(), new.to_bits()));
+            // −0 is 0.
+            expected_changes.push((i, (old + 0.0).to_bits(), (new + 0.0).to_bits()));
             if !raised[i] && new >= 90.0 || raised[i] && new < 80.0 {
                 raised[i] = !raised[i];
                 expected_crossings.push((i, raised[i], Cause::Crossing));
             }
-            let from: f64 = reference[i];
-            let far = (new - from).abs() >= 10.0 || (from.is_infinite() && new != from);
-            if far && !new.is_nan() {
-                expected_moves.push((i, from, new));
-                reference[i] = new;
+            match reference[i] {
+                _ if new.is_nan() => {}
+                None => reference[i] = Some(new),
+                Some(from) => {
+                    if (new - from).abs() >= 10.0 || (from.is_infinite() && new != from) {
+                        expected_moves.push((i, from, new));
+                        reference[i] = Some(new);
+                    }
+                }
             }
         }
         drop(bus);
@@ -566,11 +571,6 @@ fn g7_a_series_that_was_never_set_fires_nothing() {
     let free = bus
         .gauge("free_ratio", "Share of memory that is free.")
         .unwrap();
-    let other = bus
-        .on_delta("free_ratio", Delta::absolute(0.5))
-        .stream()
-        .unwrap();
-    drop(other);
     free.set(0.9);
     free.set(0.05);
     let first = block_on(low.next()).unwrap();
@@ -638,5 +638,140 @@ fn a_crossing_waits_for_nobody_to_subscribe_twice() {
     drop(family);
     for stream in streams {
         assert_eq!(stream.subscription().stats().series_matched, 200);
+    }
+}
+
+#[test]
+fn g7_a_gauge_that_was_never_set_was_not_measured_whoever_came_first() {
+    let clock = Clock::manual();
+    let bus = MetricBus::builder().clock(clock.clone()).build();
+    let free = bus
+        .gauge("free_ratio", "Share of memory that is free.")
+        .unwrap();
+    let mut low = bus
+        .on_threshold(&free, Threshold::below(0.1))
+        .stream()
+        .unwrap();
+    let mut moved = bus.on_delta(&free, Delta::absolute(0.1)).stream().unwrap();
+    let mut changed = bus.on_change(&free).stream().unwrap();
+    let window = free.series().window(Duration::from_secs(10));
+    let all = bus.window("free_ratio", Duration::from_secs(10)).unwrap();
+    clock.advance(Duration::from_secs(5));
+    for seen in [window.stats(), all.stats()] {
+        assert_eq!((seen.avg, seen.min, seen.last), (None, None, None));
+    }
+    free.set(0.5);
+    clock.advance(Duration::from_secs(5));
+    for seen in [window.stats(), all.stats()] {
+        assert_eq!(
+            (seen.avg, seen.min, seen.max),
+            (Some(0.5), Some(0.5), Some(0.5))
+        );
+    }
+    free.set(0.0);
+    let first = block_on(low.next()).unwrap();
+    assert_eq!(
+        (first.value, first.epoch, first.cause),
+        (0.0, 1, Cause::Crossing)
+    );
+    // The first value is where a delta starts from, and a change.
+    let first = block_on(moved.next()).unwrap();
+    assert_eq!((first.from, first.to), (0.5, 0.0));
+    assert_eq!(block_on(changed.next()).unwrap().value, Value::F64(0.0));
+}
+
+#[test]
+fn g5_letters_of_removed_series_do_not_pile_up_before_a_reader_that_stands_still() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["pod"]))
+        .unwrap();
+    let kept = family.with_label_values(&["kept"]).unwrap();
+    let mut changes = bus.on_change("c_total").capacity(16).stream().unwrap();
+    for i in 0..2_000 {
+        let pod = [i.to_string()];
+        family.with_label_values(&pod).unwrap().inc();
+        family.remove(&pod).unwrap();
+    }
+    kept.inc();
+    let dropped = changes.subscription().stats().dropped;
+    assert!(dropped >= 2_000 - 32, "{dropped}");
+    // What is left of them is read, and the change of the one that lives is not lost.
+    drop(bus);
+    drop(family);
+    let left = block_on(changes.by_ref().collect::<Vec<_>>());
+    assert!(left.len() <= 33);
+    assert_eq!(
+        left.last().map(|c| c.series.to_string()),
+        Some(kept.series().to_string())
+    );
+}
+
+// Locks
+
+/// An inline callback that makes a child of the family whose series set it off, while subscriptions come and go and
+/// mutations race: whoever runs it must not hold the family's lock.
+#[test]
+fn an_inline_callback_may_make_children_while_others_unsubscribe() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]).series_max(100_000))
+        .unwrap();
+    let gauge = family.with_label_values(&["0"]).unwrap();
+    let stop = AtomicBool::new(false);
+    let made = Arc::new(AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for i in 0_u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    gauge.set((i % 2) as f64);
+                }
+            });
+        }
+        let (child, made) = (family.clone(), made.clone());
+        let _making = bus
+            .on_threshold(&gauge, Threshold::above(0.5))
+            .inline(move |_| {
+                let n = made.fetch_add(1, Ordering::Relaxed) % 1_000;
+                child
+                    .with_label_values(&[format!("made {n}")])
+                    .unwrap()
+                    .inc();
+            })
+            .unwrap();
+        for _ in 0..2_000 {
+            drop(
+                bus.on_threshold("g", Threshold::above(0.2))
+                    .stream()
+                    .unwrap(),
+            );
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(made.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn the_last_bus_may_go_while_children_are_being_made() {
+    for _ in 0..200 {
+        let bus = MetricBus::new();
+        let family = bus
+            .family::<Counter>(Desc::new("c_total", "c").labels(["i"]))
+            .unwrap();
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                for i in 0..200 {
+                    family.with_label_values(&[i.to_string()]).unwrap().inc();
+                }
+            });
+            barrier.wait();
+            drop(bus);
+        });
+        assert_eq!(family.len(), 200);
     }
 }

@@ -36,8 +36,8 @@ fn a_gauges_average_counts_each_value_for_as_long_as_it_was_held() {
         (Some(0.0), Some(10.0), Some(0.0))
     );
     assert!(close(Some(seen.coverage), 0.4));
-    // From 0 before the first set to 0 now.
-    assert_eq!(seen.rate, Some(0.0));
+    // From the first value to the last, in 4 s.
+    assert_eq!(seen.rate, Some(-2.5));
 }
 
 #[test]
@@ -197,6 +197,7 @@ proptest! {
     ) {
         let (bus, clock) = bus();
         let gauge = bus.gauge("g", "g").unwrap();
+        gauge.set(0.0);
         let window = gauge.series().window(secs(10.0));
         let mut changes = vec![(0u64, 0.0f64)];
         for (ms, v) in steps {
@@ -254,4 +255,46 @@ fn naive(changes: &[(u64, f64)], start: u64, now: u64) -> Naive {
         max: fold(f64::max),
         last: changes.last().map(|c| c.1),
     }
+}
+
+#[test]
+fn a_counter_that_is_born_does_not_make_the_summed_rate_explode() {
+    let (bus, clock) = bus();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["i"]))
+        .unwrap();
+    let windows = bus.window("c_total", secs(10.0)).unwrap();
+    clock.advance(secs(8.0));
+    family.with_label_values(&["new"]).unwrap().inc_by(4);
+    clock.advance(Duration::from_micros(1));
+    let seen = windows.stats();
+    // It has counted nothing for 8 s: that is known.
+    assert!(close(seen.rate, 4.0 / 8.000001), "{seen:?}");
+    assert!(close(Some(seen.coverage), 0.8000001), "{seen:?}");
+}
+
+#[test]
+fn there_is_no_rate_until_a_slot_has_been_observed() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let window = counter.series().window(secs(10.0));
+    counter.inc();
+    clock.advance(Duration::from_millis(99));
+    assert_eq!(window.stats().rate, None);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(window.stats().rate, Some(10.0));
+}
+
+#[test]
+fn widths_beyond_all_reason_are_taken() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let (zero, max) = (
+        counter.series().window(Duration::ZERO),
+        counter.series().window(Duration::MAX),
+    );
+    counter.inc();
+    clock.advance(secs(1e6));
+    assert_eq!(zero.stats().width, Duration::from_millis(100));
+    assert_eq!((zero.stats().count, max.stats().count), (0, 1));
 }

@@ -279,7 +279,7 @@ impl<'a> Component<'a> {
                     let #made = Self { #(#fields),* };
                     let #names: [::std::string::String; #count] =
                         [#(::std::format!("{}{}", #scope.prefix(), #metric_names)),*];
-                    #scope.add_component(#component, #help, &#names.each_ref().map(::std::string::String::as_str));
+                    #scope.add_component(#component, #help, &#names.each_ref().map(::std::string::String::as_str))?;
                     ::core::result::Result::Ok(#made)
                 }
             }

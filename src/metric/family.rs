@@ -56,13 +56,18 @@ thread_local! {
 
 /// Lends a buffer that keeps its memory; a nested use (a label's `Display` that looks up a child) gets one of its own.
 fn with_text<T>(f: impl FnOnce(&mut String) -> T) -> T {
-    TEXT.with(|text| match text.try_borrow_mut() {
-        Ok(mut text) => {
-            text.clear();
-            f(&mut text)
-        }
-        Err(_) => f(&mut String::new()),
-    })
+    let mut f = Some(f);
+    let lent = TEXT.try_with(|text| {
+        let mut text = text.try_borrow_mut().ok()?;
+        text.clear();
+        Some(f.take()?(&mut text))
+    });
+    match (lent, f) {
+        (Ok(Some(done)), _) => done,
+        // In use already, or the thread is being torn down.
+        (_, Some(f)) => f(&mut String::new()),
+        (_, None) => unreachable!("`f` is taken only to be called"),
+    }
 }
 
 impl Plan {

@@ -7,7 +7,7 @@ use crate::{
     cell::{Listener, Wakes, wake_all},
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
-    series::SeriesCore,
+    series::{SeriesCore, is_unmeasured},
     time::{Stamp, Time},
 };
 
@@ -79,7 +79,7 @@ impl Gauge {
 
     /// The present value.
     pub fn get(&self) -> f64 {
-        f64::from_bits(self.core.cell.load())
+        self.core.value().as_f64()
     }
 
     /// Adds 1 now and takes it away when the guard is dropped.
@@ -106,7 +106,7 @@ impl Gauge {
     /// let peaks = queue.extremes();
     /// queue.set(40.0);
     /// queue.set(3.0);
-    /// assert_eq!(peaks.take(), Some((0.0, 40.0)));
+    /// assert_eq!(peaks.take(), Some((3.0, 40.0)));
     /// assert_eq!(peaks.take(), Some((3.0, 3.0)));
     /// # Ok::<(), metricbus::DeclareError>(())
     /// ```
@@ -174,26 +174,28 @@ pub struct PeakGauge {
 
 impl PeakGauge {
     /// Smallest and largest value since the last call, the value held then included; from here on anew. NaN is passed
-    /// over. `None` when there was nothing but NaN, or the series is gone.
+    /// over. `None` when there was nothing but NaN, the gauge was never set, or the series is gone.
     pub fn take(&self) -> Option<(f64, f64)> {
-        self.core
-            .visit(self.id, |listener, value| {
-                let listener: &mut dyn std::any::Any = listener;
-                let extremes = listener.downcast_mut::<Extremes>()?;
-                // The value may be newer than the last step, whose mutator is on its way.
-                extremes.state.step(value.as_f64());
-                let seen = extremes.state.get();
-                extremes.state.reset();
-                extremes.state.step(value.as_f64());
-                seen
-            })
-            .flatten()
+        let mut wakes = Wakes::new();
+        let seen = self.core.visit(self.id, &mut wakes, |listener, value| {
+            let listener: &mut dyn std::any::Any = listener;
+            let extremes = listener.downcast_mut::<Extremes>()?;
+            let seen = extremes.state.get()?;
+            extremes.state.reset();
+            // The value held belongs to both; it may be newer than the last step, whose mutator is on its way.
+            extremes.state.step(value.as_f64());
+            Some((seen.0.min(value.as_f64()), seen.1.max(value.as_f64())))
+        });
+        wake_all(&mut wakes);
+        seen.flatten()
     }
 }
 
 impl Drop for PeakGauge {
     fn drop(&mut self) {
-        self.core.detach(self.id);
+        let mut wakes = Wakes::new();
+        self.core.detach(self.id, &mut wakes);
+        wake_all(&mut wakes);
     }
 }
 
@@ -207,8 +209,10 @@ impl Listener for Extremes {
         self.id
     }
 
-    fn judge(&mut self, value: f64, _mutated: bool, _stamp: &mut Stamp<'_>) {
-        self.state.step(value);
+    fn judge(&mut self, value: f64, mutated: bool, _stamp: &mut Stamp<'_>) {
+        if mutated || !is_unmeasured(value) {
+            self.state.step(value);
+        }
     }
 
     fn quiet(&self) -> Interval {

@@ -2,7 +2,6 @@
 
 use std::{
     any::Any,
-    collections::HashSet,
     hash::BuildHasher,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
     time::Duration,
@@ -77,37 +76,45 @@ impl FamilyCore {
         if let Some(found) = self.find(&self.read(), hash, text) {
             return found;
         }
+        // Outlives the lock: should this be the last one, the bus ends after it, and looks at this table.
+        let bus = self.bus.upgrade();
         let mut wakes = Wakes::new();
+        let mut over = Over::No;
         let made = {
             let mut table = self.write();
             match self.find(&table, hash, text) {
                 Some(found) => found,
-                None if table.live() >= self.meta.series_max => {
-                    self.overflow(&mut table, &mut wakes)
+                None if table.live() < self.meta.series_max => {
+                    self.insert(&mut table, text, bus.as_deref(), &mut wakes)
                 }
-                None => self.insert(&mut table, text, &mut wakes),
+                None => match &table.overflow {
+                    Some(overflow) => {
+                        over = Over::Again;
+                        overflow.clone()
+                    }
+                    None => {
+                        over = Over::First;
+                        let mut text = String::new();
+                        push_label(&mut text, OVERFLOW_LABEL, "true");
+                        let made = self.insert(&mut table, &text, bus.as_deref(), &mut wakes);
+                        table.overflow = Some(made.clone());
+                        made
+                    }
+                },
             }
         };
-        wake_all(&mut wakes);
-        made
-    }
-
-    fn overflow(self: &Arc<Self>, table: &mut Table, wakes: &mut Wakes) -> Arc<SeriesCore> {
-        if let Some(bus) = self.bus.upgrade() {
+        // Without the lock: whoever listens to the log may count its lines in this very family.
+        if over == Over::First {
+            tracing::warn!(
+                metric = %self.meta.name,
+                series_max = self.meta.series_max,
+                "metricbus: cardinality limit reached; further label values share one series"
+            );
+        }
+        if let Some(bus) = bus.filter(|_| over != Over::No) {
             bus.stats.overflowed(&self.meta.name);
         }
-        if let Some(overflow) = &table.overflow {
-            return overflow.clone();
-        }
-        tracing::warn!(
-            metric = %self.meta.name,
-            series_max = self.meta.series_max,
-            "metricbus: cardinality limit reached; further label values share one series"
-        );
-        let mut text = String::new();
-        push_label(&mut text, OVERFLOW_LABEL, "true");
-        let made = self.insert(table, &text, wakes);
-        table.overflow = Some(made.clone());
+        wake_all(&mut wakes);
         made
     }
 
@@ -117,6 +124,7 @@ impl FamilyCore {
         self: &Arc<Self>,
         table: &mut Table,
         text: &str,
+        bus: Option<&Inner>,
         wakes: &mut Wakes,
     ) -> Arc<SeriesCore> {
         let series = SeriesCore::new(self.meta.clone(), text);
@@ -131,7 +139,7 @@ impl FamilyCore {
                 self.sweep_after(idle / 4);
             }
         }
-        if let Some(bus) = self.bus.upgrade() {
+        if let Some(bus) = bus {
             bus.announce(&series, wakes);
         }
         let slot = match table.free.pop() {
@@ -167,23 +175,30 @@ impl FamilyCore {
                 .copied();
             slot.and_then(|slot| self.take(&mut table, slot))
         };
-        self.retire(removed.as_slice());
+        let mut wakes = Wakes::new();
+        retire(removed.as_slice(), &mut wakes);
+        wake_all(&mut wakes);
         removed.is_some()
     }
 
     /// Removes every child that `doomed` says; how many there were.
-    pub(crate) fn remove_where(&self, mut doomed: impl FnMut(&Arc<SeriesCore>) -> bool) -> usize {
+    pub(crate) fn remove_where(&self, doomed: impl FnMut(&Arc<SeriesCore>) -> bool) -> usize {
+        let mut wakes = Wakes::new();
+        let removed = self.take_where(doomed);
+        retire(&removed, &mut wakes);
+        wake_all(&mut wakes);
+        removed.len()
+    }
+
+    fn take_where(&self, mut doomed: impl FnMut(&Arc<SeriesCore>) -> bool) -> Vec<Arc<SeriesCore>> {
         let mut removed = Vec::new();
-        {
-            let mut table = self.write();
-            for slot in 0..table.slots.len() as u32 {
-                if child(&table, slot).is_some_and(&mut doomed) {
-                    removed.extend(self.take(&mut table, slot));
-                }
+        let mut table = self.write();
+        for slot in 0..table.slots.len() as u32 {
+            if child(&table, slot).is_some_and(&mut doomed) {
+                removed.extend(self.take(&mut table, slot));
             }
         }
-        self.retire(&removed);
-        removed.len()
+        removed
     }
 
     fn take(&self, table: &mut Table, slot: u32) -> Option<Arc<SeriesCore>> {
@@ -201,14 +216,6 @@ impl FamilyCore {
             table.overflow = None;
         }
         Some(series)
-    }
-
-    fn retire(&self, removed: &[Arc<SeriesCore>]) {
-        let mut wakes = Wakes::new();
-        for series in removed {
-            series.retire(&mut wakes);
-        }
-        wake_all(&mut wakes);
     }
 
     /// How many children there are, the overflow series included.
@@ -262,33 +269,54 @@ impl FamilyCore {
             return;
         };
         let now = self.meta.clock.now();
-        let mut expired = HashSet::new();
-        self.for_each(|series| {
-            let last = series.visit(TOUCH_ID, |listener, _| {
-                let listener: &mut dyn Any = listener;
-                let touch = listener.downcast_mut::<Touch>()?;
-                if touch.state.take() {
-                    // Some time since the last sweep; the latest it can have been is now.
-                    touch.last = now;
-                }
-                Some(touch.last)
-            });
-            if last.flatten().is_some_and(|last| now.since(last) >= idle) {
-                expired.insert(Arc::as_ptr(series));
-            }
-        });
-        if !expired.is_empty() {
-            self.remove_where(|series| expired.contains(&Arc::as_ptr(series)));
+        let mut wakes = Wakes::new();
+        let mut any = false;
+        self.for_each(|series| any |= is_idle(series, now, idle, &mut wakes));
+        if any {
+            // Looked at once more under the lock: nobody mutates in between and loses it.
+            let expired = self.take_where(|series| is_idle(series, now, idle, &mut wakes));
+            retire(&expired, &mut wakes);
             if let Some(bus) = self.bus.upgrade() {
                 bus.stats.expired(expired.len() as u64);
+                // Inline callbacks run in the thread that wakes them, and all buses share the clock's.
+                bus.wake_elsewhere(std::mem::take(&mut wakes));
             }
         }
+        wake_all(&mut wakes);
         let mut table = self.write();
         table.sweeping = !table.index.is_empty();
         if table.sweeping {
             drop(table);
             self.sweep_after(idle / 4);
         }
+    }
+}
+
+/// Whether a look-up of new label values came after the cardinality limit.
+#[derive(PartialEq, Eq)]
+enum Over {
+    No,
+    First,
+    Again,
+}
+
+/// Whether a child had no mutation for `idle`. Takes note of one since it was last asked.
+fn is_idle(series: &SeriesCore, now: Time, idle: Duration, wakes: &mut Wakes) -> bool {
+    let last = series.visit(TOUCH_ID, wakes, |listener, _| {
+        let listener: &mut dyn Any = listener;
+        let touch = listener.downcast_mut::<Touch>()?;
+        if touch.state.take() {
+            // Some time since the last sweep; the latest it can have been is now.
+            touch.last = now;
+        }
+        Some(touch.last)
+    });
+    last.flatten().is_some_and(|last| now.since(last) >= idle)
+}
+
+fn retire(removed: &[Arc<SeriesCore>], wakes: &mut Wakes) {
+    for series in removed {
+        series.retire(wakes);
     }
 }
 

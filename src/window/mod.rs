@@ -12,7 +12,7 @@ use crate::{
     bus::Inner,
     cell::{Listener, Real, Recorded, Repr, Wakes, Whole, wake_all},
     clock::Clock,
-    desc::Numbers,
+    desc::{MetricKind, Numbers},
     interest::Interval,
     mailbox::Mailbox,
     selector::Selector,
@@ -31,17 +31,18 @@ use ring::{Part, Ring};
 /// | counter | mutations | the increase | increase per mutation | of single increases | the value | the increase per second |
 /// | histogram | observations | of the observations | of the observations | of the observations | the last observation | observations per second |
 ///
-/// `None` means that there was nothing to go by; it is never 0 instead. NaN is passed over.
+/// `None` means that there was nothing to go by; it is never 0 instead. NaN is passed over, and so is a gauge until it is
+/// first set. There is no rate until one slot of the width has been observed.
 ///
 /// Of several series ([`Windows`]): counts, sums and rates add up; `avg` is over all series and their time (gauges) or
 /// over all observations; `min` and `max` are those of single series, not of their sum; `last` is `None`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WindowStats {
-    /// The width that was asked for.
+    /// The width in force: what was asked for, at least 100 ms.
     pub width: Duration,
-    /// The share of the width that was observed, 0 to 1. Below 1 until the window has existed for its width; after that
-    /// between 0.99 and 1, since only whole slots are let go. Of several series, the mean.
+    /// The share of the width that was observed, 0 to 1. Small until the window has existed for its width; after that
+    /// at most one slot less than 1, since only whole slots are let go. Of several series, the mean.
     pub coverage: f64,
     /// How many series took part.
     pub sources: usize,
@@ -67,7 +68,7 @@ pub struct WindowStats {
 /// held, and an idle window has avg = min = max = the held value. A counter's increase and rate are exact.
 ///
 /// The window is cut into slots of a hundredth of its width, at least 10 ms, counted from its making. It begins at the
-/// first slot boundary that is not older than its width, and it is at least 10 ms wide. Dropping it ends it.
+/// first slot boundary that is not older than its width, and it is at least 100 ms wide. Dropping it ends it.
 ///
 /// A series with a window is mutated under its lock and reads the clock; other series cost what they always do.
 ///
@@ -101,12 +102,14 @@ impl Window {
             id,
             numbers: series.core().meta.numbers,
             ring: ring.clone(),
+            origin: None,
         };
         let mut wakes = Wakes::new();
         if !series.core().attach(Box::new(listener), &mut wakes) {
             // The series is gone: its last value is all there will ever be.
             let value = series.value().as_f64();
-            lock(&ring).begin(value, series.core().meta.clock.now());
+            let now = series.core().meta.clock.now();
+            lock(&ring).begin(value, now, now);
         }
         wake_all(&mut wakes);
         Window {
@@ -129,7 +132,9 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.series.core().detach(self.id);
+        let mut wakes = Wakes::new();
+        self.series.core().detach(self.id, &mut wakes);
+        wake_all(&mut wakes);
     }
 }
 
@@ -184,15 +189,18 @@ impl Windows {
         let id = next_id();
         let members = Arc::new(Mutex::new(Vec::new()));
         let make = {
-            let members = members.clone();
+            let (members, start) = (members.clone(), inner.clock.now());
             Box::new(
-                move |series: &Arc<SeriesCore>, _newborn| -> Box<dyn Listener> {
-                    let ring = Arc::new(Mutex::new(Ring::new(series.meta.kind, width)));
+                move |series: &Arc<SeriesCore>, newborn: bool| -> Box<dyn Listener> {
+                    // A counter that is made now has counted nothing since the window began to look. What a gauge would
+                    // have been nobody knows.
+                    let counts = series.meta.kind != MetricKind::Gauge;
                     Box::new(MemberRecorder {
                         recorder: Recorder {
                             id,
                             numbers: series.meta.numbers,
-                            ring,
+                            ring: Arc::new(Mutex::new(Ring::new(series.meta.kind, width))),
+                            origin: (newborn && counts).then_some(start),
                         },
                         series: Arc::downgrade(series),
                         members: members.clone(),
@@ -207,7 +215,7 @@ impl Windows {
         Windows {
             subscription,
             members,
-            width,
+            width: width.max(ring::WIDTH_MIN),
             clock: inner.clock.clone(),
         }
     }
@@ -267,6 +275,8 @@ struct Recorder {
     id: u64,
     numbers: Numbers,
     ring: Arc<Mutex<Ring>>,
+    /// Since when the window looks, where that is before the series was made.
+    origin: Option<Time>,
 }
 
 impl Recorder {
@@ -288,7 +298,8 @@ impl Listener for Recorder {
     }
 
     fn begin(&mut self, bits: u64, stamp: &mut Stamp<'_>) {
-        lock(&self.ring).begin(self.decode()(bits), stamp.at());
+        let at = stamp.at();
+        lock(&self.ring).begin(self.decode()(bits), self.origin.unwrap_or(at), at);
     }
 
     fn quiet(&self) -> Interval {

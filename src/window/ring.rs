@@ -10,12 +10,16 @@ use super::WindowStats;
 use crate::{
     cell::Recorded,
     desc::MetricKind,
+    series::is_unmeasured,
     time::{Time, nanos},
 };
 
 /// Slots per window, unless that makes them narrower than [`SLOT_MIN`].
 const SLOTS: u64 = 100;
 const SLOT_MIN: Duration = Duration::from_millis(10);
+
+/// Ten slots: what a window gives of its width when it slides is a tenth at most.
+pub(crate) const WIDTH_MIN: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -69,7 +73,7 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(kind: MetricKind, width: Duration) -> Ring {
-        let width = nanos(width.max(SLOT_MIN));
+        let width = nanos(width.max(WIDTH_MIN));
         let slot = width.div_ceil(SLOTS).max(nanos(SLOT_MIN));
         // Whole slots that fit, the one in progress, and one more that a window which is not aligned reaches into.
         let slots = width / slot + 2;
@@ -85,14 +89,19 @@ impl Ring {
         }
     }
 
-    /// The window begins to look: the series has this value.
-    pub(crate) fn begin(&mut self, value: f64, at: Time) {
-        self.origin = at;
+    /// The window looks from `origin` on, and at `at` finds the series with this value. Only of a series that was not
+    /// there before is there an `origin` in the past: it has counted nothing until now.
+    pub(crate) fn begin(&mut self, value: f64, origin: Time, at: Time) {
+        self.origin = origin;
         self.held_since = at;
-        if self.kind != MetricKind::Histogram {
-            self.last = value;
+        match self.kind {
+            MetricKind::Counter => self.last = value,
+            MetricKind::Gauge if !is_unmeasured(value) => self.last = value,
+            _ => {}
         }
-        self.slots[0] = Slot::starting_with(self.held());
+        self.current = self.slot_of(at);
+        let (current, held) = (self.current, self.held());
+        *self.at(current) = Slot::starting_with(held);
     }
 
     /// What a gauge holds; NaN for other types.
@@ -173,6 +182,9 @@ impl Ring {
         if !value.is_nan() {
             let current = self.current;
             self.at(current).take(value);
+            if self.kind == MetricKind::Gauge && self.at(current).first.is_nan() {
+                self.at(current).first = value;
+            }
         }
     }
 
@@ -186,6 +198,7 @@ impl Ring {
         let mut part = Part {
             kind: self.kind,
             width: self.width,
+            slot: self.slot,
             covered,
             count: 0,
             sum: 0.0,
@@ -196,12 +209,11 @@ impl Ring {
             last: self.last,
             change: 0.0,
         };
-        let start = if first <= self.current {
-            self.at(first).first
-        } else {
-            self.held()
-        };
-        part.change = self.last - start;
+        // From the first value there was.
+        let start = (first..=self.current)
+            .map(|slot| self.at(slot).first)
+            .find(|v| !v.is_nan());
+        part.change = self.last - start.unwrap_or(f64::NAN);
         for slot in first..=self.current {
             let slot = *self.at(slot);
             part.count += slot.count;
@@ -220,6 +232,7 @@ impl Ring {
 pub(crate) struct Part {
     kind: MetricKind,
     width: u64,
+    slot: u64,
     covered: u64,
     count: u64,
     sum: f64,
@@ -264,7 +277,8 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     };
     let rates: Vec<f64> = parts
         .iter()
-        .filter(|p| p.covered > 0)
+        // Over less than a slot, a single increment would be a rate of thousands.
+        .filter(|p| p.covered >= p.slot)
         .map(|p| match p.kind {
             MetricKind::Counter => p.sum / seconds(p.covered),
             MetricKind::Histogram => p.count as f64 / seconds(p.covered),
