@@ -235,9 +235,14 @@ impl FamilyCore {
             };
             let step = &rest[..rest.len().min(STEP)];
             for (i, slot) in step.iter().enumerate() {
-                // Children lie scattered in memory; the one after next is on its way while this one is written.
-                if let Some(Some(later)) = step.get(i + 4) {
+                // Children lie scattered in memory, and so do their texts, which only they lead to. Both are on their way
+                // while others are written.
+                if let Some(Some(later)) = step.get(i + 8) {
                     prefetch_read(Arc::as_ptr(later));
+                    prefetch_read(&raw const later.cell);
+                }
+                if let Some(Some(soon)) = step.get(i + 4) {
+                    prefetch_read(soon.text.as_ptr());
                 }
                 if let Some(series) = slot {
                     f(series);
