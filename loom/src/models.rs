@@ -109,14 +109,27 @@ fn attach<R: crate::cell::Repr>(cell: &Cell, listener: Box<dyn Listener>) {
     assert!(cell.attach::<R>(listener, Signal::Value, &NoClock, &mut wakes));
 }
 
+/// A thread that sets these values.
+fn setting<const N: usize>(cell: &Arc<Cell>, values: [f64; N]) -> thread::JoinHandle<()> {
+    let cell = cell.clone();
+    thread::spawn(move || values.into_iter().for_each(|v| cell.set_real(v, &NoClock)))
+}
+
+/// A thread that adds these amounts.
+fn adding<const N: usize>(cell: &Arc<Cell>, amounts: [u64; N]) -> thread::JoinHandle<()> {
+    let cell = cell.clone();
+    thread::spawn(move || {
+        amounts
+            .into_iter()
+            .for_each(|n| cell.add_whole(n, &NoClock))
+    })
+}
+
 #[test]
 fn a_set_during_attach_is_judged_by_one_of_the_two() {
     model(4, || {
         let cell = Arc::new(Cell::new::<Real>(0));
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || cell.set_real(95.0, &NoClock))
-        };
+        let setter = setting(&cell, [95.0]);
         let (listener, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, listener);
         setter.join().unwrap();
@@ -130,13 +143,7 @@ fn two_setters_leave_the_state_in_agreement_with_the_value() {
         let cell = Arc::new(Cell::new::<Real>(0));
         let (listener, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, listener);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(95.0, &NoClock);
-                cell.set_real(10.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [95.0, 10.0]);
         cell.set_real(85.0, &NoClock);
         cell.set_real(91.0, &NoClock);
         setter.join().unwrap();
@@ -151,10 +158,7 @@ fn a_spike_that_is_over_is_still_reported() {
         let cell = Arc::new(Cell::new::<Real>(0));
         let (listener, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, listener);
-        let other = {
-            let cell = cell.clone();
-            thread::spawn(move || cell.set_real(20.0, &NoClock))
-        };
+        let other = setting(&cell, [20.0]);
         cell.set_real(95.0, &NoClock);
         other.join().unwrap();
         let events = said(&events);
@@ -192,10 +196,7 @@ fn two_thresholds_on_one_cell_do_not_hide_each_other() {
         let (high, high_events) = above(2, 50.0, 50.0);
         attach::<Real>(&cell, low);
         attach::<Real>(&cell, high);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || cell.set_real(60.0, &NoClock))
-        };
+        let setter = setting(&cell, [60.0]);
         cell.set_real(20.0, &NoClock);
         setter.join().unwrap();
         let value = f64::from_bits(cell.load());
@@ -213,13 +214,7 @@ fn a_set_during_detach_is_heard_or_not_and_the_others_go_on() {
         let (staying, events) = above(2, 90.0, 80.0);
         attach::<Real>(&cell, leaving);
         attach::<Real>(&cell, staying);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(95.0, &NoClock);
-                cell.set_real(60.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [95.0, 60.0]);
         assert!(
             cell.detach::<Real>(1, Signal::Value, &NoClock, &mut Wakes::new())
                 .is_some()
@@ -295,13 +290,7 @@ fn a_set_during_drain_is_in_the_value_drained_or_makes_a_new_letter() {
                 posted: posted.clone(),
             }),
         );
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(1.0, &NoClock);
-                cell.set_real(2.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [1.0, 2.0]);
         let mut seen = 0.0;
         while let Some((_, letters)) = take(&posted, Waker::noop()) {
             for () in letters {
@@ -352,13 +341,7 @@ fn no_extreme_escapes() {
                 seen: seen.clone(),
             }),
         );
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(7.0, &NoClock);
-                cell.set_real(-1.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [7.0, -1.0]);
         cell.set_real(9.0, &NoClock);
         cell.set_real(3.0, &NoClock);
         setter.join().unwrap();
@@ -429,13 +412,7 @@ fn a_tap_gets_every_mutation_in_order() {
         let cell = Arc::new(Cell::new::<Real>(0));
         let (listener, start, moves, sequences) = tap(1);
         attach::<Real>(&cell, listener);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(1.0, &NoClock);
-                cell.set_real(2.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [1.0, 2.0]);
         cell.set_real(3.0, &NoClock);
         setter.join().unwrap();
         let moves = said(&moves);
@@ -449,13 +426,7 @@ fn a_tap_gets_every_mutation_in_order() {
 fn a_tap_that_comes_in_the_middle_misses_no_amount() {
     model(3, || {
         let cell = Arc::new(Cell::new::<Whole>(0));
-        let adder = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.add_whole(1, &NoClock);
-                cell.add_whole(2, &NoClock);
-            })
-        };
+        let adder = adding(&cell, [1, 2]);
         let (listener, start, moves, _) = tap(1);
         attach::<Whole>(&cell, listener);
         cell.add_whole(4, &NoClock);
@@ -471,13 +442,7 @@ fn a_tap_that_leaves_and_one_that_comes_both_have_whole_chains() {
         let cell = Arc::new(Cell::new::<Whole>(0));
         let (first, ..) = tap(1);
         attach::<Whole>(&cell, first);
-        let adder = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.add_whole(1, &NoClock);
-                cell.add_whole(2, &NoClock);
-            })
-        };
+        let adder = adding(&cell, [1, 2]);
         cell.detach::<Whole>(1, Signal::Value, &NoClock, &mut Wakes::new());
         let (second, start, moves, _) = tap(2);
         attach::<Whole>(&cell, second);
@@ -492,10 +457,7 @@ fn after_the_last_recorder_the_band_is_open_whoever_mutates_meanwhile() {
         let cell = Arc::new(Cell::new::<Whole>(0));
         let (listener, ..) = tap(1);
         attach::<Whole>(&cell, listener);
-        let adder = {
-            let cell = cell.clone();
-            thread::spawn(move || cell.add_whole(1, &NoClock))
-        };
+        let adder = adding(&cell, [1]);
         cell.detach::<Whole>(1, Signal::Value, &NoClock, &mut Wakes::new());
         adder.join().unwrap();
         assert!(cell.is_open());
@@ -547,13 +509,7 @@ fn a_threshold_beside_a_tap_still_agrees() {
         let cell = Arc::new(Cell::new::<Real>(0));
         let (threshold, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, threshold);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || {
-                cell.set_real(95.0, &NoClock);
-                cell.set_real(10.0, &NoClock);
-            })
-        };
+        let setter = setting(&cell, [95.0, 10.0]);
         let (listener, ..) = tap(2);
         attach::<Real>(&cell, listener);
         cell.detach::<Real>(2, Signal::Value, &NoClock, &mut Wakes::new());
@@ -570,10 +526,7 @@ fn retiring_a_cell_while_it_is_set_is_the_last_word() {
         let cell = Arc::new(Cell::new::<Real>(0));
         let (listener, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, listener);
-        let setter = {
-            let cell = cell.clone();
-            thread::spawn(move || cell.set_real(95.0, &NoClock))
-        };
+        let setter = setting(&cell, [95.0]);
         cell.retire::<Real>(&NoClock, &mut Wakes::new());
         setter.join().unwrap();
         // Raised and then cleared by the removal, or never heard of: but not raised for good.
