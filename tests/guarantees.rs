@@ -305,6 +305,102 @@ proptest! {
     }
 }
 
+/// What one thread does.
+#[derive(Clone, Debug)]
+enum Deed {
+    Count(u64),
+    Set(f64),
+    Add(f64),
+    Observe(f64),
+    /// Taps, windows and thresholds that come and go meanwhile.
+    Visit,
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Vec<Deed>>> {
+    let deed = prop_oneof![
+        4 => (1..5_u64).prop_map(Deed::Count),
+        4 => (0..100_i32).prop_map(|v| Deed::Set(f64::from(v))),
+        2 => (-50..50_i32).prop_map(|v| Deed::Add(f64::from(v))),
+        3 => (0..100_i32).prop_map(|v| Deed::Observe(f64::from(v))),
+        1 => Just(Deed::Visit),
+    ];
+    prop::collection::vec(prop::collection::vec(deed, 1..80), 2..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Threads do at the same time whatever they like. However they interleave: counts add up, in the metric, in the tap
+    /// and in the window; and each kind of subscriber was told last what is so.
+    #[test]
+    fn g1_whatever_threads_do_at_once_all_agree_and_counts_add_up(threads in deeds()) {
+        let bus = MetricBus::new();
+        let counter = bus.counter("c_total", "c").unwrap();
+        let gauge = bus.gauge("g", "g").unwrap();
+        gauge.set(0.0);
+        let histogram = bus.histogram("h", "h", Default::default()).unwrap();
+        let mut tap = bus.subscribe("{__name__=~\"c_total|g|h\"}").unwrap();
+        let width = Duration::from_secs(3_600);
+        let (counted, observed) = (counter.series().window(width), histogram.series().window(width));
+        let threshold = Threshold::at_least(60.0).clear_below(40.0);
+        let mut crossings = bus.on_threshold("g", threshold).capacity(4).stream().unwrap();
+        let mut changes = bus.on_change("g").stream().unwrap();
+        thread::scope(|scope| {
+            for deeds in &threads {
+                let (bus, counter, gauge, histogram) = (&bus, &counter, &gauge, &histogram);
+                scope.spawn(move || {
+                    for deed in deeds {
+                        match *deed {
+                            Deed::Count(n) => counter.inc_by(n),
+                            Deed::Set(v) => gauge.set(v),
+                            Deed::Add(v) => gauge.add(v),
+                            Deed::Observe(v) => histogram.observe(v),
+                            Deed::Visit => {
+                                drop(bus.subscribe("{}").unwrap());
+                                drop(gauge.series().window(width));
+                                drop(bus.on_threshold("c_total", threshold).inline(drop).unwrap());
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let all = || threads.iter().flatten();
+        let total: u64 = all().map(|d| if let Deed::Count(n) = d { *n } else { 0 }).sum();
+        let sum: f64 = all().map(|d| if let Deed::Observe(v) = d { *v } else { 0.0 }).sum();
+        let mutations = all().filter(|d| !matches!(d, Deed::Visit)).count();
+        let value = gauge.get();
+        prop_assert_eq!(counter.get(), total);
+        prop_assert_eq!(counted.stats().sum, Some(total as f64));
+        prop_assert_eq!(histogram.snapshot().sum, sum);
+        prop_assert_eq!(observed.stats().sum, Some(sum));
+        drop(bus);
+
+        let told = block_on(tap.by_ref().collect::<Vec<_>>());
+        prop_assert_eq!(told.len(), mutations);
+        let (mut amounts, mut observations, mut at) = (0.0, 0.0, 0.0);
+        for mutation in told {
+            match mutation.unwrap().change {
+                change @ Change::Counted { .. } => amounts += change.amount(),
+                Change::Observed { value } => observations += value,
+                Change::Set { before, after } => {
+                    prop_assert_eq!(before, at);
+                    at = after;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        prop_assert_eq!((amounts, observations, at), (total as f64, sum, value));
+
+        let last = block_on(crossings.by_ref().collect::<Vec<_>>()).pop();
+        let raised = last.is_some_and(|c| c.state == Crossed::Raised);
+        prop_assert!(value < 60.0 || raised);
+        prop_assert!(value >= 40.0 || !raised);
+        let last = block_on(changes.by_ref().collect::<Vec<_>>()).pop();
+        prop_assert_eq!(last.map_or(0.0, |c| c.value.as_f64()), value);
+    }
+}
+
 // G2
 
 #[test]
