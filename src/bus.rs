@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
 };
 
 use crate::{
@@ -13,7 +12,6 @@ use crate::{
     desc::{Buckets, Desc, Meta, SERIES_MAX_DEFAULT, validate},
     dispatch::{Pool, WORKERS_MAX_DEFAULT},
     error::{DeclareError, SelectorError},
-    events::{self, Changed, Crossing, Moved},
     lint::{Lint, lint},
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
     scope::{Component, Metrics, Scope},
@@ -21,10 +19,7 @@ use crate::{
     series::{Series, SeriesCore},
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
-    tap::{self, Mutations},
-    threshold::{Delta, Threshold},
-    watch::{Listen, Watch},
-    window::Windows,
+    watch::Watch,
 };
 
 /// Registry and bus in one: metrics are declared on it, and whoever wants to hear of them subscribes to it.
@@ -296,92 +291,6 @@ impl MetricBus {
             self.0.forget_components();
         }
         Ok(removed)
-    }
-
-    /// Every mutation of the selected series, as a [`Stream`](futures_core::Stream).
-    ///
-    /// ```
-    /// use futures::StreamExt;
-    /// use metricbus::{Change, MetricBus, Value};
-    ///
-    /// # futures::executor::block_on(async {
-    /// let bus = MetricBus::new();
-    /// let requests = bus.counter("requests_total", "Requests served.")?;
-    /// let mut mutations = bus.subscribe("requests_total")?;
-    /// requests.inc_by(2);
-    ///
-    /// let first = mutations.next().await.unwrap()?;
-    /// assert_eq!(first.sequence, 1);
-    /// assert_eq!(first.change, Change::Counted { before: Value::U64(0), after: Value::U64(2) });
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// # }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// When the selector is wrong.
-    pub fn subscribe(&self, selector: impl IntoSelector) -> Result<Mutations, SelectorError> {
-        Ok(tap::subscribe(
-            &self.0,
-            selector.into_selector()?,
-            tap::CAPACITY_DEFAULT,
-        ))
-    }
-
-    /// As [`subscribe`](MetricBus::subscribe), with room for `capacity` waiting mutations rather than 8 192. Each takes
-    /// 40 bytes, twice.
-    ///
-    /// # Errors
-    ///
-    /// When the selector is wrong.
-    pub fn subscribe_with_capacity(
-        &self,
-        selector: impl IntoSelector,
-        capacity: usize,
-    ) -> Result<Mutations, SelectorError> {
-        Ok(tap::subscribe(&self.0, selector.into_selector()?, capacity))
-    }
-
-    /// Every change of the selected series, conflated: a slow subscriber gets the latest value, and hears of each series
-    /// at most once until it has come to look.
-    pub fn on_change(&self, selector: impl IntoSelector) -> Listen<Changed> {
-        let plan = selector.into_selector().map(events::changes);
-        Listen::new(self, plan.map_err(Into::into))
-    }
-
-    /// Crossings of a threshold by each of the selected series.
-    pub fn on_threshold(
-        &self,
-        selector: impl IntoSelector,
-        threshold: Threshold,
-    ) -> Listen<Crossing> {
-        let plan = selector
-            .into_selector()
-            .map_err(Into::into)
-            .and_then(|selector| events::thresholds(selector, threshold));
-        Listen::new(self, plan)
-    }
-
-    /// Moves by a delta or more, of each of the selected series.
-    pub fn on_delta(&self, selector: impl IntoSelector, delta: Delta) -> Listen<Moved> {
-        let plan = selector
-            .into_selector()
-            .map_err(Into::into)
-            .and_then(|selector| events::deltas(selector, delta));
-        Listen::new(self, plan)
-    }
-
-    /// A sliding window over the selected series, from now on.
-    ///
-    /// # Errors
-    ///
-    /// When the selector is wrong.
-    pub fn window(
-        &self,
-        selector: impl IntoSelector,
-        width: Duration,
-    ) -> Result<Windows, SelectorError> {
-        Ok(Windows::over(&self.0, selector.into_selector()?, width))
     }
 
     /// What the bus counts of itself, `metricbus_*`: losses, panics, threads, components. The exporter shows it beside

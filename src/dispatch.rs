@@ -6,10 +6,7 @@
 use std::{
     cell::RefCell,
     collections::VecDeque,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -225,9 +222,4 @@ fn run(runnable: Runnable) {
     if std::panic::catch_unwind(run).is_err() {
         tracing::error!("metricbus: a task of the dispatcher panicked outside of its callback");
     }
-}
-
-/// Counts, for tests and for `/metrics`.
-pub(crate) fn bump(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -9,15 +9,47 @@ use std::{
 };
 
 use crate::{
+    bus::MetricBus,
     cell::{Listener, Wakes, wake_all},
     error::SubscribeError,
     interest::{ChangeState, Cuts, DeltaState, Distance, Interval, ThresholdState},
-    selector::Selector,
+    listen::{Birth, Event, Listen, Plan, Post, sealed},
+    selector::{IntoSelector, Selector},
     series::{Series, SeriesCore, Value, is_unmeasured},
     threshold::{Delta, Threshold},
     time::{Now, Stamp, Time},
-    watch::{Birth, Event, Plan, Post, sealed},
 };
+
+impl MetricBus {
+    /// Every change of the selected series, conflated: a slow subscriber gets the latest value, and hears of each series
+    /// at most once until it has come to look.
+    pub fn on_change(&self, selector: impl IntoSelector) -> Listen<Changed> {
+        let plan = selector.into_selector().map(changes);
+        Listen::new(self, plan.map_err(Into::into))
+    }
+
+    /// Crossings of a threshold by each of the selected series.
+    pub fn on_threshold(
+        &self,
+        selector: impl IntoSelector,
+        threshold: Threshold,
+    ) -> Listen<Crossing> {
+        let plan = selector
+            .into_selector()
+            .map_err(Into::into)
+            .and_then(|selector| thresholds(selector, threshold));
+        Listen::new(self, plan)
+    }
+
+    /// Moves by a delta or more, of each of the selected series.
+    pub fn on_delta(&self, selector: impl IntoSelector, delta: Delta) -> Listen<Moved> {
+        let plan = selector
+            .into_selector()
+            .map_err(Into::into)
+            .and_then(|selector| deltas(selector, delta));
+        Listen::new(self, plan)
+    }
+}
 
 /// A threshold was crossed.
 ///
@@ -133,10 +165,7 @@ impl sealed::Event for Changed {
     }
 }
 
-pub(crate) fn thresholds(
-    selector: Selector,
-    threshold: Threshold,
-) -> Result<Plan<Crossing>, SubscribeError> {
+fn thresholds(selector: Selector, threshold: Threshold) -> Result<Plan<Crossing>, SubscribeError> {
     let cuts = threshold.cuts()?;
     Ok(Plan {
         selector,
@@ -144,7 +173,7 @@ pub(crate) fn thresholds(
     })
 }
 
-pub(crate) fn deltas(selector: Selector, delta: Delta) -> Result<Plan<Moved>, SubscribeError> {
+fn deltas(selector: Selector, delta: Delta) -> Result<Plan<Moved>, SubscribeError> {
     let distance = delta.distance()?;
     Ok(Plan {
         selector,
@@ -152,7 +181,7 @@ pub(crate) fn deltas(selector: Selector, delta: Delta) -> Result<Plan<Moved>, Su
     })
 }
 
-pub(crate) fn changes(selector: Selector) -> Plan<Changed> {
+fn changes(selector: Selector) -> Plan<Changed> {
     let census = Arc::new(Census::default());
     Plan {
         selector,

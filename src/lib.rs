@@ -8,9 +8,11 @@ mod dispatch;
 mod error;
 mod events;
 mod hint;
+mod inbox;
 mod interest;
 mod labels;
 mod lint;
+mod listen;
 mod mailbox;
 mod metric;
 mod scope;
@@ -18,6 +20,7 @@ mod selector;
 mod series;
 mod snapshot;
 mod stats;
+mod subscription;
 mod sync;
 mod tap;
 mod threshold;
@@ -42,6 +45,7 @@ pub use error::{
 pub use events::{Cause, Changed, Crossed, Crossing, Moved};
 pub use labels::Labels;
 pub use lint::Lint;
+pub use listen::{Event, Events, Listen};
 pub use metric::{
     Counter, CounterValue, Family, Gauge, Histogram, HistogramSnapshot, InProgress, Metric,
     ObserveTimer, PeakGauge, SetTimer,
@@ -52,8 +56,9 @@ pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};
 pub use series::{Series, Value};
 pub use snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot};
+pub use subscription::{Subscription, SubscriptionStats};
 pub use tap::{Change, Lagged, Mutation, Mutations};
 pub use threshold::{Delta, Threshold};
 pub use time::Time;
-pub use watch::{Event, Events, Listen, Subscription, SubscriptionStats};
+
 pub use window::{Window, WindowStats, Windows};

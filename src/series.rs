@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use crate::{
@@ -15,7 +14,6 @@ use crate::{
     desc::{Meta, MetricKind, Numbers},
     labels,
     time::{Now, Time},
-    window::Window,
 };
 
 /// The value of a counter, a gauge, or (as a count) a histogram.
@@ -305,11 +303,6 @@ impl Series {
     /// Whether the series was removed or has expired. Writes to it go nowhere.
     pub fn is_removed(&self) -> bool {
         self.core().cell.is_retired()
-    }
-
-    /// A sliding window over this series, from now on. See [`Window`].
-    pub fn window(&self, width: Duration) -> Window {
-        Window::over(self, width)
     }
 
     pub(crate) fn is(&self, core: &Arc<SeriesCore>) -> bool {

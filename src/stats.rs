@@ -24,6 +24,11 @@ pub(crate) fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Counts one more.
+pub(crate) fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
 #[derive(Default)]
 pub(crate) struct Stats {
     overflowed: Mutex<BTreeMap<Arc<str>, u64>>,

@@ -14,16 +14,65 @@ use std::{
 use futures_core::Stream;
 
 use crate::{
-    bus::Inner,
+    bus::{Inner, MetricBus},
     cell::{Listener, Recorded, Wakes},
+    error::SelectorError,
+    inbox::{Inbox, Item},
     interest::Interval,
+    listen::CAPACITY_MAX,
     mailbox::Mailbox,
-    selector::Selector,
+    selector::{IntoSelector, Selector},
     series::{Series, SeriesCore, Value},
     stats::next_id,
+    subscription::{Shared, Subscription},
     time::Time,
-    watch::{CAPACITY_MAX, Inbox, Item, Shared, Subscription},
 };
+
+impl MetricBus {
+    /// Every mutation of the selected series, as a [`Stream`](futures_core::Stream).
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use metricbus::{Change, MetricBus, Value};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let bus = MetricBus::new();
+    /// let requests = bus.counter("requests_total", "Requests served.")?;
+    /// let mut mutations = bus.subscribe("requests_total")?;
+    /// requests.inc_by(2);
+    ///
+    /// let first = mutations.next().await.unwrap()?;
+    /// assert_eq!(first.sequence, 1);
+    /// assert_eq!(first.change, Change::Counted { before: Value::U64(0), after: Value::U64(2) });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn subscribe(&self, selector: impl IntoSelector) -> Result<Mutations, SelectorError> {
+        Ok(subscribe(
+            self.inner(),
+            selector.into_selector()?,
+            CAPACITY_DEFAULT,
+        ))
+    }
+
+    /// As [`subscribe`](MetricBus::subscribe), with room for `capacity` waiting mutations rather than 8 192. Each takes
+    /// 40 bytes, twice.
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn subscribe_with_capacity(
+        &self,
+        selector: impl IntoSelector,
+        capacity: usize,
+    ) -> Result<Mutations, SelectorError> {
+        Ok(subscribe(self.inner(), selector.into_selector()?, capacity))
+    }
+}
 
 /// One mutation of one series.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,9 +219,9 @@ impl Directory {
 }
 
 /// How many mutations may wait for a reader: 40 bytes each, twice.
-pub(crate) const CAPACITY_DEFAULT: usize = 8_192;
+const CAPACITY_DEFAULT: usize = 8_192;
 
-pub(crate) fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize) -> Mutations {
+fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize) -> Mutations {
     let id = next_id();
     let capacity = capacity.clamp(1, CAPACITY_MAX);
     let mailbox = Arc::new(Mailbox::new(capacity));

@@ -9,19 +9,46 @@ use std::{
 };
 
 use crate::{
-    bus::Inner,
+    bus::{Inner, MetricBus},
     cell::{Listener, Real, Recorded, Repr, Wakes, Whole, wake_all},
     clock::Clock,
     desc::{MetricKind, Numbers},
+    error::SelectorError,
     interest::Interval,
     mailbox::Mailbox,
-    selector::Selector,
+    selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
     stats::next_id,
+    subscription::{Shared, Subscription},
     time::{Stamp, Time},
-    watch::{Shared, Subscription},
 };
 use ring::{Part, Ring};
+
+impl Series {
+    /// A sliding window over this series, from now on. See [`Window`].
+    pub fn window(&self, width: Duration) -> Window {
+        Window::over(self, width)
+    }
+}
+
+impl MetricBus {
+    /// A sliding window over the selected series, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the selector is wrong.
+    pub fn window(
+        &self,
+        selector: impl IntoSelector,
+        width: Duration,
+    ) -> Result<Windows, SelectorError> {
+        Ok(Windows::over(
+            self.inner(),
+            selector.into_selector()?,
+            width,
+        ))
+    }
+}
 
 /// What a window has seen.
 ///
@@ -95,7 +122,7 @@ pub struct Window {
 }
 
 impl Window {
-    pub(crate) fn over(series: &Series, width: Duration) -> Window {
+    fn over(series: &Series, width: Duration) -> Window {
         let id = next_id();
         let ring = Arc::new(Mutex::new(Ring::new(series.kind(), width)));
         let listener = Recorder {
@@ -185,7 +212,7 @@ struct Member {
 }
 
 impl Windows {
-    pub(crate) fn over(inner: &Arc<Inner>, selector: Selector, width: Duration) -> Windows {
+    fn over(inner: &Arc<Inner>, selector: Selector, width: Duration) -> Windows {
         let id = next_id();
         let members = Arc::new(Mutex::new(Vec::new()));
         let make = {

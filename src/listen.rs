@@ -1,0 +1,457 @@
+//! From listeners to whoever listens: closures, async closures, streams, inline.
+
+use std::{
+    any::Any,
+    fmt,
+    future::{Future, poll_fn},
+    marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+
+use crate::{
+    bus::{Inner, MetricBus},
+    cell::{Listener, Wakes},
+    dispatch,
+    error::SubscribeError,
+    inbox::{Inbox, Item},
+    mailbox::Mailbox,
+    selector::Selector,
+    series::SeriesCore,
+    stats::{bump, next_id},
+    subscription::{Shared, Subscription},
+};
+
+/// Something a subscriber can hear of. Sealed: made by this crate only.
+pub trait Event: sealed::Event {}
+
+pub(crate) mod sealed {
+    /// What the machinery needs of an event.
+    pub trait Event: Sized + Send + 'static {
+        /// What is put into the mailbox.
+        #[doc(hidden)]
+        type Letter: Send + 'static;
+
+        #[doc(hidden)]
+        fn open(letter: Self::Letter, listener: u64) -> Option<Self>;
+    }
+}
+
+/// How many events a mailbox holds unless told otherwise. A crossing takes 64 bytes, so this is 16 KiB.
+pub(crate) const CAPACITY_DEFAULT: usize = 256;
+
+/// The room for them is taken when subscribing.
+pub(crate) const CAPACITY_MAX: usize = 1 << 20;
+
+/// A subscription being made: choose where its events go. Nothing is subscribed until then.
+///
+/// | | runs | when slow |
+/// |---|---|---|
+/// | [`call`](Listen::call) | on the dispatcher's threads | drops the oldest, counted |
+/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops the oldest, counted |
+/// | [`stream`](Listen::stream) | wherever it is polled | drops the oldest, counted |
+/// | [`inline`](Listen::inline) | in the mutating thread, after its mutation | slows that thread down |
+///
+/// Each subscription gets its events one at a time and in order per series. A callback may mutate metrics, also the one
+/// it listens to.
+///
+/// A callback that panics is caught and counted. After [three panics in a row](Subscription::is_detached) it is
+/// detached, with a `tracing` error. One that hangs keeps a thread of the dispatcher and holds up nobody else.
+///
+/// ```
+/// use metricbus::{Crossed, MetricBus, Threshold};
+///
+/// let bus = MetricBus::new();
+/// let kv = bus.gauge("kv_usage_ratio", "Share of KV blocks in use.")?;
+///
+/// let (tx, rx) = std::sync::mpsc::channel();
+/// let _subscription = bus
+///     .on_threshold("kv_usage_ratio", Threshold::above(0.9).clear_below(0.8))
+///     .call(move |crossing| drop(tx.send(crossing)))?;
+///
+/// kv.set(0.95);
+/// kv.set(0.5);
+/// assert_eq!(rx.recv()?.state, Crossed::Raised);
+/// let cleared = rx.recv()?;
+/// assert_eq!((cleared.state, cleared.value, cleared.epoch), (Crossed::Cleared, 0.5, 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "nothing is subscribed until `call`, `call_async`, `stream` or `inline`"]
+pub struct Listen<E: Event> {
+    bus: MetricBus,
+    plan: Result<Plan<E>, SubscribeError>,
+    capacity: usize,
+    initial: bool,
+}
+
+pub(crate) struct Plan<E: Event> {
+    pub(crate) selector: Selector,
+    /// Makes the listener of one series.
+    pub(crate) make: MakeFor<E>,
+}
+
+/// What a listener is made from.
+pub(crate) struct Birth<'a, E: Event> {
+    pub(crate) id: u64,
+    pub(crate) series: &'a Arc<SeriesCore>,
+    pub(crate) newborn: bool,
+    /// Whether to say what holds already.
+    pub(crate) initial: bool,
+    /// How many letters were asked for room for.
+    pub(crate) capacity: usize,
+    pub(crate) post: Post<E::Letter>,
+}
+
+type MakeFor<E> = Box<dyn Fn(Birth<'_, E>) -> Box<dyn Listener> + Send + Sync>;
+
+/// The writer's end of a mailbox.
+pub(crate) struct Post<T> {
+    mailbox: Arc<Mailbox<T>>,
+    /// Letters that were asked for; there may be more.
+    room: usize,
+}
+
+impl<T> Post<T> {
+    pub(crate) fn send(&self, letter: T, wakes: &mut Wakes) {
+        if let Some(waker) = self.mailbox.push(letter) {
+            wakes.push(waker);
+        }
+    }
+
+    pub(crate) fn grow_to(&self, letters: usize) {
+        self.mailbox.grow_to(letters);
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    pub(crate) fn purge(&self, unwanted: impl FnMut(&T) -> bool) {
+        self.mailbox.purge(unwanted);
+    }
+}
+
+impl<E: Event> Listen<E> {
+    pub(crate) fn new(bus: &MetricBus, plan: Result<Plan<E>, SubscribeError>) -> Self {
+        Listen {
+            bus: bus.clone(),
+            plan,
+            capacity: CAPACITY_DEFAULT,
+            initial: true,
+        }
+    }
+
+    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When it is full the oldest is dropped and
+    /// counted, so the last state always arrives.
+    pub fn capacity(mut self, events: usize) -> Self {
+        self.capacity = events.min(CAPACITY_MAX);
+        self
+    }
+
+    /// Of a threshold: whether to say at once that it is raised already when the subscription is made (yes unless told
+    /// otherwise). A gauge that was never set, and a series that is declared later, is judged from its first mutation
+    /// on. A delta or a change has nothing to say until there is one.
+    pub fn initial(mut self, initial: bool) -> Self {
+        self.initial = initial;
+        self
+    }
+
+    /// Calls `f` with each event, on the dispatcher's threads.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn call(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        self.bus.inner().pool.start();
+        let scheduler = self.bus.inner().pool.scheduler();
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// Calls `f` with each event and waits for its future before the next one.
+    ///
+    /// Where this is called inside a tokio runtime (and the feature `tokio` is on) the future runs there, so that it can
+    /// use tokio's I/O and timers; otherwise on the dispatcher's threads.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, Threshold};
+    ///
+    /// let bus = MetricBus::new();
+    /// let _subscription = bus
+    ///     .on_threshold("kv_usage_ratio", Threshold::above(0.9))
+    ///     .call_async(async |crossing| println!("{} is {}", crossing.series, crossing.value))?;
+    /// # Ok::<(), metricbus::SubscribeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn call_async<F, Fut>(self, f: F) -> Result<Subscription, SubscribeError>
+    where
+        F: FnMut(E) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        #[cfg(feature = "tokio")]
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (subscription, events) = self.subscribe()?;
+            runtime.spawn(drive(events, f));
+            return Ok(subscription);
+        }
+        self.bus.inner().pool.start();
+        let scheduler = self.bus.inner().pool.scheduler();
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, f), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// Calls `f` in the thread that mutates, right after its mutation and outside of all locks.
+    ///
+    /// The fastest way to react, and the only one that can slow a component down: `f` has to be short. Two threads that
+    /// mutate at once don't call `f` at once; one of them calls it for both. Callbacks that set each other off run one
+    /// after the other, and after 256 in one go the rest runs on the dispatcher.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn inline(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        let inner = self.bus.inner();
+        let stats = inner.stats.clone();
+        let scheduler =
+            dispatch::inline_scheduler(&inner.pool, move || bump(&stats.inline_overruns));
+        let (subscription, events) = self.subscribe()?;
+        let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
+        runnable.schedule();
+        task.detach();
+        Ok(subscription)
+    }
+
+    /// The events as a [`Stream`]. Dropping it unsubscribes; it ends when the bus does.
+    ///
+    /// # Errors
+    ///
+    /// When the selector, the threshold or the delta is wrong.
+    pub fn stream(self) -> Result<Events<E>, SubscribeError> {
+        let (subscription, reader) = self.subscribe()?;
+        Ok(Events {
+            subscription,
+            reader,
+        })
+    }
+
+    fn subscribe(self) -> Result<(Subscription, Reader<E>), SubscribeError> {
+        let plan = self.plan?;
+        let inner = self.bus.inner();
+        let id = next_id();
+        let shared = Shared::new(inner.stats.clone());
+        let mailbox = Arc::new(Mailbox::new(self.capacity));
+        let make = {
+            let (mailbox, initial, capacity) = (mailbox.clone(), self.initial, self.capacity);
+            Box::new(move |series: &Arc<SeriesCore>, newborn: bool| {
+                (plan.make)(Birth {
+                    id,
+                    series,
+                    newborn,
+                    initial,
+                    capacity,
+                    post: Post {
+                        mailbox: mailbox.clone(),
+                        room: capacity,
+                    },
+                })
+            })
+        };
+        let subscription = Subscription::start(
+            inner,
+            id,
+            plan.selector,
+            make,
+            mailbox.clone(),
+            shared.clone(),
+        );
+        let reader = Reader {
+            id,
+            inbox: Inbox::new(mailbox),
+            shared,
+            bus: Arc::downgrade(inner),
+            event: PhantomData,
+        };
+        Ok((subscription, reader))
+    }
+}
+
+/// A [`Stream`] of events. Made by [`Listen::stream`].
+#[must_use = "streams do nothing unless polled, and dropping this one unsubscribes"]
+pub struct Events<E: Event> {
+    subscription: Subscription,
+    reader: Reader<E>,
+}
+
+impl<E: Event> Events<E> {
+    /// The subscription behind the stream.
+    pub fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+}
+
+impl<E: Event> Stream for Events<E> {
+    type Item = E;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<E>> {
+        self.reader.poll_next(cx)
+    }
+}
+
+/// Nothing in it points into itself.
+impl<E: Event> Unpin for Events<E> {}
+
+impl<E: Event> fmt::Debug for Events<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Events").field(&self.subscription).finish()
+    }
+}
+
+struct Reader<E: Event> {
+    id: u64,
+    inbox: Inbox<E::Letter>,
+    shared: Arc<Shared>,
+    bus: Weak<Inner>,
+    event: PhantomData<fn() -> E>,
+}
+
+impl<E: Event> Reader<E> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<E>> {
+        loop {
+            if self.shared.has_ended() {
+                return Poll::Ready(None);
+            }
+            match self.inbox.poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Item::End) => return Poll::Ready(None),
+                // Counted when it happened, and shown by the gap in the epochs.
+                Poll::Ready(Item::Lagged(_)) => {}
+                Poll::Ready(Item::Letter(letter)) => {
+                    if let Some(event) = E::open(letter, self.id) {
+                        self.shared.delivered();
+                        return Poll::Ready(Some(event));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Panics in a row after which a callback is detached.
+const PANICS_MAX: u32 = 3;
+
+/// Events after which a busy subscription lets others have the thread.
+const TURN: u32 = 64;
+
+/// A sync callback as one whose future is done at once.
+fn sync_callback<E>(mut f: impl FnMut(E)) -> impl FnMut(E) -> std::future::Ready<()> {
+    move |event| {
+        f(event);
+        std::future::ready(())
+    }
+}
+
+/// Hands each event to `f`, until the subscription ends or `f` has panicked too often.
+async fn drive<E: Event, Fut: Future<Output = ()>>(
+    mut reader: Reader<E>,
+    mut f: impl FnMut(E) -> Fut,
+) {
+    let mut panics = 0;
+    let mut turn = 0;
+    while let Some(event) = poll_fn(|cx| reader.poll_next(cx)).await {
+        let outcome = match catch_unwind(AssertUnwindSafe(|| f(event))) {
+            Err(panic) => Err(panic),
+            Ok(future) => {
+                let mut future = pin!(future);
+                poll_fn(
+                    |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                        Ok(Poll::Pending) => Poll::Pending,
+                        Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+                        Err(panic) => Poll::Ready(Err(panic)),
+                    },
+                )
+                .await
+            }
+        };
+        match outcome {
+            Ok(()) => panics = 0,
+            Err(panic) => {
+                let panic = Payload(Some(panic));
+                panics += 1;
+                reader.shared.panicked();
+                let message = panic.message();
+                if panics >= PANICS_MAX {
+                    reader.detach(message);
+                    return;
+                }
+                tracing::warn!(message, panics, "metricbus: a callback panicked");
+            }
+        }
+        turn += 1;
+        if turn == TURN {
+            turn = 0;
+            yield_now().await;
+        }
+    }
+}
+
+impl<E: Event> Reader<E> {
+    fn detach(&self, message: &str) {
+        self.shared.detached();
+        let Some(bus) = self.bus.upgrade() else {
+            return;
+        };
+        if let Some(watch) = bus.find_watch(self.id) {
+            tracing::error!(
+                selector = %watch.selector,
+                message,
+                "metricbus: callback detached: it panicked {PANICS_MAX} times in a row"
+            );
+            bus.unwatch(&watch);
+        }
+    }
+}
+
+/// What a callback panicked with. Its drop may panic as well.
+struct Payload(Option<Box<dyn Any + Send>>);
+
+impl Payload {
+    fn message(&self) -> &str {
+        let panic = self.0.as_deref();
+        panic
+            .and_then(|panic| panic.downcast_ref::<&str>().copied())
+            .or_else(|| panic?.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("(no message)")
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        let panic = self.0.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    }
+}
+
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,160 @@
+//! A live subscription: what it has done, and how it ends.
+
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    bus::Inner,
+    mailbox::Mailbox,
+    selector::Selector,
+    stats::{Stats, bump},
+    watch::{Make, Watch},
+};
+
+/// A live subscription. Dropping it unsubscribes; [`forget`](Subscription::forget) keeps it for the life of the bus.
+#[must_use = "dropping a subscription unsubscribes at once; keep it, or call `forget()`"]
+pub struct Subscription {
+    bus: Weak<Inner>,
+    watch: Arc<Watch>,
+    shared: Arc<Shared>,
+}
+
+/// What a subscription has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubscriptionStats {
+    /// Series that matched, present and past.
+    pub series_matched: u64,
+    /// Events handed over.
+    pub delivered: u64,
+    /// Events dropped because the mailbox was full.
+    pub dropped: u64,
+    /// Events whose callback panicked.
+    pub panicked: u64,
+}
+
+impl Subscription {
+    pub(crate) fn start<T: Send + 'static>(
+        inner: &Arc<Inner>,
+        id: u64,
+        selector: Selector,
+        make: Make,
+        mailbox: Arc<Mailbox<T>>,
+        shared: Arc<Shared>,
+    ) -> Subscription {
+        let watch = Arc::new(Watch::new(id, selector, make, mailbox));
+        inner.watch(&watch);
+        Subscription {
+            bus: Arc::downgrade(inner),
+            watch,
+            shared,
+        }
+    }
+
+    /// Keeps the subscription for as long as the bus lives. A callback that holds the bus keeps it alive, then, and
+    /// itself: give it a handle or a [`Series`](crate::Series) instead.
+    pub fn forget(self) {
+        let mut kept = ManuallyDrop::new(self);
+        let kept = &mut *kept;
+        // Nothing of the subscription is needed any more but that it isn't ended.
+        kept.bus = Weak::new();
+    }
+
+    /// Ends the subscription; as dropping it. A callback that is running is let finish; events that wait are thrown
+    /// away.
+    pub fn unsubscribe(self) {
+        drop(self);
+    }
+
+    /// What it has done so far. `series_matched: 0` is the commonest reason why a callback never comes: the selector
+    /// matches nothing.
+    pub fn stats(&self) -> SubscriptionStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SubscriptionStats {
+            series_matched: self.watch.matched(),
+            delivered: load(&self.shared.delivered),
+            dropped: self.watch.dropped() + load(&self.shared.lost),
+            panicked: load(&self.shared.panicked),
+        }
+    }
+
+    /// Whether it was ended because its callback panicked three times in a row.
+    pub fn is_detached(&self) -> bool {
+        self.shared.detached.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        match self.bus.upgrade() {
+            Some(bus) => bus.unwatch(&self.watch),
+            None => self.watch.close(true),
+        }
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("selector", &self.watch.selector.to_string())
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+/// What the reading side of a subscription counts. What is dropped, the mailbox counts: a mutating thread writes nothing
+/// that the reader also writes.
+pub(crate) struct Shared {
+    stats: Arc<Stats>,
+    delivered: AtomicU64,
+    panicked: AtomicU64,
+    detached: AtomicBool,
+    /// The subscriber wants no more, not even what has arrived.
+    ended: AtomicBool,
+    /// Letters that arrived and could not be told whose they are.
+    lost: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(stats: Arc<Stats>) -> Arc<Self> {
+        Arc::new(Shared {
+            stats,
+            delivered: AtomicU64::new(0),
+            panicked: AtomicU64::new(0),
+            detached: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn panicked(&self) {
+        bump(&self.panicked);
+        bump(&self.stats.panicked);
+    }
+
+    pub(crate) fn detached(&self) {
+        self.detached.store(true, Ordering::Release);
+        bump(&self.stats.detached);
+    }
+
+    pub(crate) fn lost(&self) {
+        bump(&self.lost);
+        self.stats.dropped(1);
+    }
+
+    pub(crate) fn delivered(&self) {
+        bump(&self.delivered);
+        bump(&self.stats.delivered);
+    }
+}
