@@ -9,4 +9,6 @@ case " $* " in
 *" --trace"*) ;;
 *) if [ -f "$trace" ]; then set -- --trace "$trace" "$@"; fi ;;
 esac
+echo "demo: building, which takes some minutes the first time" >&2
+cargo build --quiet --release --example planner --features http
 exec cargo run --quiet --release --example planner --features http -- "$@"

@@ -616,6 +616,7 @@ fn component_info(components: &[Component]) -> FamilySnapshot {
                 .iter()
                 .filter(|(name, _)| name != "component");
             labels.extend(own.cloned());
+            labels[1..].sort();
             labels
         })
         .filter(|labels| seen.insert(labels.clone()))

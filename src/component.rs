@@ -42,7 +42,7 @@
 //! # Ok::<(), DeclareError>(())
 //! ```
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io::Write, sync::Arc};
 
 use crate::{
     Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, LabelError, Metric, MetricBus,
@@ -251,7 +251,8 @@ pub trait MetricContainer: Send + Sync + fmt::Debug {
     /// PrometheusContainer::new("myapp").print_metrics();
     /// ```
     fn print_metrics(&self) {
-        print!("{}", self.export_prometheus());
+        // A closed standard output is no reason to panic.
+        let _ = std::io::stdout().write_all(self.export_prometheus().as_bytes());
     }
 }
 
@@ -633,6 +634,13 @@ impl BaseComponentMetrics {
     /// assert!(base.container.bus().is_some());
     /// ```
     pub fn new_prometheus(prefix: &str) -> Self {
-        BaseComponentMetrics::new(Arc::new(PrometheusContainer::new(prefix)))
+        let container = PrometheusContainer::new(prefix);
+        let name = prefix.trim_end_matches('_');
+        // Without labels there is nothing about it that could be refused.
+        let _ =
+            container
+                .scope
+                .add_component(name, "A component with metrics in a container.", &[]);
+        BaseComponentMetrics::new(Arc::new(container))
     }
 }

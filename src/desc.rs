@@ -401,11 +401,10 @@ pub(crate) fn validate(
     label_names: &[&str],
 ) -> Result<Arc<[f64]>, DeclareError> {
     check_name(name)?;
-    if kind == MetricKind::Counter && name == "_total" {
+    if let Some(why) = unfit_name(name, kind) {
         return Err(DeclareError::Name {
             name: name.to_owned(),
-            why: "nothing is left of it without \"_total\", as OpenMetrics names a counter"
-                .to_owned(),
+            why: why.to_owned(),
         });
     }
     check_labels(name, label_names)?;
@@ -437,6 +436,15 @@ pub(crate) fn validate(
     }
 }
 
+/// Why a metric can't have this name, though it is one.
+pub(crate) fn unfit_name(name: &str, kind: MetricKind) -> Option<&'static str> {
+    if kind == MetricKind::Counter && name == "_total" {
+        return Some("nothing is left of it without \"_total\", as OpenMetrics names a counter");
+    }
+    name.starts_with("metricbus_")
+        .then_some("names that begin with \"metricbus_\" are the bus's own")
+}
+
 /// Checks the names of all labels of a metric (or of a component).
 pub(crate) fn check_labels(metric: &str, label_names: &[&str]) -> Result<(), DeclareError> {
     for (i, &label) in label_names.iter().enumerate() {
@@ -452,7 +460,7 @@ pub(crate) fn check_labels(metric: &str, label_names: &[&str]) -> Result<(), Dec
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<(), DeclareError> {
+pub(crate) fn check_name(name: &str) -> Result<(), DeclareError> {
     let fault = |why: String| {
         Err(DeclareError::Name {
             name: name.to_owned(),
@@ -474,15 +482,27 @@ fn check_name(name: &str) -> Result<(), DeclareError> {
 }
 
 fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
-    let fault = |why: String| {
-        Err(DeclareError::LabelName {
+    check_label_name(metric, label)?;
+    let reserved = |why| {
+        Err(DeclareError::LabelReserved {
             metric: metric.to_owned(),
             label: label.to_owned(),
             why,
         })
     };
-    let reserved = |why| {
-        Err(DeclareError::LabelReserved {
+    match label {
+        "le" => reserved("it holds the bound of a histogram's bucket"),
+        "quantile" => reserved("it holds the quantile of a summary"),
+        OVERFLOW_LABEL => reserved("it marks the series beyond a family's cardinality limit"),
+        _ if label.starts_with("__") => reserved("names beginning with __ are Prometheus's own"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this is a label's name at all.
+pub(crate) fn check_label_name(metric: &str, label: &str) -> Result<(), DeclareError> {
+    let fault = |why: String| {
+        Err(DeclareError::LabelName {
             metric: metric.to_owned(),
             label: label.to_owned(),
             why,
@@ -493,18 +513,12 @@ fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
         Some(c) if c.is_ascii_digit() => return fault(format!("it begins with {c:?}")),
         _ => {}
     }
-    if let Some(c) = label
+    match label
         .chars()
         .find(|&c| !(c.is_ascii_alphanumeric() || c == '_'))
     {
-        return fault(format!("it contains {c:?}"));
-    }
-    match label {
-        "le" => reserved("it holds the bound of a histogram's bucket"),
-        "quantile" => reserved("it holds the quantile of a summary"),
-        OVERFLOW_LABEL => reserved("it marks the series beyond a family's cardinality limit"),
-        _ if label.starts_with("__") => reserved("names beginning with __ are Prometheus's own"),
-        _ => Ok(()),
+        Some(c) => fault(format!("it contains {c:?}")),
+        None => Ok(()),
     }
 }
 

@@ -1,9 +1,11 @@
 //! What can go wrong, an enum per operation. Every message says what was wrong, with the value, and what would be right.
 
+use std::fmt;
+
 use crate::desc::MetricKind;
 
 /// Why a metric could not be declared.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeclareError {
     /// The name is not `[a-zA-Z_:][a-zA-Z0-9_:]*`.
@@ -117,7 +119,7 @@ pub enum DeclareError {
 }
 
 /// Why label values were refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabelError {
     /// Too few or too many values.
@@ -135,7 +137,7 @@ pub enum LabelError {
 }
 
 /// Why bucket bounds were refused.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BucketError {
     /// A bound is NaN or -Inf.
@@ -177,7 +179,7 @@ pub enum BucketError {
 }
 
 /// Why a selector could not be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectorError {
     /// The text is not a selector.
@@ -205,7 +207,7 @@ pub enum SelectorError {
 }
 
 /// Why a subscription could not be made.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
     /// The selector is wrong.
@@ -236,7 +238,7 @@ pub enum SubscribeError {
 }
 
 /// Why a counter did not take an amount.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CounterError {
     /// A counter only grows.
@@ -246,3 +248,23 @@ pub enum CounterError {
         amount: f64,
     },
 }
+
+/// `main` and `unwrap` show errors by their `Debug`; there, too, the message is what helps.
+macro_rules! debug_is_the_message {
+    ($($error:ty),*) => {$(
+        impl fmt::Debug for $error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )*};
+}
+
+debug_is_the_message!(
+    DeclareError,
+    LabelError,
+    BucketError,
+    SelectorError,
+    SubscribeError,
+    CounterError
+);

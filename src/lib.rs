@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(all(feature = "derive", feature = "http"), doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(all(feature = "derive", feature = "http")),
+    doc = "Metrics that react. The guide needs the features `derive` and `http`."
+)]
 
 mod bus;
 mod cell;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A live subscription. Dropping it unsubscribes; [`forget`](Subscription::forget) keeps it for the life of the bus.
-#[must_use = "dropping a subscription unsubscribes at once; keep it, or call `forget()`"]
+#[must_use = "dropping a subscription unsubscribes at once, and `let _ =` drops it: name it (`let _subscription =`), or call `forget()`"]
 pub struct Subscription {
     bus: Weak<Inner>,
     watch: Arc<Watch>,

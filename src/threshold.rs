@@ -140,9 +140,13 @@ impl Threshold {
         };
         if clear_word.rising() == rising || !right_side {
             let right = if rising {
-                format!("it should clear below (or at most) a bound that is not over {bound}")
+                format!(
+                    "it should clear below {bound} or a lower bound, or at most at a bound under it"
+                )
             } else {
-                format!("it should clear above (or at least) a bound that is not under {bound}")
+                format!(
+                    "it should clear above {bound} or a higher bound, or at least at a bound over it"
+                )
             };
             return Err(SubscribeError::ClearBound {
                 threshold: self.to_string(),

@@ -382,12 +382,37 @@ mod merged {
             registry.register(Box::new(histogram)).unwrap();
         }
         let scraped = text_of(&exporter(&MetricBus::new(), registry)).await;
-        assert!(
-            !scraped.contains("size_bucket{part=\"b\",le=\"1\"}"),
-            "{scraped}"
+        let buckets: Vec<_> = scraped
+            .lines()
+            .filter(|line| line.starts_with("size_bucket"))
+            .collect();
+        assert_eq!(
+            buckets,
+            [
+                "size_bucket{part=\"a\",le=\"1\"} 0",
+                "size_bucket{part=\"a\",le=\"+Inf\"} 1",
+                "size_bucket{part=\"b\",le=\"5\"} 0",
+                "size_bucket{part=\"b\",le=\"10\"} 1",
+                "size_bucket{part=\"b\",le=\"+Inf\"} 1",
+            ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_label_or_name_that_would_cost_the_whole_scrape_costs_its_family() {
+        let registry = Registry::new();
+        for opts in [
+            prometheus::Opts::new("x_ratio", "X.").const_label("__name__", "y"),
+            prometheus::Opts::new("metricbus_series", "Not theirs."),
+        ] {
+            let gauge = prometheus::Gauge::with_opts(opts).unwrap();
+            registry.register(Box::new(gauge)).unwrap();
+        }
+        let scraped = text_of(&exporter(&MetricBus::new(), registry)).await;
+        assert!(!scraped.contains("__name__"), "{scraped}");
+        assert_eq!(scraped.matches("# TYPE metricbus_series gauge").count(), 1);
         assert!(
-            scraped.contains("\nmetricbus_exporter_skipped_families_total 1\n"),
+            scraped.contains("\nmetricbus_exporter_skipped_families_total 2\n"),
             "{scraped}"
         );
     }

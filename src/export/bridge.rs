@@ -101,7 +101,7 @@ impl Collector for PrometheusCollector {
         // Its encoder refuses a whole scrape for one family without series.
         families
             .filter(|f| !f.series.is_empty())
-            .filter_map(to_proto)
+            .map(to_proto)
             .collect()
     }
 }
@@ -114,8 +114,7 @@ impl fmt::Debug for PrometheusCollector {
     }
 }
 
-/// `None` for a type that the `prometheus` crate does not have.
-fn to_proto(family: FamilySnapshot) -> Option<proto::MetricFamily> {
+fn to_proto(family: FamilySnapshot) -> proto::MetricFamily {
     let mut out = proto::MetricFamily::default();
     out.set_field_type(match family.kind {
         MetricKind::Counter => proto::MetricType::COUNTER,
@@ -164,7 +163,7 @@ fn to_proto(family: FamilySnapshot) -> Option<proto::MetricFamily> {
         }
         out.mut_metric().push(metric);
     }
-    Some(out)
+    out
 }
 
 #[cfg(feature = "http")]
@@ -178,6 +177,7 @@ mod from {
     use super::*;
     use crate::{
         HistogramSnapshot, SeriesSnapshot, Value,
+        desc::{check_label_name, check_name, unfit_name},
         export::foreign::{Foreign, Summary, SummarySeries},
     };
 
@@ -194,16 +194,15 @@ mod from {
 
     fn take(family: &proto::MetricFamily, foreign: &mut Foreign) -> Result<(), String> {
         let name = family.name().to_owned();
-        if !is_name(&name, true) {
-            return Err("its name is not valid".to_owned());
-        }
+        check_name(&name).map_err(|error| error.to_string())?;
         let mut seen = HashSet::new();
         let mut labels = |metric: &proto::Metric, reserved: &str| {
             let mut pairs: Vec<(String, String)> = Vec::new();
             for pair in metric.get_label() {
                 let label = pair.name();
-                if !is_name(label, false) || label == reserved {
-                    return Err(format!("its label {label:?} is not valid"));
+                check_label_name(&name, label).map_err(|error| error.to_string())?;
+                if label == reserved || label.starts_with("__") {
+                    return Err(format!("its label {label:?} is reserved"));
                 }
                 if pairs.iter().any(|(earlier, _)| earlier == label) {
                     return Err(format!("its label {label:?} is there twice"));
@@ -226,9 +225,14 @@ mod from {
                 let series = metrics.map(|metric| {
                     let summary = metric.get_summary();
                     let quantiles = summary.get_quantile().iter();
+                    let quantiles: Vec<_> = quantiles.map(|q| (q.quantile(), q.value())).collect();
+                    let increase = quantiles.windows(2).all(|pair| pair[0].0 < pair[1].0);
+                    if !increase || quantiles.iter().any(|(q, _)| !(0.0..=1.0).contains(q)) {
+                        return Err("its quantiles do not increase from 0 to 1".to_owned());
+                    }
                     Ok(SummarySeries {
                         labels: labels(metric, "quantile")?,
-                        quantiles: quantiles.map(|q| (q.quantile(), q.value())).collect(),
+                        quantiles,
                         sum: summary.sample_sum(),
                         count: summary.sample_count(),
                     })
@@ -244,6 +248,9 @@ mod from {
             )]
             other => return Err(format!("its type {other:?} can't be exposed")),
         };
+        if let Some(why) = unfit_name(&name, kind) {
+            return Err(why.to_owned());
+        }
         let series = metrics.map(|metric| {
             let (labels, value) = match kind {
                 MetricKind::Counter => {
@@ -265,7 +272,6 @@ mod from {
             Ok(SeriesSnapshot { labels, value })
         });
         let series = series.collect::<Result<Vec<_>, String>>()?;
-        same_bounds(&series)?;
         foreign.families.push(FamilySnapshot {
             name,
             help: family.help().to_owned(),
@@ -323,30 +329,5 @@ mod from {
             sum,
             count,
         })
-    }
-
-    /// The encoder renders bounds once per family.
-    fn same_bounds(series: &[SeriesSnapshot]) -> Result<(), String> {
-        let bounds = series.iter().filter_map(|series| match &series.value {
-            SampleValue::Histogram(h) => Some(
-                h.buckets
-                    .iter()
-                    .map(|(bound, _)| *bound)
-                    .collect::<Vec<_>>(),
-            ),
-            _ => None,
-        });
-        let bounds: Vec<_> = bounds.collect();
-        if bounds.windows(2).all(|pair| pair[0] == pair[1]) {
-            Ok(())
-        } else {
-            Err("its series have different buckets".to_owned())
-        }
-    }
-
-    fn is_name(name: &str, of_metric: bool) -> bool {
-        let begins = |c: char| c.is_ascii_alphabetic() || c == '_' || (of_metric && c == ':');
-        let mut chars = name.chars();
-        chars.next().is_some_and(begins) && chars.all(|c| begins(c) || c.is_ascii_digit())
     }
 }

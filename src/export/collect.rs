@@ -21,6 +21,9 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+/// Longer than anybody waits, and short enough to be added to any time.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// A named piece of foreign code with a deadline.
 pub(super) struct Job<T> {
     pub(super) name: String,
@@ -79,7 +82,7 @@ impl<T: Clone + Send + Sync + 'static> Job<T> {
     ) -> Self {
         Job {
             name: name.into(),
-            deadline,
+            deadline: deadline.min(FOR_EVER),
             timeouts: AtomicU64::new(0),
             skips: AtomicU64::new(0),
             failures: AtomicU64::new(0),

@@ -35,7 +35,7 @@ impl Summary {
             .collect()
     }
 
-    /// Summaries read the same in both formats, but for a quote in the help text.
+    /// Summaries read the same in both formats, but for a quote in the help text and sums that OpenMetrics forbids.
     pub(super) fn encode(&self, format: Format, out: &mut Vec<u8>) {
         let mut text = String::new();
         let mut help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
@@ -59,7 +59,10 @@ impl Summary {
             } else {
                 format!("{{{labels}}}")
             };
-            text += &format!("{name}_sum{braced} {}\n", number(series.sum));
+            // OpenMetrics wants sums that only grow.
+            if format == Format::Text || series.sum >= 0.0 {
+                text += &format!("{name}_sum{braced} {}\n", number(series.sum));
+            }
             text += &format!("{name}_count{braced} {}\n", series.count);
         }
         out.extend_from_slice(text.as_bytes());

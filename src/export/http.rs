@@ -5,7 +5,8 @@
 //! 1. The collect hooks run, and merged registries are gathered, all at once and each until its deadline.
 //! 2. The scrape joins the next batch for its format and encoding, or begins one. A batch starts when one of the few
 //!    places for encoding is free; from then on it takes no more scrapes. So everyone gets values read after the
-//!    request came, while any number of scrapes at once costs a few encodings, and the memory of a few bodies.
+//!    request came, while any number of scrapes at once costs a few encodings, and the memory of a few bodies. Clients
+//!    that read slowly hold on to older ones; from 64 MiB (or eight bodies) on further scrapes are refused with 503.
 //! 3. The batch is encoded on the blocking pool, off the async workers, into buffers that come back when the last
 //!    client has read its answer.
 
@@ -16,7 +17,10 @@ use std::{
     future::Future,
     io::Write,
     pin::Pin,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -64,6 +68,10 @@ const SCRAPE_DEADLINE: Duration = Duration::from_secs(30);
 const BUFFERS_MAX: usize = 4;
 const BUFFER_BYTES_MAX: usize = 64 << 20;
 
+/// What slow clients may hold of earlier answers, as bodies or as bytes, whichever is more, before a scrape is refused.
+const LENT_BODIES: usize = 8;
+const LENT_BYTES: usize = 64 << 20;
+
 /// Names of families left out that are remembered, so that each is logged once.
 const TOLD_MAX: usize = 1_000;
 
@@ -93,7 +101,8 @@ const PAGE: &str = "<!doctype html>\n\
 /// or `process_*` has a name that the bus has too, the bus's stays, the other is left out, counted in
 /// `metricbus_exporter_skipped_families_total`, and logged once.
 ///
-/// It has to be called inside a tokio runtime with its timers enabled; otherwise it answers 503.
+/// It has to be called inside a tokio runtime, or it answers 503; one without timers makes it panic. Clones share the work
+/// of a scrape: where they serve on several runtimes, one that stands still holds up the scrapes that joined it.
 ///
 /// ```
 /// use http::Request;
@@ -271,7 +280,8 @@ impl ExporterBuilder {
     /// until their `deadline`. A hook that hangs is not started again while it runs, and from its deadline on no scrape
     /// waits for it (`metricbus_exporter_hook_timeouts_total`, `_hook_skips_total`). One that panics is caught
     /// (`metricbus_exporter_hook_failures_total`) and runs again with the next scrape. Scrapes at the same time share
-    /// one run. A scrape as a whole is given up after 30 s, with 503.
+    /// one run. A scrape as a whole is given up after 30 s, with 503. Of two hooks with one name the second replaces the
+    /// first.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -290,6 +300,8 @@ impl ExporterBuilder {
         deadline: Duration,
         hook: impl FnMut() + Send + 'static,
     ) -> Self {
+        let name = name.into();
+        self.hooks.retain(|hook| hook.name != name);
         self.hooks.push(Job::new(name, deadline, hook));
         self
     }
@@ -417,7 +429,8 @@ impl ExporterBuilder {
     /// let exporter = Exporter::builder(&MetricBus::new()).build();
     /// # let _ = exporter;
     /// ```
-    pub fn build(self) -> Exporter {
+    pub fn build(mut self) -> Exporter {
+        self.limits.clamp();
         let deadline = self.check_deadline;
         let checks = self.checks.into_iter();
         // Encoding is bound by the processor: more at a time only take memory.
@@ -570,6 +583,8 @@ enum ScrapeError {
     NoRuntime,
     #[error("not done within {SCRAPE_DEADLINE:?}: the runtime's blocking threads may all be taken")]
     Late,
+    #[error("{0} bytes of earlier answers are still being read by slow clients; try again later")]
+    Crowded(usize),
     #[error("the runtime is shutting down")]
     Closing,
     #[error("encoding panicked; this is a fault of metricbus")]
@@ -700,12 +715,12 @@ impl Inner {
                 let foreign = std::mem::take(&mut *lock(&foreign));
                 inner.encode(format, encoding, &foreign)
             });
-            let encoded = done.await.map_err(|error| {
-                Arc::new(if error.is_panic() {
+            let encoded = done.await.unwrap_or_else(|error| {
+                Err(Arc::new(if error.is_panic() {
                     ScrapeError::Panicked
                 } else {
                     ScrapeError::Closing
-                })
+                }))
             });
             send.send_replace(Some(encoded));
         });
@@ -718,7 +733,18 @@ impl Inner {
         format: Format,
         encoding: Encoding,
         foreign: &[Option<Arc<Foreign>>],
-    ) -> Bytes {
+    ) -> Encoded {
+        let lent = self.buffers.lent.load(Relaxed);
+        if lent
+            > self
+                .buffers
+                .last
+                .load(Relaxed)
+                .saturating_mul(LENT_BODIES)
+                .max(LENT_BYTES)
+        {
+            return Err(Arc::new(ScrapeError::Crowded(lent)));
+        }
         let mut text = Buffer::from(&self.buffers);
         text::encode(&self.bus, format, &mut text.bytes);
         // Only now: a metric that is declared after this can't be in the text, and one declared before is known here.
@@ -734,18 +760,13 @@ impl Inner {
             }
             free
         };
-        // Ours have their names before foreign ones get any, but are written last, with what was left out counted.
-        let mut own = self.own.families(&self.hooks, &self.sources);
-        own.retain(|f| take(&f.name, exposed_names(&f.name, f.kind)));
-        let process = if self.process_metrics {
-            process::families()
-        } else {
-            Vec::new()
-        };
-        for mut families in [process, self.bus.self_families()] {
+        if self.process_metrics {
+            let mut families = process::families();
             families.retain(|f| take(&f.name, exposed_names(&f.name, f.kind)));
             text::encode_families(&families, format, &mut text.bytes);
         }
+        // Nobody else can have a name that begins like these.
+        text::encode_families(&self.bus.self_families(), format, &mut text.bytes);
         for foreign in foreign.iter().flatten() {
             for family in &foreign.families {
                 if take(&family.name, exposed_names(&family.name, family.kind)) {
@@ -761,21 +782,24 @@ impl Inner {
                 self.skipped(name, fault);
             }
         }
-        let names: HashSet<String> = own.into_iter().map(|f| f.name).collect();
-        let mut own = self.own.families(&self.hooks, &self.sources);
-        own.retain(|f| names.contains(&f.name));
+        // Last, with what was left out counted.
+        let own = self.own.families(&self.hooks, &self.sources);
         text::encode_families(&own, format, &mut text.bytes);
         text::finish(format, &mut text.bytes);
-        match encoding {
-            Encoding::Identity => Bytes::from_owner(text),
-            Encoding::Gzip => Bytes::from_owner(text.gzip()),
-        }
+        let body = match encoding {
+            Encoding::Identity => text,
+            Encoding::Gzip => text.gzip(),
+        };
+        Ok(body.lend())
     }
 
     fn skipped(&self, name: &str, why: &str) {
         self.own.families_skipped.fetch_add(1, Relaxed);
-        let mut told = lock(&self.told);
-        if told.len() < TOLD_MAX && told.insert(name.to_owned()) {
+        let is_new = {
+            let mut told = lock(&self.told);
+            told.len() < TOLD_MAX && told.insert(name.to_owned())
+        };
+        if is_new {
             tracing::warn!(
                 family = name,
                 why,
@@ -787,20 +811,35 @@ impl Inner {
 
 /// Buffers between two scrapes.
 #[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<u8>>>);
+struct Buffers {
+    kept: Mutex<Vec<Vec<u8>>>,
+    /// Bytes of bodies that clients are still reading, and of the body encoded last.
+    lent: AtomicUsize,
+    last: AtomicUsize,
+}
 
 /// A buffer that goes back when the last response with its bytes is gone.
 struct Buffer {
     bytes: Vec<u8>,
+    /// How many of them are counted as lent.
+    lent: usize,
     home: Arc<Buffers>,
 }
 
 impl Buffer {
     fn from(home: &Arc<Buffers>) -> Self {
         Buffer {
-            bytes: lock(&home.0).pop().unwrap_or_default(),
+            bytes: lock(&home.kept).pop().unwrap_or_default(),
+            lent: 0,
             home: home.clone(),
         }
+    }
+
+    fn lend(mut self) -> Bytes {
+        self.lent = self.bytes.len();
+        self.home.last.store(self.lent, Relaxed);
+        self.home.lent.fetch_add(self.lent, Relaxed);
+        Bytes::from_owner(self)
     }
 
     fn gzip(self) -> Buffer {
@@ -822,9 +861,10 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.home.lent.fetch_sub(self.lent, Relaxed);
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut kept = lock(&self.home.0);
+        let mut kept = lock(&self.home.kept);
         if kept.len() < BUFFERS_MAX && bytes.capacity() <= BUFFER_BYTES_MAX {
             kept.push(bytes);
         }

@@ -1,4 +1,4 @@
-//! What goes out: the text formats, and the HTTP exporter that serves them.
+//! What goes out: the text formats, and (feature `http`) the exporter that serves them.
 //!
 //! | file | owns |
 //! |---|---|

@@ -186,12 +186,12 @@ impl Own {
 
     fn durations(&self) -> HistogramSnapshot {
         let mut total = 0;
-        let mut cumulative = self.durations.iter().map(|bucket| {
+        let cumulative = self.durations.iter().map(|bucket| {
             total += bucket.load(Relaxed);
             total
         });
         let bounds = DURATION_BOUNDS.into_iter().chain([f64::INFINITY]);
-        let buckets = bounds.zip(cumulative.by_ref()).collect();
+        let buckets = bounds.zip(cumulative).collect();
         HistogramSnapshot {
             buckets,
             sum: self.durations_sum_ns.load(Relaxed) as f64 * 1e-9,

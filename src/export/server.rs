@@ -28,7 +28,7 @@ use std::{
 
 use http::{HeaderValue, Request, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream, lookup_host},
@@ -38,7 +38,10 @@ use tokio::{
 };
 use tower_service::Service;
 
-use super::{collect::lock, http::Exporter};
+use super::{
+    collect::{FOR_EVER, lock},
+    http::Exporter,
+};
 
 /// What a client may take.
 #[derive(Clone, Debug)]
@@ -55,6 +58,19 @@ pub(super) struct Limits {
 impl Limits {
     /// hyper's least buffer.
     pub(super) const HEAD_BYTES_MIN: usize = 8 * 1024;
+
+    /// `Duration::MAX` says "never" in many a program, and can't be added to any time.
+    pub(super) fn clamp(&mut self) {
+        for limit in [
+            &mut self.head,
+            &mut self.idle,
+            &mut self.stalled,
+            &mut self.written,
+            &mut self.shutdown,
+        ] {
+            *limit = (*limit).min(FOR_EVER);
+        }
+    }
 }
 
 impl Default for Limits {
@@ -667,12 +683,11 @@ impl Acceptor {
         let mut connection = http1::Builder::new()
             // `Progress` times what hyper would, and the rest; hyper's would end idle connections as slow ones.
             .header_read_timeout(None)
-            .timer(TokioTimer::new())
             // A client may say that it has no more to ask, and still wait for its answer.
             .half_close(true)
             .max_headers(HEADERS_MAX)
             .max_header_size(limits.head_bytes)
-            .max_buf_size(limits.head_bytes.max(Limits::HEAD_BYTES_MIN))
+            .max_buf_size(limits.head_bytes)
             .serve_connection(io, service);
 
         let mut expiry = pin!(sleep(limits.head));

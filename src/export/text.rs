@@ -75,9 +75,8 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
             format,
             out,
         );
-        if let Some(SampleValue::Histogram(first)) = family.series.first().map(|s| &s.value) {
-            line.bounds(first.buckets.iter().map(|(bound, _)| *bound), format);
-        }
+        // Of our own, all series of a histogram have the same; others' need not.
+        let mut bounds: Option<Vec<f64>> = None;
         for series in &family.series {
             labels.clear();
             for (name, value) in &series.labels {
@@ -89,6 +88,11 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
                     line.real(&labels, *v, out);
                 }
                 SampleValue::Histogram(h) => {
+                    let of_series = h.buckets.iter().map(|(bound, _)| *bound);
+                    if !bounds.iter().flatten().copied().eq(of_series.clone()) {
+                        line.bounds(of_series.clone(), format);
+                        bounds = Some(of_series.collect());
+                    }
                     let counts = h.buckets.iter().map(|(_, count)| *count);
                     line.histogram(&labels, counts, h.sum, format, out);
                 }

@@ -266,6 +266,8 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     let held_ns = parts.iter().map(|p| p.held_ns).sum::<u64>();
     let gauge = parts.iter().any(|p| p.kind == MetricKind::Gauge);
     let sum = total(|p| p.sum);
+    let min = parts.iter().fold(f64::NAN, |m, p| m.min(p.min));
+    let max = parts.iter().fold(f64::NAN, |m, p| m.max(p.max));
     let avg = if held_ns > 0 {
         total(|p| p.integral) / held_ns as f64
     } else if gauge {
@@ -299,9 +301,10 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
         sum: (!parts.is_empty())
             .then_some(sum)
             .filter(|_| count > 0 || !gauge),
-        avg: number(avg),
-        min: number(parts.iter().fold(f64::NAN, |m, p| m.min(p.min))),
-        max: number(parts.iter().fold(f64::NAN, |m, p| m.max(p.max))),
+        // Rounding must not take an average past its extremes, where a threshold may lie.
+        avg: number(avg).map(|avg| avg.max(min).min(max)),
+        min: number(min),
+        max: number(max),
         last: None,
         rate: (!rates.is_empty()).then(|| rates.iter().sum()),
     }
