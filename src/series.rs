@@ -12,6 +12,7 @@ use std::{
 use crate::{
     cell::{Amount, Cell, Listener, Real, Signal, Wakes, Whole},
     desc::{Meta, MetricKind, Numbers},
+    hint::bounds_under,
     labels,
     time::{Now, Time},
 };
@@ -92,17 +93,8 @@ impl BucketCells {
     fn find(&self, v: f64) -> usize {
         let last = self.counts.len() - 1;
         let under = if self.padded.len() <= LINEAR_MAX {
-            // How many bounds `v` is over: no branch, so nothing for unpredictable values to mispredict.
-            let mut under = [0u64; GROUP];
-            for group in self.padded.chunks_exact(GROUP) {
-                for i in 0..GROUP {
-                    // Not `v > bound`: a NaN has to be over all of them.
-                    #[allow(clippy::neg_cmp_op_on_partial_ord)]
-                    let over = !(v <= group[i]);
-                    under[i] += u64::from(over);
-                }
-            }
-            under.iter().sum::<u64>() as usize
+            // No branch, so nothing for unpredictable values to mispredict.
+            bounds_under::<GROUP>(&self.padded, v)
         } else {
             #[allow(clippy::neg_cmp_op_on_partial_ord)]
             self.padded.partition_point(|bound| !(v <= *bound))
