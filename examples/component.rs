@@ -2,16 +2,18 @@
 //!
 //! Run with `cargo run --example component`. Its last six lines of output are what a Prometheus would scrape.
 
+use std::io::{self, Write};
+
 use metricbus::{BaseComponentMetrics, DeclareError, MetricCounter, MetricGauge};
 
-struct ApiMetrics {
-    base: BaseComponentMetrics,
-    requests: Box<dyn MetricCounter>,
-    response_time: Box<dyn MetricGauge>,
+pub(crate) struct ApiMetrics {
+    pub(crate) base: BaseComponentMetrics,
+    pub(crate) requests: Box<dyn MetricCounter>,
+    pub(crate) response_time: Box<dyn MetricGauge>,
 }
 
 impl ApiMetrics {
-    fn new(base: BaseComponentMetrics) -> Result<Self, DeclareError> {
+    pub(crate) fn new(base: BaseComponentMetrics) -> Result<Self, DeclareError> {
         let labels = [("service", "api"), ("version", "v1")];
         let container = &base.container;
         Ok(ApiMetrics {
@@ -30,7 +32,8 @@ impl ApiMetrics {
     }
 }
 
-fn main() -> Result<(), DeclareError> {
+/// Works a little, and writes what there is to see.
+pub(crate) fn run(out: &mut impl Write) -> Result<(), Box<dyn std::error::Error>> {
     // The one line that chooses the backend.
     let base = BaseComponentMetrics::new_prometheus("myapp");
 
@@ -40,9 +43,18 @@ fn main() -> Result<(), DeclareError> {
     metrics.response_time.set(0.15);
     metrics.response_time.inc(0.05);
 
-    println!("requests: {}", metrics.requests.get_value());
-    println!("response time: {} s", metrics.response_time.get_value());
-    println!();
-    metrics.base.container.print_metrics();
+    writeln!(out, "requests: {}", metrics.requests.get_value())?;
+    writeln!(
+        out,
+        "response time: {} s",
+        metrics.response_time.get_value()
+    )?;
+    writeln!(out)?;
+    // `print_metrics()` writes the same to standard output.
+    write!(out, "{}", metrics.base.container.export_prometheus())?;
     Ok(())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    run(&mut io::stdout())
 }

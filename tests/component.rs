@@ -8,43 +8,43 @@ use metricbus::{
     Snapshot,
 };
 
-struct ApiMetrics {
-    base: BaseComponentMetrics,
-    requests: Box<dyn MetricCounter>,
-    response_time: Box<dyn MetricGauge>,
+/// The example itself, so that what it shows is what is tested.
+#[path = "../examples/component.rs"]
+#[allow(dead_code, reason = "its `main` is for `cargo run`")]
+mod example;
+
+use example::ApiMetrics;
+
+fn exercise(metrics: &ApiMetrics) {
+    metrics.requests.inc();
+    metrics.requests.inc_by(5);
+    metrics.response_time.set(0.15);
+    metrics.response_time.inc(0.05);
 }
 
-impl ApiMetrics {
-    fn new(base: BaseComponentMetrics) -> Result<Self, DeclareError> {
-        let labels = [("service", "api"), ("version", "v1")];
-        let container = &base.container;
-        Ok(ApiMetrics {
-            requests: container.create_counter(
-                "requests_total",
-                "Total number of requests",
-                &labels,
-            )?,
-            response_time: container.create_gauge(
-                "response_time_seconds",
-                "Response time in seconds",
-                &labels,
-            )?,
-            base,
-        })
-    }
-
-    fn exercise(&self) {
-        self.requests.inc();
-        self.requests.inc_by(5);
-        self.response_time.set(0.15);
-        self.response_time.inc(0.05);
-    }
+#[test]
+fn the_last_six_lines_of_the_example_are_what_a_prometheus_would_scrape() {
+    let mut out = Vec::new();
+    example::run(&mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(
+        lines[lines.len() - 6..],
+        [
+            "# HELP myapp_requests_total Total number of requests",
+            "# TYPE myapp_requests_total counter",
+            "myapp_requests_total{service=\"api\",version=\"v1\"} 6",
+            "# HELP myapp_response_time_seconds Response time in seconds",
+            "# TYPE myapp_response_time_seconds gauge",
+            "myapp_response_time_seconds{service=\"api\",version=\"v1\"} 0.2",
+        ]
+    );
 }
 
 #[test]
 fn a_component_of_boxed_metrics_exports_exactly_what_it_counted() {
     let metrics = ApiMetrics::new(BaseComponentMetrics::new_prometheus("myapp")).unwrap();
-    metrics.exercise();
+    exercise(&metrics);
     assert_eq!(
         metrics.base.container.export_prometheus(),
         r#"# HELP myapp_requests_total Total number of requests
@@ -277,7 +277,7 @@ impl MetricContainer for Recording {
 fn the_component_does_not_change_with_its_backend() {
     let metrics =
         ApiMetrics::new(BaseComponentMetrics::new(Arc::new(Recording::default()))).unwrap();
-    metrics.exercise();
+    exercise(&metrics);
     let container = &metrics.base.container;
     assert!(container.bus().is_none());
     assert!(
