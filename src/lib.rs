@@ -19,6 +19,7 @@ mod lint;
 mod listen;
 mod mailbox;
 mod metric;
+mod rule;
 mod scope;
 mod selector;
 mod series;
@@ -56,6 +57,9 @@ pub use metric::{
 };
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
+pub use rule::{
+    Alert, AlertCause, AlertState, Condition, Expr, Notice, Over, Pairs, Quality, Rule, RuleState,
+};
 pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};
 pub use series::{Series, Value};

@@ -112,6 +112,15 @@ impl Matcher {
     }
 }
 
+/// Selectors are equal that are written alike.
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        self.only == other.only && self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Selector {}
+
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(series) = &self.only {

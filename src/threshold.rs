@@ -201,6 +201,14 @@ impl Delta {
         }
     }
 
+    /// Moved by this share of the range from `lo` to `hi`, or more: OPC UA's percent deadband. `lo` must be less than
+    /// `hi`.
+    pub const fn of_range(share: f64, lo: f64, hi: f64) -> Self {
+        // NaN where the range is none: refused when it is used.
+        let range = if lo < hi { hi - lo } else { f64::NAN };
+        Delta(Distance::Absolute(share * range))
+    }
+
     pub(crate) fn distance(self) -> Result<Distance, SubscribeError> {
         let (delta, floor) = match self.0 {
             Distance::Absolute(d) => (d, 0.0),
@@ -213,6 +221,18 @@ impl Delta {
             return Err(SubscribeError::Delta { delta: floor });
         }
         Ok(self.0)
+    }
+}
+
+impl fmt::Display for Delta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Distance::Absolute(d) => write!(f, "moved by {d}"),
+            Distance::Relative { share, floor } if floor > 0.0 => {
+                write!(f, "moved by {} % of at least {floor}", share * 100.0)
+            }
+            Distance::Relative { share, .. } => write!(f, "moved by {} %", share * 100.0),
+        }
     }
 }
 

@@ -1,0 +1,222 @@
+//! Alerts: the transitions of a rule, as they are told, kept and shown.
+
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use crate::{series::Series, time::Time};
+
+/// Names and values of labels or annotations, sorted by name.
+pub type Pairs = Arc<[(String, String)]>;
+
+/// A transition of a rule: it fires, its level changes, or it is resolved.
+///
+/// Per rule and group, `epoch` grows by 1 with each alert: a gap in it is the number of those that were dropped from a
+/// full mailbox. Firing and resolved alternate; with levels there can be several firing in a row, each of another level.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Alert {
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// Which way.
+    pub state: AlertState,
+    /// The level now in force; `None` when resolved, and of a rule without levels.
+    pub level: Option<Arc<str>>,
+    /// The level before; `None` when it was not firing, and of a rule without levels.
+    pub previous_level: Option<Arc<str>>,
+    /// What tells apart the groups of a rule: the labels of the series, or those it is grouped by.
+    pub group: Pairs,
+    /// The group's labels and the rule's own, which win. As Prometheus, with `alertname` left to whoever sends it.
+    pub labels: Pairs,
+    /// The rule's annotations, with `{{ $value }}` and `{{ $labels.name }}` filled in.
+    pub annotations: Pairs,
+    /// The series, where the rule is about one: a group of one, and a single metric.
+    pub series: Option<Series>,
+    /// What was judged last: the value that made the difference, as the thread that made it saw it. `None` where there
+    /// was no data, and of absence.
+    pub value: Option<f64>,
+    /// How good what is known of it is.
+    pub quality: Quality,
+    /// 1 for the first alert of this rule and group, 2 for the next …
+    pub epoch: u64,
+    /// Why now.
+    pub cause: AlertCause,
+    /// When, by the bus's clock.
+    pub at: Time,
+    /// Since when the condition has held, or held before it was resolved.
+    pub since: Time,
+    /// `at` as a date, for people and other machines.
+    pub date: SystemTime,
+    /// How many times this firing was sent before: not 0 only behind a [`Repeat`](crate::service::Repeat).
+    pub repeat: u32,
+}
+
+impl Alert {
+    /// Whether it fires, at whatever level.
+    pub fn is_firing(&self) -> bool {
+        self.state == AlertState::Firing
+    }
+
+    /// The value of one label.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        find(&self.labels, name)
+    }
+
+    /// One annotation.
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        find(&self.annotations, name)
+    }
+}
+
+fn find<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    pairs
+        .iter()
+        .find(|(n, _)| n == name)
+        .map(|(_, value)| value.as_str())
+}
+
+impl fmt::Display for Alert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.rule)?;
+        if !self.group.is_empty() {
+            let group: Vec<_> = self
+                .group
+                .iter()
+                .map(|(name, value)| format!("{name}={value:?}"))
+                .collect();
+            write!(f, "{{{}}}", group.join(","))?;
+        }
+        write!(f, " {}", self.state)?;
+        if let Some(level) = &self.level {
+            write!(f, " ({level})")?;
+        }
+        if let Some(value) = self.value {
+            write!(f, " at {value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which way an alert goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AlertState {
+    /// The rule fires, or fires at another level.
+    Firing,
+    /// It no longer does.
+    Resolved,
+}
+
+impl AlertState {
+    /// `firing` or `resolved`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AlertState::Firing => "firing",
+            AlertState::Resolved => "resolved",
+        }
+    }
+}
+
+impl fmt::Display for AlertState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why an alert comes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AlertCause {
+    /// The condition began or ceased to hold, for as long as the rule wants.
+    Condition,
+    /// It held already when the rule was added; or, of a late subscriber, it was firing when that came.
+    Initial,
+    /// The last series of the group was removed.
+    Removed,
+    /// The rule was changed, and by the new one it fires or doesn't.
+    RuleChanged,
+    /// The rule was removed while firing.
+    RuleRemoved,
+    /// It was firing before a restart, and what it watched did not come back.
+    Restored,
+}
+
+/// How good what is known of a condition's inputs is. It stands beside the state and does not change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Quality {
+    /// Numbers all.
+    #[default]
+    Good,
+    /// The last value of an input was NaN.
+    Nan,
+    /// An input has no data.
+    NoData,
+    /// A series of the rule had no mutation for as long as one of its `stale` conditions says.
+    Stale,
+    /// A series of the rule was removed, and one of its `gone` conditions remembers it.
+    Gone,
+}
+
+impl Quality {
+    /// `good`, `nan`, `no_data`, `stale` or `gone`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Quality::Good => "good",
+            Quality::Nan => "nan",
+            Quality::NoData => "no_data",
+            Quality::Stale => "stale",
+            Quality::Gone => "gone",
+        }
+    }
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a subscriber of alerts hears who also wants to know when it has caught up.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// An alert. Those before the mark are what was firing when the subscriber came.
+    Alert(Alert),
+    /// The subscriber knows the present state; from here on alerts are changes.
+    Sync,
+}
+
+/// The state of a rule for one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum RuleState {
+    /// The condition does not hold.
+    #[default]
+    Inactive,
+    /// It holds, but not yet for as long as the rule wants.
+    Pending,
+    /// It no longer holds, but not yet for as long as the rule wants; it is still firing.
+    Clearing,
+    /// It holds.
+    Firing,
+}
+
+impl RuleState {
+    /// Whether the last alert said firing.
+    pub fn is_firing(self) -> bool {
+        matches!(self, RuleState::Firing | RuleState::Clearing)
+    }
+
+    /// `inactive`, `pending`, `clearing` or `firing`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RuleState::Inactive => "inactive",
+            RuleState::Pending => "pending",
+            RuleState::Clearing => "clearing",
+            RuleState::Firing => "firing",
+        }
+    }
+}
+
+impl fmt::Display for RuleState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,289 @@
+//! Rules: conditions over metrics, with time, groups and names.
+
+mod alert;
+mod condition;
+mod expr;
+
+use std::time::Duration;
+
+pub use alert::{Alert, AlertCause, AlertState, Notice, Pairs, Quality, RuleState};
+pub use condition::Condition;
+pub use expr::{Expr, Over};
+
+pub(crate) use condition::Test;
+
+/// What to watch, and when it is worth a word: a plain value, checked when it is
+/// [added to a bus](crate::MetricBus::add_rule).
+///
+/// ```
+/// use std::time::Duration;
+/// use metricbus::{Condition, Expr, Rule, Threshold};
+///
+/// let rule = Rule::new(
+///     "KvCacheFull",
+///     Condition::when(
+///         Expr::value("kv_blocks_used") / Expr::value("kv_blocks"),
+///         Threshold::above(0.9).clear_below(0.8),
+///     ),
+/// )
+/// .hold_for(Duration::from_millis(500))
+/// .any()
+/// .by(["component"])
+/// .label("severity", "page")
+/// .annotation("summary", "KV cache of {{ $labels.component }} is {{ $value }} full");
+/// assert_eq!(rule.name(), "KvCacheFull");
+/// ```
+///
+/// # Which series
+///
+/// A rule judges every series that its selectors match, present and future. Series with the same labels are judged
+/// together, each in its part of the condition; a series without labels takes part everywhere. Where a rule looks at one
+/// metric by one selector, each series is judged alone, and its name tells it apart, too.
+///
+/// [`each`](Rule::each) (unless told otherwise) keeps a state for each of them. [`any`](Rule::any), [`all`](Rule::all)
+/// and [`at_least`](Rule::at_least) make groups of them: one of all, or one for each value of the labels given to
+/// [`by`](Rule::by). `all` over no series does not hold, and neither does it while of some series nothing is known.
+///
+/// | condition holds for | `each` | `any` | `all` | `at_least(2)` |
+/// |---|---|---|---|---|
+/// | none of 3 | – | no | no | no |
+/// | 1 of 3 | that one | yes | no | no |
+/// | 2 of 3 | those two | yes | no | yes |
+/// | 3 of 3 | all three | yes | yes | yes |
+/// | 2 of 2, and a third is unknown | those two | yes | no | yes |
+/// | the third is removed | those two | yes | yes | yes |
+/// | no series is left | resolved | resolved | resolved | resolved |
+///
+/// # Time
+///
+/// The condition of the group, as it holds or not, goes through [`m_of_n`](Rule::m_of_n), then through
+/// [`hold_for`](Rule::hold_for) and [`keep_firing_for`](Rule::keep_firing_for). All go by timers, and need no further
+/// mutation. With `hold_for(5 s)` and `keep_firing_for(3 s)`:
+///
+/// | time | condition | state | alert |
+/// |---|---|---|---|
+/// | 0 s | begins to hold | pending | |
+/// | 4 s | ceases | inactive | none: a pending that ends is silent |
+/// | 10 s | begins | pending | |
+/// | 15 s | | firing | firing, at 15 s, since 10 s |
+/// | 17 s | ceases | clearing | |
+/// | 19 s | begins | firing | none |
+/// | 30 s | ceases | clearing | |
+/// | 33 s | | inactive | resolved, at 33 s |
+///
+/// # Levels
+///
+/// A rule can have several conditions, each with the name of a level, the least severe first. Each goes through its own
+/// times; the rule's level is the highest that fires, and one alert tells each change of it.
+///
+/// | value | `warn`: above 80, clear below 70; `critical`: above 90, clear below 85 | alert |
+/// |---|---|---|
+/// | 75 | inactive | |
+/// | 85 | warn | firing (warn) |
+/// | 95 | critical | firing (critical), previous level warn |
+/// | 86 | critical | |
+/// | 75 | warn | firing (warn), previous level critical |
+/// | 95 | critical | firing (critical), previous level warn |
+/// | 60 | inactive | resolved, previous level critical |
+#[derive(Clone, Debug, PartialEq)]
+#[must_use]
+pub struct Rule {
+    pub(crate) name: String,
+    pub(crate) levels: Vec<Level>,
+    pub(crate) group: Group,
+    pub(crate) by: Vec<String>,
+    pub(crate) hold: Duration,
+    pub(crate) keep: Duration,
+    pub(crate) slots: Option<Slots>,
+    pub(crate) every: Option<Duration>,
+    pub(crate) initial: bool,
+    pub(crate) dry_run: bool,
+    pub(crate) history: usize,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) annotations: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Level {
+    /// `None`: the only one.
+    pub(crate) name: Option<String>,
+    pub(crate) test: Test,
+}
+
+/// Which of the series of a group have to meet the condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Each,
+    Any,
+    All,
+    AtLeast(usize),
+}
+
+/// M of the last N slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slots {
+    pub(crate) m: u32,
+    pub(crate) n: u32,
+    pub(crate) width: Duration,
+}
+
+/// How many transitions a rule remembers unless told otherwise.
+const HISTORY_DEFAULT: usize = 100;
+
+impl Rule {
+    /// A rule that fires when `condition` holds. The name must not be empty, and no other rule of the bus may have it.
+    pub fn new(name: impl Into<String>, condition: Condition) -> Rule {
+        Rule::of_levels(
+            name,
+            vec![Level {
+                name: None,
+                test: condition.0,
+            }],
+        )
+    }
+
+    /// A rule with several levels, the least severe first.
+    ///
+    /// ```
+    /// use metricbus::{Condition, Rule, Threshold};
+    ///
+    /// let rule = Rule::levels("QueueDeep", [
+    ///     ("warn", Condition::when("queue_depth", Threshold::above(80.0).clear_below(70.0))),
+    ///     ("critical", Condition::when("queue_depth", Threshold::above(90.0).clear_below(85.0))),
+    /// ]);
+    /// # let _ = rule;
+    /// ```
+    pub fn levels<N: Into<String>>(
+        name: impl Into<String>,
+        levels: impl IntoIterator<Item = (N, Condition)>,
+    ) -> Rule {
+        let level = |(name, condition): (N, Condition)| Level {
+            name: Some(name.into()),
+            test: condition.0,
+        };
+        Rule::of_levels(name, levels.into_iter().map(level).collect())
+    }
+
+    fn of_levels(name: impl Into<String>, levels: Vec<Level>) -> Rule {
+        Rule {
+            name: name.into(),
+            levels,
+            group: Group::Each,
+            by: Vec::new(),
+            hold: Duration::ZERO,
+            keep: Duration::ZERO,
+            slots: None,
+            every: None,
+            initial: true,
+            dry_run: false,
+            history: HISTORY_DEFAULT,
+            labels: Vec::new(),
+            annotations: Vec::new(),
+        }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Fires only once the condition has held for `time` without a break. (Prometheus calls it `for`.)
+    pub fn hold_for(mut self, time: Duration) -> Rule {
+        self.hold = time;
+        self
+    }
+
+    /// Is resolved only once the condition has not held for `time` without a break.
+    pub fn keep_firing_for(mut self, time: Duration) -> Rule {
+        self.keep = time;
+        self
+    }
+
+    /// The condition counts as holding while it held, at least for a moment, in `m` of the last `n` slots of width
+    /// `slot`, the present one included. Slots begin at multiples of their width on the bus's clock. `n` is at most 64,
+    /// `slot` at least 10 ms.
+    ///
+    /// | slot of 1 s | 0 | 1 | 2 | 3 | 4 | 5 | 6 |
+    /// |---|---|---|---|---|---|---|---|
+    /// | held in it | no | yes | no | yes | no | no | no |
+    /// | `m_of_n(2, 3, 1 s)` | no | no | no | yes | no | no | no |
+    pub fn m_of_n(mut self, m: u32, n: u32, slot: Duration) -> Rule {
+        self.slots = Some(Slots { m, n, width: slot });
+        self
+    }
+
+    /// A state for each series. (So it is unless told otherwise.)
+    pub fn each(self) -> Rule {
+        self.grouped(Group::Each)
+    }
+
+    /// Holds for a group when it does for at least one of its series.
+    pub fn any(self) -> Rule {
+        self.grouped(Group::Any)
+    }
+
+    /// Holds for a group when it does for all of its series, and there are some.
+    pub fn all(self) -> Rule {
+        self.grouped(Group::All)
+    }
+
+    /// Holds for a group when it does for at least `k` of its series. `k` must be at least 1.
+    pub fn at_least(self, k: usize) -> Rule {
+        self.grouped(Group::AtLeast(k))
+    }
+
+    fn grouped(mut self, group: Group) -> Rule {
+        self.group = group;
+        self
+    }
+
+    /// A group for each value of these labels, rather than one of all series. A label that a series does not have counts
+    /// as empty. Not for [`each`](Rule::each).
+    pub fn by<I>(mut self, labels: I) -> Rule
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.by = labels.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How often windows and moving averages are evaluated: at multiples of `period` on the bus's clock, at least 10 ms.
+    /// Otherwise at each slot boundary of the narrowest window, at most a second apart.
+    pub fn every(mut self, period: Duration) -> Rule {
+        self.every = Some(period);
+        self
+    }
+
+    /// Whether to say that the condition holds already when the rule is added (yes unless told otherwise). If not, the
+    /// rule goes to firing silently, and its first alert is the resolved one.
+    pub fn initial(mut self, initial: bool) -> Rule {
+        self.initial = initial;
+        self
+    }
+
+    /// Evaluates and records, and tells no subscriber.
+    pub fn dry_run(mut self, dry_run: bool) -> Rule {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// How many of its last transitions the rule remembers: 100 unless told otherwise.
+    pub fn history(mut self, transitions: usize) -> Rule {
+        self.history = transitions;
+        self
+    }
+
+    /// Adds a label to its alerts. It wins over a label of the series.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Rule {
+        self.labels.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds an annotation to its alerts. `{{ $value }}` stands for the value and `{{ $labels.name }}` for a label, empty
+    /// where there is none.
+    pub fn annotation(mut self, name: impl Into<String>, text: impl Into<String>) -> Rule {
+        self.annotations.push((name.into(), text.into()));
+        self
+    }
+}
