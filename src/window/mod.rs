@@ -218,7 +218,10 @@ impl Windows {
         let make = {
             let (members, start) = (members.clone(), inner.clock.now());
             Box::new(
-                move |series: &Arc<SeriesCore>, newborn: bool| -> Box<dyn Listener> {
+                move |series: &Arc<SeriesCore>,
+                      newborn: bool,
+                      _: &mut Wakes|
+                      -> Box<dyn Listener> {
                     // A counter that is made now has counted nothing since the window began to look. What a gauge would
                     // have been nobody knows.
                     let counts = series.meta.kind != MetricKind::Gauge;
