@@ -472,7 +472,7 @@ fn spec(test: BoxedStrategy<Test>, times: Times) -> BoxedStrategy<Spec> {
                     levels,
                     group,
                     by_pool,
-                    hold: if initial { hold } else { 0 },
+                    hold,
                     keep: if times == Times::Gone { 0 } else { keep },
                     m_of_n: if times == Times::All { m_of_n } else { None },
                     every: if times == Times::Windows { every } else { None },

@@ -28,6 +28,8 @@ pub enum Metric {
     U,
 }
 
+pub const NEWBORN_COUNTERS_ARE_ZERO: bool = false;
+
 pub const CHILDREN: [(&str, &str); 3] = [("0", "a"), ("1", "a"), ("2", "b")];
 
 impl Metric {
@@ -474,6 +476,8 @@ struct Machine {
     slots: BTreeSet<u64>,
     state: State,
     due: Ms,
+    /// What holds has held since before the rule was added.
+    initial: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -697,7 +701,9 @@ impl Reference {
     fn value_of(&self, id: Id) -> Option<f64> {
         let life = &self.lives[&id];
         match id.0 {
-            Metric::C => Some(life.mutations.last().map_or(0.0, |m| m.1)),
+            Metric::C if NEWBORN_COUNTERS_ARE_ZERO || life.before_rule.is_some() => {
+                Some(life.mutations.last().map_or(0.0, |m| m.1))
+            }
             Metric::L => life.mutations[life.since_rule()..].last().map(|m| m.1),
             _ => life.mutations.last().map(|m| m.1),
         }
@@ -967,9 +973,13 @@ impl Reference {
                     machines: vec![Machine::default(); spec.levels.len()],
                     told: None,
                 });
+                let before = grouped.machines[level].state;
                 grouped.machines[level].take(holds, now, &spec);
+                if before == State::Inactive {
+                    grouped.machines[level].initial = why == Why::Added;
+                }
             }
-            self.report(&group, why == Why::Added);
+            self.report(&group);
         }
     }
 
@@ -983,29 +993,35 @@ impl Reference {
             for machine in &mut grouped.machines {
                 machine.time(now);
                 if spec.m_of_n.is_some_and(|(_, _, width)| now % width == 0) {
+                    let before = machine.state;
                     machine.take(machine.holding, now, &spec);
+                    machine.initial &= before != State::Inactive;
                 }
             }
-            self.report(&group, false);
+            self.report(&group);
         }
     }
 
     /// Tells the change of level, if there is one.
-    fn report(&mut self, group: &Pairs, added: bool) {
-        let silent = added && !self.spec.initial;
+    fn report(&mut self, group: &Pairs) {
         let Some(grouped) = self.groups.get_mut(group) else {
             return;
         };
         let firing = |m: &Machine| matches!(m.state, State::Firing | State::Clearing);
         let level = grouped.machines.iter().rposition(firing);
         let before = std::mem::replace(&mut grouped.told, level);
-        if level != before && !silent {
-            self.tell(
-                group,
-                level,
-                before,
-                if added { "initial" } else { "condition" },
-            );
+        if level == before {
+            return;
+        }
+        // It rose to a level that has been held for since the rule was added.
+        let initial = level > before && level.is_some_and(|l| grouped.machines[l].initial);
+        if let Some(level) = level {
+            grouped.machines[level].initial = false;
+        }
+        if !initial {
+            self.tell(group, level, before, "condition");
+        } else if self.spec.initial {
+            self.tell(group, level, before, "initial");
         }
     }
 
