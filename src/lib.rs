@@ -22,6 +22,7 @@ mod metric;
 mod scope;
 mod selector;
 mod series;
+mod sketch;
 mod snapshot;
 mod stats;
 mod subscription;
