@@ -23,6 +23,7 @@ mod rule;
 mod scope;
 mod selector;
 mod series;
+mod sketch;
 mod snapshot;
 mod stats;
 mod subscription;
