@@ -38,7 +38,7 @@ pub mod dynamo;
 pub mod export;
 
 pub use bus::{MetricBus, MetricBusBuilder};
-pub use clock::Clock;
+pub use clock::{Clock, Sleep};
 pub use component::{
     BaseComponentMetrics, MetricContainer, MetricCounter, MetricFamily, MetricGauge,
     MetricHistogram, PrometheusContainer,
