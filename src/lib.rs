@@ -36,6 +36,8 @@ mod window;
 pub mod component;
 pub mod dynamo;
 pub mod export;
+#[cfg(feature = "tower")]
+pub mod service;
 
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
