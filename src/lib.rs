@@ -23,6 +23,7 @@ mod rule;
 mod scope;
 mod selector;
 mod series;
+mod sketch;
 mod snapshot;
 mod stats;
 mod subscription;
@@ -36,9 +37,11 @@ mod window;
 pub mod component;
 pub mod dynamo;
 pub mod export;
+#[cfg(feature = "tower")]
+pub mod service;
 
 pub use bus::{MetricBus, MetricBusBuilder};
-pub use clock::Clock;
+pub use clock::{Clock, Sleep};
 pub use component::{
     BaseComponentMetrics, MetricContainer, MetricCounter, MetricFamily, MetricGauge,
     MetricHistogram, PrometheusContainer,

@@ -399,3 +399,66 @@ fn a_rule_that_has_never_matched_says_so() {
     assert!(rule.status().ever_matched);
     assert_eq!((rule.status().series, rule.status().inactive), (1, 1));
 }
+
+#[test]
+fn a_windows_average_fires_and_is_resolved_with_no_further_mutation() {
+    let (bus, clock) = bus();
+    let queue = bus.gauge("queue", "Waiting.").unwrap();
+    let avg = Expr::over("queue", secs(10.0)).avg();
+    let rule = bus
+        .add_rule(Rule::new(
+            "Deep",
+            Condition::when(avg, Threshold::at_least(50.0)),
+        ))
+        .unwrap();
+    queue.set(0.0);
+    clock.advance(secs(20.0));
+    // 100 for 5 of 10 s is an average of 50; at 25 s to the tick.
+    queue.set(100.0);
+    clock.advance(secs(10.0));
+    queue.set(0.0);
+    clock.advance(secs(20.0));
+    let told: Vec<_> = told(&rule)
+        .into_iter()
+        .map(|(at, state, _)| (at, state))
+        .collect();
+    assert_eq!(told, [(25.0, "firing"), (35.1, "resolved")]);
+}
+
+#[test]
+fn the_share_of_errors_is_judged_over_series_merged_by_a_label() {
+    let (bus, clock) = bus();
+    let family = bus
+        .family::<metricbus::Counter>(
+            Desc::new("requests_total", "Requests.").labels(["service", "code"]),
+        )
+        .unwrap();
+    let inc = |service: &str, code: &str, n| {
+        family
+            .with_label_values(&[service, code])
+            .unwrap()
+            .inc_by(n)
+    };
+    let per_service = |selector: &str| Expr::over(selector, secs(60.0)).by(["service"]).increase();
+    let share = per_service(r#"requests_total{code=~"5.."}"#) / per_service("requests_total");
+    let rule = bus
+        .add_rule(Rule::new(
+            "Errors",
+            Condition::when(share, Threshold::above(0.1)),
+        ))
+        .unwrap();
+    for _ in 0..60 {
+        for service in ["a", "b"] {
+            inc(service, "200", 9);
+            inc(service, "500", if service == "a" { 2 } else { 0 });
+            inc(service, "200", 0);
+        }
+        clock.advance(secs(1.0));
+    }
+    clock.advance(secs(120.0));
+    let told = told(&rule);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0].2, "a");
+    // An idle service has no share of errors: nothing is known, and nothing fires.
+    assert_eq!(told[1].1, "resolved");
+}

@@ -1,15 +1,14 @@
 //! Expressions at work: operands that come and go, and what is computed of them for one set of labels. No lock, no clock.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::expr::{Gather, How, Node, Op, Source, Stat};
-use super::shim::{self as window, Detail, Pane, WindowStats};
 use crate::{
     error::RuleError,
     interest::{Cuts, DeltaState, Distance, Interval, ThresholdState},
     time::{Time, nanos},
+    window::{self, Detail, Pane, WindowStats},
 };
-use std::time::Duration;
 
 /// An expression ready to be evaluated, with its operands numbered.
 #[derive(Clone, Debug)]
@@ -152,7 +151,7 @@ impl Program {
 pub(crate) type Reading = Option<f64>;
 
 /// One operand for one set of labels.
-#[derive(Debug)]
+
 pub(crate) struct Operand {
     kind: Kind,
     /// How many series feed it.
@@ -162,7 +161,6 @@ pub(crate) struct Operand {
     shared: Reading,
 }
 
-#[derive(Debug)]
 enum Kind {
     One,
     Many {
@@ -255,25 +253,29 @@ impl Operand {
             Kind::Window { .. } => {}
         }
     }
+}
 
-    fn look(&mut self, now: Time) {
-        let Kind::Window { width, stat, panes } = &self.kind else {
-            return;
-        };
-        let detail = match stat {
+/// A window to look at. That takes the locks of its series, and so happens without any other.
+pub(crate) struct Glance {
+    input: usize,
+    width: Duration,
+    stat: Stat,
+    panes: Vec<Arc<Pane>>,
+}
+
+impl Glance {
+    pub(crate) fn look(&self, now: Time) -> (usize, Reading) {
+        let detail = match self.stat {
             Stat::Quantile(_) | Stat::Stddev => Detail::Sketch,
             _ => Detail::Numbers,
         };
-        let parts: Vec<_> = panes
+        let parts: Vec<_> = self
+            .panes
             .iter()
-            .flatten()
             .map(|pane| pane.part(now, detail))
             .collect();
-        self.latest = if parts.is_empty() {
-            None
-        } else {
-            stat.of(&window::merge(&parts, *width))
-        };
+        let reading = self.stat.of(&window::merge(&parts, self.width));
+        (self.input, reading.filter(|_| !parts.is_empty()))
     }
 }
 
@@ -295,7 +297,7 @@ impl Stat {
 }
 
 /// An expression for one set of labels.
-#[derive(Debug)]
+
 pub(crate) struct Computation {
     operands: Vec<Operand>,
     ewmas: Vec<Ewma>,
@@ -338,10 +340,26 @@ impl Computation {
         self.operands[input].series > 0
     }
 
-    /// Reads the windows.
-    pub(crate) fn look(&mut self, now: Time) {
-        for operand in &mut self.operands {
-            operand.look(now);
+    /// Its windows, to be looked at.
+    pub(crate) fn glances(&self) -> Vec<Glance> {
+        let windows = self.operands.iter().enumerate();
+        let glance = |(input, operand): (usize, &Operand)| match &operand.kind {
+            Kind::Window { width, stat, panes } => Some(Glance {
+                input,
+                width: *width,
+                stat: *stat,
+                panes: panes.iter().flatten().cloned().collect(),
+            }),
+            _ => None,
+        };
+        windows.filter_map(glance).collect()
+    }
+
+    /// Takes what a window had to say.
+    pub(crate) fn see(&mut self, input: usize, reading: Reading) {
+        let operand = &mut self.operands[input];
+        if operand.series > 0 {
+            operand.latest = reading;
         }
     }
 

@@ -37,7 +37,6 @@ use std::{
     time::Duration,
 };
 
-use super::shim::{self as window, Pane};
 use super::{
     AlertCause, Group, Quality, Rule, RuleState,
     alert::Pairs,
@@ -58,6 +57,7 @@ use crate::{
     stats::next_id,
     time::{Stamp, Time, nanos},
     watch::{Make, Watch},
+    window::{self, Pane},
 };
 
 /// Mutations of a series that a `stale` condition times exactly, in each hundredth of its time to live. Of a busier one
@@ -339,9 +339,7 @@ impl Engine {
         let works = self.works();
         self.settled.store(true, Ordering::SeqCst);
         for (member, leaf, work) in works {
-            self.work(&work, member, leaf, now, wakes, |work| {
-                work.computation.look(now)
-            });
+            self.look(&work, member, leaf, now, wakes);
         }
         let mut state = lock(&self.state);
 
@@ -1068,6 +1066,24 @@ impl Engine {
         }
     }
 
+    /// Looks at the windows of a computation, and evaluates it.
+    fn look(
+        &self,
+        work: &Arc<Mutex<Work>>,
+        member: usize,
+        leaf: usize,
+        now: Time,
+        wakes: &mut Wakes,
+    ) {
+        let glances = lock(work).computation.glances();
+        let seen: Vec<_> = glances.iter().map(|glance| glance.look(now)).collect();
+        self.work(work, member, leaf, now, wakes, |work| {
+            for (input, reading) in seen {
+                work.computation.see(input, reading);
+            }
+        });
+    }
+
     fn evaluate(
         &self,
         work: &mut Work,
@@ -1645,9 +1661,7 @@ impl Engine {
                 .program(leaf)
                 .is_some_and(|program| program.period.is_some())
             {
-                self.work(&work, member, leaf, now, &mut wakes, |work| {
-                    work.computation.look(now);
-                });
+                self.look(&work, member, leaf, now, &mut wakes);
             }
         }
         {

@@ -9,7 +9,6 @@ mod live;
 mod log;
 mod machine;
 mod plan;
-mod shim;
 mod store;
 
 use std::time::Duration;
