@@ -217,19 +217,22 @@ fn agree(spec: &Spec, before: &[Step], after: &[Step], offset: Ms) -> Result<(),
 #[derive(Clone, Copy, Debug)]
 struct Lot {
     metrics: &'static [Metric],
-    /// Infinities of both signs; else positive ones only, whose averages are numbers.
-    infinite: bool,
+    /// Which infinities there are: those of both signs have sums that are no numbers.
+    infinities: &'static [f64],
     removals: bool,
     /// The first child of each family stays.
     one_stays: bool,
 }
 
-fn value(infinite: bool) -> BoxedStrategy<f64> {
-    let low = if infinite { f64::NEG_INFINITY } else { 0.0 };
+const BOTH: &[f64] = &[f64::INFINITY, f64::NEG_INFINITY];
+const POSITIVE: &[f64] = &[f64::INFINITY];
+const FINITE: &[f64] = &[1e6];
+
+fn value(infinities: &'static [f64]) -> BoxedStrategy<f64> {
     prop_oneof![
         16 => (-2i32..=11).prop_map(f64::from),
         1 => Just(f64::NAN),
-        1 => prop_oneof![Just(f64::INFINITY), Just(low)],
+        1 => prop::sample::select(infinities),
     ]
     .boxed()
 }
@@ -237,10 +240,11 @@ fn value(infinite: bool) -> BoxedStrategy<f64> {
 fn step(lot: Lot) -> BoxedStrategy<Step> {
     let id = (prop::sample::select(lot.metrics), 0usize..3)
         .prop_map(|(m, child)| Id(m, if m == Metric::U { 0 } else { child }));
-    let mutate = (id.clone(), value(lot.infinite), 0u32..5).prop_map(|(id, value, n)| match id.0 {
-        Metric::C => Step::Mutate(id, f64::from(n)),
-        _ => Step::Mutate(id, value),
-    });
+    let mutate =
+        (id.clone(), value(lot.infinities), 0u32..5).prop_map(|(id, value, n)| match id.0 {
+            Metric::C => Step::Mutate(id, f64::from(n)),
+            _ => Step::Mutate(id, value),
+        });
     let remove = (id.clone(), any::<bool>()).prop_map(move |(id, always)| {
         if lot.removals && !(lot.one_stays && id.1 == 0) && (always || id.1 > 0) {
             Step::Remove(id)
@@ -485,7 +489,7 @@ fn spec(test: BoxedStrategy<Test>, times: Times) -> BoxedStrategy<Spec> {
 
 const LOT: Lot = Lot {
     metrics: SERIES,
-    infinite: true,
+    infinities: BOTH,
     removals: true,
     one_stays: false,
 };
@@ -522,8 +526,8 @@ proptest! {
             ];
             spec(test.boxed(), Times::All)
         },
-        before in steps(Lot { metrics: ALL, infinite: false, ..LOT }, 12),
-        after in steps(Lot { metrics: ALL, infinite: false, ..LOT }, 60),
+        before in steps(Lot { metrics: ALL, infinities: POSITIVE, ..LOT }, 12),
+        after in steps(Lot { metrics: ALL, infinities: POSITIVE, ..LOT }, 60),
     ) {
         // Levels of unlike labels are judged apart, and are for another test.
         let by = |test: &Test| format!("{test:?}").contains("true)");
@@ -543,8 +547,8 @@ proptest! {
             let alone = prop_oneof![Just(E::Value(Metric::U)), prop::sample::select(GAUGES).prop_map(E::Value)];
             spec(combined(prop_oneof![2 => share, 1 => alone].prop_flat_map(when).boxed()), Times::All)
         },
-        before in steps(Lot { metrics: ALL, infinite: false, removals: false, one_stays: true }, 12),
-        after in steps(Lot { metrics: ALL, infinite: false, one_stays: true, ..LOT }, 60),
+        before in steps(Lot { metrics: ALL, infinities: POSITIVE, removals: false, one_stays: true }, 12),
+        after in steps(Lot { metrics: ALL, infinities: POSITIVE, one_stays: true, ..LOT }, 60),
     ) {
         let mut start: Vec<Step> = SERIES.iter().map(|m| Step::Declare(Id(*m, 0))).collect();
         start.extend(before);
@@ -563,8 +567,8 @@ proptest! {
     #[test]
     fn windows_are_judged_at_ticks_as_the_reference_judges_them(
         spec in spec(combined(window(Over::Each).prop_flat_map(when).boxed()), Times::Windows),
-        before in steps(Lot { infinite: false, ..LOT }, 12),
-        after in steps(Lot { infinite: false, ..LOT }, 40),
+        before in steps(Lot { infinities: POSITIVE, ..LOT }, 12),
+        after in steps(Lot { infinities: POSITIVE, ..LOT }, 40),
     ) {
         agree(&spec, &before, &after, 5)?;
     }
@@ -575,8 +579,8 @@ proptest! {
             spec(window(Over::All).prop_flat_map(when).boxed(), Times::Windows),
             spec(window(Over::Pool).prop_flat_map(when).boxed(), Times::Windows),
         ],
-        before in steps(Lot { infinite: false, ..LOT }, 12),
-        after in steps(Lot { infinite: false, ..LOT }, 40),
+        before in steps(Lot { infinities: POSITIVE, ..LOT }, 12),
+        after in steps(Lot { infinities: POSITIVE, ..LOT }, 40),
     ) {
         let by = |test: &Test| format!("{test:?}").contains("Pool");
         let first = by(&spec.levels[0]);
@@ -588,8 +592,15 @@ proptest! {
     #[test]
     fn windows_values_and_staleness_mix_as_the_reference_says(
         spec in {
-            let mixed = (op(), window(Over::Each), prop::sample::select(GAUGES))
-                .prop_map(|(op, a, m)| E::Binary(op, a.into(), E::Value(m).into()));
+            // Of a series that is both, a mutation is seen by one operand before the other.
+            let other = |e: &E| match e {
+                E::Window(Metric::G, ..) => Metric::H,
+                _ => Metric::G,
+            };
+            let mixed = (op(), window(Over::Each)).prop_map(move |(op, a)| {
+                let b = E::Value(other(&a));
+                E::Binary(op, a.into(), b.into())
+            });
             let stale = (prop::sample::select(SERIES), 1u64..80)
                 .prop_map(|(m, tens)| Test::Stale(m, tens * 10 + 1));
             let test = prop_oneof![
@@ -600,8 +611,8 @@ proptest! {
             ];
             spec(combined(test.boxed()), Times::Windows)
         },
-        before in steps(Lot { infinite: false, ..LOT }, 12),
-        after in steps(Lot { infinite: false, ..LOT }, 40),
+        before in steps(Lot { infinities: FINITE, ..LOT }, 12),
+        after in steps(Lot { infinities: FINITE, ..LOT }, 40),
     ) {
         agree(&spec, &before, &after, 5)?;
     }

@@ -1394,6 +1394,24 @@ fn a_series_without_labels_takes_part_everywhere() {
     assert_eq!(told, ["a:resolved", "b:resolved"]);
 }
 
+#[test]
+fn a_sum_over_all_goes_with_each_series_that_is_there_when_the_rule_is_added() {
+    let mut bench = Bench::new();
+    for (i, value) in [("a", 7.0), ("b", 2.0), ("c", 9.0)] {
+        bench.g(i).set(value);
+    }
+    let sum = Condition::when(Expr::sum("g"), Threshold::above(12.0));
+    bench.add(Rule::new(
+        "r",
+        Condition::when("g", Threshold::above(5.0)) & sum,
+    ));
+    assert_eq!(bench.told(), "a:firing (Initial), c:firing (Initial)");
+    bench.g("a").set(2.0);
+    assert_eq!(bench.told(), "a:resolved");
+    bench.g("b").set(-2.0);
+    assert_eq!(bench.told(), "c:resolved");
+}
+
 // Start and end.
 
 #[test]

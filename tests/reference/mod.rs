@@ -180,15 +180,6 @@ impl E {
         self.walk(&mut |e| found |= matches!(e, E::Window(..)));
         found
     }
-
-    /// Whether the value of a series of `metric` is an operand.
-    fn has_value_of(&self, metric: Metric) -> bool {
-        let mut found = false;
-        self.walk(&mut |e| {
-            found |= matches!(e, E::Value(m) | E::Gather(_, m, _) if *m == metric);
-        });
-        found
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -500,9 +491,11 @@ struct Grouped {
 enum Why {
     Added,
     Tick,
-    Mutation(Metric),
-    /// A series came or went, or a time of absence is over.
-    Other,
+    Mutation,
+    /// A series came or went.
+    Series,
+    /// A time of absence is over.
+    Absence,
 }
 
 pub struct Reference {
@@ -514,6 +507,8 @@ pub struct Reference {
     subjects: BTreeMap<Pairs, Vec<Atom>>,
     groups: BTreeMap<Pairs, Grouped>,
     epochs: BTreeMap<Pairs, u64>,
+    /// What each window was, for each set of labels, at the last tick.
+    at_tick: BTreeMap<(Pairs, String), Answer>,
     pub told: BTreeMap<Pairs, Vec<Told>>,
     /// A number came so near to a bound that arithmetic may decide either way: no verdict from here on.
     pub undecided: bool,
@@ -530,6 +525,7 @@ impl Reference {
             subjects: BTreeMap::new(),
             groups: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            at_tick: BTreeMap::new(),
             told: BTreeMap::new(),
             undecided: false,
         }
@@ -570,7 +566,7 @@ impl Reference {
             before_rule: None,
         };
         self.lives.insert(id, life);
-        self.settle(Why::Other);
+        self.settle(Why::Series);
     }
 
     /// Of a gauge, the value set; of a counter, how much is added; of a histogram, what is observed.
@@ -584,13 +580,13 @@ impl Reference {
             };
             life.mutations.push((now, value));
         }
-        self.settle(Why::Mutation(id.0));
+        self.settle(Why::Mutation);
     }
 
     pub fn remove(&mut self, id: Id) {
         if self.lives.remove(&id).is_some() {
             self.died.insert(id, self.now);
-            self.settle(Why::Other);
+            self.settle(Why::Series);
         }
     }
 
@@ -604,7 +600,7 @@ impl Reference {
             if self.spec.tick().is_some_and(|tick| t % tick == 0) {
                 self.settle(Why::Tick);
             } else if self.absence_is_due() {
-                self.settle(Why::Other);
+                self.settle(Why::Absence);
             }
         }
     }
@@ -709,7 +705,7 @@ impl Reference {
         }
     }
 
-    fn evaluate(&self, e: &E, labels: &Pairs) -> Answer {
+    fn evaluate(&mut self, e: &E, labels: &Pairs, why: Why) -> Answer {
         match e {
             E::Constant(x) => Answer::of(*x),
             E::Value(m) => Answer(self.part(*m, labels).and_then(|id| self.value_of(id)), None),
@@ -733,16 +729,27 @@ impl Reference {
                 })
             }
             E::Window(m, width, stat, over) => {
-                let ids = match over {
+                let ids: Vec<Id> = match over {
                     Over::Each => self.part(*m, labels).into_iter().collect(),
                     Over::All => self.parts(*m, false, labels),
                     Over::Pool => self.parts(*m, true, labels),
                 };
-                let panes: Vec<Pane> = ids.into_iter().map(|id| self.pane(id, *width)).collect();
-                statistic(*stat, &panes, *m)
+                // Windows are looked at at ticks; in between stands what was seen at the last one.
+                let key = (labels.clone(), format!("{e:?}"));
+                if ids.is_empty() {
+                    self.at_tick.remove(&key);
+                } else if matches!(why, Why::Tick | Why::Added) {
+                    let panes: Vec<Pane> = ids.iter().map(|id| self.pane(*id, *width)).collect();
+                    self.at_tick
+                        .insert(key.clone(), statistic(*stat, &panes, *m));
+                }
+                self.at_tick
+                    .get(&key)
+                    .copied()
+                    .unwrap_or(Answer(None, None))
             }
             E::Binary(op, a, b) => {
-                let (a, b) = (self.evaluate(a, labels), self.evaluate(b, labels));
+                let (a, b) = (self.evaluate(a, labels, why), self.evaluate(b, labels, why));
                 // NaN is on neither side of any bound: no verdict.
                 let unsure = a.1.or(b.1).map(|_| f64::NAN);
                 let (Some(a), Some(b)) = (a.0, b.0) else {
@@ -760,7 +767,7 @@ impl Reference {
                 )
             }
             E::Scaled(of, from, to) => {
-                let Answer(value, other) = self.evaluate(of, labels);
+                let Answer(value, other) = self.evaluate(of, labels, why);
                 // `clamp` keeps NaN.
                 let scaled = value.map(|v| ((v - from) / (to - from)).clamp(0.0, 1.0));
                 Answer(scaled, other.map(|_| f64::NAN))
@@ -806,6 +813,8 @@ impl Reference {
         }
         let present = self.labels_in_question();
         self.subjects.retain(|labels, _| present.contains(labels));
+        self.at_tick
+            .retain(|(labels, _), _| present.contains(labels));
         let spec = self.spec.clone();
         let atoms = spec.atoms();
         for labels in present {
@@ -848,9 +857,7 @@ impl Reference {
                 };
             }
             Test::When(e, bounds) => {
-                let Some(Answer(value, other)) = self.input(e, labels, why) else {
-                    return;
-                };
+                let Answer(value, other) = self.evaluate(e, labels, why);
                 let Some(value) = value else {
                     state.holds = None;
                     return;
@@ -870,9 +877,7 @@ impl Reference {
                 state.holds = Some(judged(value));
             }
             Test::Moved(e, distance) => {
-                let Some(Answer(value, other)) = self.input(e, labels, why) else {
-                    return;
-                };
+                let Answer(value, other) = self.evaluate(e, labels, why);
                 self.undecided |= other.is_some();
                 let Some(value) = value else {
                     state.holds = None;
@@ -892,34 +897,23 @@ impl Reference {
                 }
             }
             Test::Changed(e) => {
-                let Some(Answer(value, other)) = self.input(e, labels, why) else {
-                    return;
-                };
+                let Answer(value, other) = self.evaluate(e, labels, why);
                 self.undecided |= other.is_some();
                 let Some(value) = value else {
                     state.holds = None;
                     return;
                 };
+                if value.is_nan() {
+                    return;
+                }
                 state.holds = Some(false);
-                let same = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
-                if state.reference.is_some_and(|known| !same(known, value)) {
+                if state.reference.is_some_and(|known| known != value) {
                     state.pulse = true;
                 }
                 state.reference = Some(value);
             }
             _ => unreachable!("an atom"),
         }
-    }
-
-    /// The value of the expression where it is evaluated at this instant.
-    fn input(&self, e: &E, labels: &Pairs, why: Why) -> Option<Answer> {
-        let answer = self.evaluate(e, labels);
-        let looked_at = match why {
-            Why::Tick | Why::Added => true,
-            Why::Mutation(metric) => !e.has_window() || e.has_value_of(metric),
-            Why::Other => !e.has_window() || answer.0.is_none(),
-        };
-        looked_at.then_some(answer)
     }
 
     fn group_of(&self, labels: &Pairs) -> Pairs {
@@ -957,7 +951,13 @@ impl Reference {
         for group in gone {
             let last = self.groups.remove(&group).and_then(|g| g.told);
             if let Some(level) = last {
-                self.tell(&group, None, Some(level), "removed");
+                // What is forgotten was removed long ago.
+                let cause = if why == Why::Absence {
+                    "condition"
+                } else {
+                    "removed"
+                };
+                self.tell(&group, None, Some(level), cause);
             }
         }
         for (group, members) in members {
@@ -1118,8 +1118,9 @@ impl Pane {
     fn spans(&self) -> Vec<(Ms, Ms, f64)> {
         let mut spans = Vec::new();
         let mut held = self.held.map(|v| (self.start, v));
-        for &(at, value) in &self.inside {
-            if let Some((from, v)) = held {
+        for (i, &(at, value)) in self.inside.iter().enumerate() {
+            // What was set counts even if it was over at once; what was there before, only if it was still held.
+            if let Some((from, v)) = held.filter(|_| i > 0 || at > self.start) {
                 spans.push((from, at, v));
             }
             held = Some((at, value));
@@ -1149,7 +1150,7 @@ impl Pane {
             Metric::C => Some(self.last().unwrap_or(0.0)),
             _ => self.last(),
         };
-        Some(last? - first?)
+        Some(last? - first?).filter(|change| !change.is_nan())
     }
 
     fn rate(&self, metric: Metric) -> Option<f64> {
