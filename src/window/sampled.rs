@@ -349,8 +349,8 @@ impl Sum {
         let difference = after - before;
         // Each addition to the running sum may have been rounded.
         let error = (part.count as f64 + 2.0) * f64::EPSILON * before.abs().max(after.abs());
-        let tolerable = error <= 0.01 * self.middle.abs();
-        if tolerable && difference >= self.min - error && difference <= self.max + error {
+        let known = error <= (self.max - self.min) / 2.0;
+        if known && difference >= self.min - error && difference <= self.max + error {
             difference
         } else {
             self.middle
