@@ -340,7 +340,7 @@ impl Log {
         );
         self.is_about(
             seen,
-            self.counts.iter().filter(|c| c.1 > 0).map(|c| c.0).last(),
+            self.counts.iter().rfind(|c| c.1 > 0).map(|c| c.0),
             now,
         );
     }
@@ -367,7 +367,7 @@ impl Log {
         assert_eq!(seen.stale, usize::from(all.is_empty()));
         assert_eq!(seen.min, all.iter().copied().reduce(f64::min));
         assert_eq!(seen.max, all.iter().copied().reduce(f64::max));
-        self.is_about(seen, numbers().map(|o| o.0).last(), now);
+        self.is_about(seen, numbers().next_back().map(|o| o.0), now);
         let n = all.len() as f64;
         let sum: f64 = all.iter().sum();
         let size: f64 = all.iter().map(|v| v.abs()).sum();
@@ -530,4 +530,157 @@ fn widths_beyond_all_reason_are_taken() {
     assert_eq!(zero.stats().width, Duration::from_millis(100));
     assert_eq!(zero.stats().increase, Some(0.0));
     assert_eq!(max.stats().increase, Some(1.0));
+}
+
+#[test]
+fn slots_of_all_windows_begin_at_the_same_times() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let first = counter.series().window(secs(10.0));
+    clock.advance(Duration::from_millis(1_234));
+    let second = counter.series().window(secs(10.0));
+    for _ in 0..400 {
+        counter.inc();
+        clock.advance(Duration::from_millis(77));
+    }
+    assert_eq!(first.stats(), second.stats());
+    // The first boundary that is not older than 10 s.
+    let now = clock.now().as_secs_f64();
+    let start = ((now - 10.0) * 10.0).ceil() / 10.0;
+    assert!(close(Some(first.stats().coverage), (now - start) / 10.0));
+}
+
+#[test]
+fn age_is_since_the_newest_mutation_and_stale_is_who_had_none() {
+    let (bus, clock) = bus();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]))
+        .unwrap();
+    let windows = bus.window("g", secs(10.0)).unwrap();
+    for i in ["a", "b"] {
+        family.with_label_values(&[i]).unwrap().set(1.0);
+    }
+    let counter = bus.counter("c_total", "c").unwrap();
+    let counted = counter.series().window(secs(10.0));
+    assert_eq!((counted.stats().age, counted.stats().stale), (None, 1));
+    counter.inc();
+    assert_eq!(counted.stats().age, Some(Duration::ZERO));
+    clock.advance(secs(7.0));
+    // Set to what it is already: a mutation all the same.
+    family.with_label_values(&["b"]).unwrap().set(1.0);
+    clock.advance(secs(5.0));
+    let seen = windows.stats();
+    assert_eq!(
+        (seen.age, seen.sources, seen.stale),
+        (Some(secs(5.0)), 2, 1)
+    );
+    let each = windows.each();
+    assert_eq!((each[0].1.age, each[0].1.stale), (Some(secs(12.0)), 1));
+    // Known to a slot: it was seen at the first boundary after it.
+    let seen = counted.stats();
+    assert_eq!((seen.age, seen.stale), (Some(secs(11.9)), 1));
+}
+
+#[test]
+fn groups_have_the_labels_that_were_asked_for() {
+    let (bus, _) = bus();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["pod", "status"]))
+        .unwrap();
+    let windows = bus.window("c_total", secs(10.0)).unwrap();
+    for (pod, status, n) in [("a", "ok", 3), ("b", "ok", 4), ("b", "error", 5)] {
+        family.with_label_values(&[pod, status]).unwrap().inc_by(n);
+    }
+    let groups = |labels: &[&str]| -> Vec<(String, Option<f64>)> {
+        let show = |(name, value): &(String, String)| format!("{name}={value}");
+        windows
+            .stats_by(labels)
+            .iter()
+            .map(|(labels, seen)| (labels.iter().map(show).collect(), seen.increase))
+            .collect()
+    };
+    let group = |labels: &str, n| (labels.to_owned(), Some(n));
+    assert_eq!(groups(&["pod"]), [group("pod=a", 3.0), group("pod=b", 9.0)]);
+    assert_eq!(
+        groups(&["zone", "status"]),
+        [
+            group("zone=status=error", 5.0),
+            group("zone=status=ok", 7.0),
+        ]
+    );
+    assert_eq!(groups(&[]), [group("", 12.0)]);
+}
+
+#[test]
+fn a_removed_series_leaves_its_window_as_it_was() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+    let (counted, observed) = (
+        counter.series().window(secs(10.0)),
+        histogram.series().window(secs(10.0)),
+    );
+    counter.inc_by(6);
+    histogram.observe(2.0);
+    clock.advance(secs(3.0));
+    assert_eq!(bus.remove("{__name__=~\"c_total|h\"}").unwrap(), 2);
+    counter.inc_by(100);
+    histogram.observe(100.0);
+    clock.advance(secs(30.0));
+    let seen = counted.stats();
+    assert_eq!(
+        (seen.increase, seen.rate, seen.coverage),
+        (Some(6.0), Some(2.0), 0.3)
+    );
+    let seen = observed.stats();
+    assert_eq!((seen.count, seen.max, seen.sum), (1, Some(2.0), Some(2.0)));
+}
+
+#[test]
+fn a_histogram_that_is_born_later_has_been_empty_until_then() {
+    let (bus, clock) = bus();
+    let windows = bus.window("h", secs(10.0)).unwrap();
+    clock.advance(secs(5.0));
+    let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+    histogram.observe(1.0);
+    clock.advance(secs(5.0));
+    let seen = windows.stats();
+    assert_eq!((seen.count, seen.rate, seen.coverage), (1, Some(0.1), 1.0));
+}
+
+#[test]
+fn what_is_infinite_is_an_average_but_has_no_spread() {
+    let (bus, clock) = bus();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let window = gauge.series().window(secs(10.0));
+    for v in [1.0, f64::INFINITY] {
+        gauge.set(v);
+        clock.advance(secs(1.0));
+    }
+    let seen = window.stats();
+    assert_eq!(
+        (seen.avg, seen.max),
+        (Some(f64::INFINITY), Some(f64::INFINITY))
+    );
+    assert_eq!((seen.min, seen.stddev), (Some(1.0), None));
+    assert_eq!(seen.quantile(0.75), Some(f64::INFINITY));
+    gauge.set(f64::NEG_INFINITY);
+    clock.advance(secs(1.0));
+    assert_eq!(window.stats().avg, None);
+}
+
+#[test]
+fn an_average_of_large_values_with_a_small_spread_loses_nothing() {
+    let (bus, clock) = bus();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let window = gauge.series().window(secs(10.0));
+    for i in 0..9_000_u32 {
+        gauge.set(1e12 + f64::from(i % 3));
+        clock.advance(Duration::from_millis(1));
+    }
+    let seen = window.stats();
+    assert_eq!(seen.avg, Some(1e12 + 1.0));
+    // Off by what a double of this size is rounded to, and no more.
+    let error = seen.stddev.unwrap() - (2.0_f64 / 3.0).sqrt();
+    assert!(error.abs() < 1e-6, "{seen:?}");
 }
