@@ -176,6 +176,32 @@ async fn alerts_of_rules_go_through_layers_to_a_service() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_called_inline_keeps_the_mutating_thread_s_time() {
+    let (clock, bus) = manual();
+    let gauge = bus.gauge("queue_depth", "Requests waiting.").unwrap();
+    let deep = Condition::when("queue_depth", Threshold::above(10.0));
+    bus.add_rule(Rule::new("QueueDeep", deep)).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let mut service = Stable::new(&bus, secs(5)).layer(channel(sender));
+    let _subscription = bus
+        .on_alert()
+        .inline(move |alert| drop(service.call(alert)))
+        .unwrap();
+    // No task has had a chance to run when the time is over.
+    gauge.set(20.0);
+    clock.advance(secs(5));
+    gauge.set(0.0);
+    gauge.set(30.0);
+    clock.advance(secs(4));
+    gauge.set(0.0);
+    clock.advance(secs(60));
+    assert_eq!(
+        told(&receiver).await,
+        ["QueueDeep firing at 20", "QueueDeep resolved at 0"]
+    );
+}
+
+#[tokio::test]
 async fn a_rule_that_is_removed_is_repeated_no_more() {
     let (clock, bus) = manual();
     let gauge = bus.gauge("queue_depth", "Requests waiting.").unwrap();
