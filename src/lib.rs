@@ -61,8 +61,8 @@ pub use metric::{
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 pub use rule::{
-    Alert, AlertCause, AlertState, Condition, Expr, LiveRule, Notice, Over, Pairs, Quality, Rule,
-    RuleGroup, RuleState, RuleStatus, RuleThreshold,
+    Alert, AlertCause, AlertState, Condition, Derived, Expr, LiveRule, Notice, Over, Pairs,
+    Quality, Rule, RuleGroup, RuleState, RuleStatus, RuleThreshold,
 };
 pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};

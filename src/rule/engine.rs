@@ -73,8 +73,9 @@ pub(crate) trait Sink: Send + Sync {
     fn put(&self, key: &str, labels: &[(String, String)], value: Reading, wakes: &mut Wakes);
     /// There are no such series any more.
     fn end(&self, key: &str, wakes: &mut Wakes);
-    /// Whether the engine must not look at this series: it made it.
-    fn is_own(&self, series: &SeriesCore) -> bool;
+    /// Whether the engine must not look at this series, since it may come of what it computes. `named`: the selector says
+    /// the metric's name.
+    fn is_own(&self, series: &SeriesCore, named: bool) -> bool;
 }
 
 pub(crate) struct Engine {
@@ -546,14 +547,20 @@ impl Engine {
         newborn: bool,
         wakes: &mut Wakes,
     ) -> Box<dyn Listener> {
-        let by = match &self.plan.leaves[leaf] {
+        let (by, named) = match &self.plan.leaves[leaf] {
             Leaf::Computed { program, .. } => {
                 let source = &program.inputs[input].source;
-                source.gather.as_ref().map(|gather| gather.by.as_slice())
+                let by = source.gather.as_ref().map(|gather| gather.by.as_slice());
+                let selector = source.selector.as_ref().ok();
+                (by, selector.is_some_and(|s| s.metric_name().is_some()))
             }
-            _ => None,
+            _ => (None, true),
         };
-        if self.sink.as_ref().is_some_and(|sink| sink.is_own(series)) {
+        if self
+            .sink
+            .as_ref()
+            .is_some_and(|sink| sink.is_own(series, named))
+        {
             return Box::new(Deaf { id });
         }
         let labels = self.plan.labels_of(series, by);

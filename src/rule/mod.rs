@@ -3,6 +3,7 @@
 mod alert;
 mod compute;
 mod condition;
+mod derive;
 mod engine;
 mod expr;
 mod live;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use alert::{Alert, AlertCause, AlertState, Notice, Pairs, Quality, RuleState};
 pub use condition::Condition;
+pub use derive::Derived;
 pub use expr::{Expr, Over};
 pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
