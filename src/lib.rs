@@ -19,6 +19,7 @@ mod lint;
 mod listen;
 mod mailbox;
 mod metric;
+mod raw;
 mod rule;
 mod scope;
 mod selector;
@@ -33,9 +34,12 @@ mod time;
 mod watch;
 mod window;
 
+#[cfg(feature = "backtest")]
+pub mod backtest;
 pub mod component;
 pub mod dynamo;
 pub mod export;
+pub mod testing;
 
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::Clock;

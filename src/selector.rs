@@ -70,6 +70,20 @@ impl Selector {
         }
     }
 
+    /// Name and labels where it means one series whatever there is: a name, and no matcher but `=`.
+    pub(crate) fn exact(&self) -> Option<(&str, Vec<(String, String)>)> {
+        let name = self.name.as_deref().filter(|_| self.only.is_none())?;
+        let labels = self
+            .matchers
+            .iter()
+            .map(|m| {
+                let exact = m.op == Op::Equal && m.label != NAME;
+                exact.then(|| (m.label.clone(), m.value.clone()))
+            })
+            .collect::<Option<_>>()?;
+        Some((name, labels))
+    }
+
     /// Whether some series of a metric of this name could match.
     pub(crate) fn could_match_name(&self, name: &str) -> bool {
         match &self.only {
