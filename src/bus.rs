@@ -14,6 +14,7 @@ use crate::{
     error::{DeclareError, SelectorError},
     lint::{Lint, lint},
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
+    rule::Rules,
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
@@ -47,6 +48,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) rules: Rules,
     series_max: usize,
     registry: RwLock<Registry>,
     watches: RwLock<Vec<Arc<Watch>>>,
@@ -96,6 +98,7 @@ impl MetricBusBuilder {
             clock: self.clock,
             pool: Pool::new(self.workers_max),
             stats: Arc::default(),
+            rules: Rules::default(),
             series_max: self.series_max,
             registry: RwLock::default(),
             watches: RwLock::default(),
@@ -129,6 +132,10 @@ impl MetricBus {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0
+    }
+
+    pub(crate) fn of(inner: Arc<Inner>) -> MetricBus {
+        MetricBus(inner)
     }
 
     /// The clock of this bus.
@@ -524,7 +531,7 @@ impl Inner {
         wake_all(&mut wakes);
     }
 
-    pub(crate) fn unwatch(&self, watch: &Arc<Watch>) {
+    pub(crate) fn unwatch(&self, watch: &Watch) {
         watch.close(true);
         {
             // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
@@ -551,16 +558,13 @@ impl Inner {
         self.pool.spawn(async move { wake_all(&mut wakes) });
     }
 
-    pub(crate) fn find_watch(&self, id: u64) -> Option<Arc<Watch>> {
-        read(&self.watches).iter().find(|w| w.id == id).cloned()
-    }
-
     fn self_families(&self) -> Vec<FamilySnapshot> {
         let watches = read(&self.watches);
+        let (feeds, missed) = self.rules.subscriptions();
         let mut families = self
             .stats
-            .families(watches.iter().map(|w| w.dropped()).sum());
-        let watches = watches.clone();
+            .families(watches.iter().map(|w| w.dropped()).sum::<u64>() + missed);
+        let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
         let (workers, busy) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();
@@ -586,7 +590,7 @@ impl Inner {
             (
                 "metricbus_subscriptions",
                 "Live subscriptions.",
-                watches.len(),
+                watches.len() + feeds,
             ),
             (
                 "metricbus_subscriptions_unmatched",
@@ -635,6 +639,7 @@ fn component_info(components: &[Component]) -> FamilySnapshot {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.rules.end();
         for family in self.families() {
             family.for_each(|series| series.silence());
         }

@@ -70,7 +70,7 @@ use smallvec::SmallVec;
 
 use crate::{
     interest::Interval,
-    sync::{AtomicU64, Mutex, Ordering, lock},
+    sync::{AtomicU64, Mutex, Ordering, lock, lock_politely},
     time::{Now, Stamp, Time},
 };
 
@@ -179,9 +179,14 @@ pub(crate) trait Listener: Send + Any {
         false
     }
 
-    /// A recorder is in place; from here on no mutation escapes it. `bits`: the value it starts from.
+    /// It is in place; from here on no mutation escapes it. `bits`: the value it starts from.
     fn begin(&mut self, bits: u64, stamp: &mut Stamp<'_>) {
         let _ = (bits, stamp);
+    }
+
+    /// Somebody [asks](Cell::ask) it something; the answer goes into the question. Who wraps a listener passes it on.
+    fn ask(&mut self, question: &mut dyn Any) {
+        let _ = question;
     }
 
     /// Takes a value, and notes what is to be said. `mutated`: somebody has just made it so; otherwise a listener came
@@ -434,22 +439,22 @@ impl Cell {
         let first_recorder = records && desk.recorders == 0;
         desk.recorders += usize::from(records);
         desk.listeners.push(listener);
+        let mut bits = self.value.fetch_add(0, Ordering::AcqRel);
         match signal {
             Signal::Value => {
-                let value = self.value.fetch_add(0, Ordering::AcqRel);
-                self.settle::<R>(desk, value, false, &mut stamp, wakes);
+                self.settle::<R>(desk, bits, false, &mut stamp, wakes);
                 if first_recorder {
                     // After the band was shut: what mutates from here on comes to the desk.
                     desk.chain = self.value.fetch_add(0, Ordering::AcqRel);
                 }
+                if records {
+                    bits = desk.chain;
+                }
             }
             Signal::Observation => self.rearm_observed(desk),
         }
-        if records {
-            let chain = desk.chain;
-            if let Some(listener) = desk.listeners.last_mut() {
-                listener.begin(chain, &mut stamp);
-            }
+        if let Some(listener) = desk.listeners.last_mut() {
+            listener.begin(bits, &mut stamp);
         }
         true
     }
@@ -504,6 +509,19 @@ impl Cell {
             }
         });
         result
+    }
+
+    /// Asks a listener something that changes nothing about where it is quiet. `false` when it isn't there.
+    pub(crate) fn ask(&self, id: u64, question: &mut dyn Any) -> bool {
+        let mut guard = lock_politely(&self.desk);
+        let Some(desk) = guard.as_deref_mut() else {
+            return false;
+        };
+        let Some(listener) = desk.listeners.iter_mut().find(|l| l.id() == id) else {
+            return false;
+        };
+        listener.ask(question);
+        true
     }
 
     /// The series is gone: every listener hears so and leaves, and none can come any more. Late writes go to the value

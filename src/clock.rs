@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BTreeMap, BinaryHeap},
     fmt,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::time::{Now, Time};
+use crate::time::{Now, Time, nanos};
 
 /// A monotonic clock, shared by its clones.
 ///
@@ -40,6 +40,15 @@ pub struct Clock(Arc<Inner>);
 struct Inner {
     source: Source,
     timers: Arc<Timers>,
+    /// Who ticks, by the period in nanoseconds. A period that is here has a timer.
+    tickers: Mutex<BTreeMap<u64, Vec<Weak<dyn Tick>>>>,
+}
+
+/// Somebody whom the clock calls at every multiple of a period.
+pub(crate) trait Tick: Send + Sync {
+    /// It is `now`: a multiple of the period, or later where the clock's thread was held up. Must be short, and must not
+    /// panic. `true`: nothing has happened since the last call.
+    fn tick(&self, now: Time) -> bool;
 }
 
 enum Source {
@@ -47,6 +56,8 @@ enum Source {
     System { clock: quanta::Clock, origin: u64 },
     Manual {
         now: AtomicU64,
+        /// Where the present call of `advance` goes.
+        target: AtomicU64,
         advancing: Mutex<()>,
     },
 }
@@ -94,6 +105,7 @@ impl Clock {
     pub fn manual() -> Clock {
         Clock::with(Source::Manual {
             now: AtomicU64::new(0),
+            target: AtomicU64::new(0),
             advancing: Mutex::new(()),
         })
     }
@@ -105,6 +117,7 @@ impl Clock {
                 due: Mutex::default(),
                 changed: Condvar::new(),
             }),
+            tickers: Mutex::default(),
         }))
     }
 
@@ -141,13 +154,19 @@ impl Clock {
     ///
     /// On the system clock, which moves by itself.
     pub fn advance(&self, by: Duration) {
-        let Source::Manual { now, advancing } = &self.0.source else {
+        let Source::Manual {
+            now,
+            target: goal,
+            advancing,
+        } = &self.0.source
+        else {
             panic!(
                 "Clock::advance: the system clock moves by itself; use Clock::manual() in tests"
             );
         };
         let _one_at_a_time = advancing.lock().unwrap_or_else(PoisonError::into_inner);
         let target = self.now() + by;
+        goal.store(target.0, Ordering::Release);
         while let Some(timer) = self.0.timers.pop_due(target) {
             now.fetch_max(timer.at.0, Ordering::AcqRel);
             (timer.job)();
@@ -184,6 +203,83 @@ impl Clock {
         drop(due);
         timers.changed.notify_one();
     }
+}
+
+impl Clock {
+    /// Calls `who` at every multiple of `period` from now on, as long as it is there. All who tick at one period share a
+    /// timer, and are called in the order in which they came.
+    ///
+    /// A manual clock that is advanced by a long way leaps: once all have said that nothing happens, it calls them again
+    /// when something else is due, or at the end of the way.
+    pub(crate) fn every(&self, period: Duration, who: Weak<dyn Tick>) {
+        let period = nanos(period).max(1);
+        let first = {
+            let mut tickers = locked(&self.0.tickers);
+            let all = tickers.entry(period).or_default();
+            all.push(who);
+            all.len() == 1
+        };
+        if first {
+            self.tick_at(next_multiple(self.now(), period), period);
+        }
+    }
+
+    fn tick_at(&self, time: Time, period: u64) {
+        let clock = Arc::downgrade(&self.0);
+        self.at(time, move || {
+            if let Some(inner) = clock.upgrade() {
+                Clock(inner).tick(period);
+            }
+        });
+    }
+
+    fn tick(&self, period: u64) {
+        let all: Vec<Arc<dyn Tick>> = {
+            let mut tickers = locked(&self.0.tickers);
+            let Some(all) = tickers.get_mut(&period) else {
+                return;
+            };
+            all.retain(|who| who.strong_count() > 0);
+            if all.is_empty() {
+                tickers.remove(&period);
+                return;
+            }
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        let now = self.now();
+        let idle = all.iter().fold(true, |idle, who| who.tick(now) && idle);
+        let mut next = next_multiple(now, period);
+        if let Some(horizon) = self.horizon().filter(|_| idle) {
+            next = next.max(Time(horizon.0 / period * period));
+        }
+        self.tick_at(next, period);
+    }
+
+    /// Up to where nothing is due on a manual clock that is being advanced.
+    fn horizon(&self) -> Option<Time> {
+        let Source::Manual { target, .. } = &self.0.source else {
+            return None;
+        };
+        let target = Time(target.load(Ordering::Acquire));
+        let due = self.0.timers.lock();
+        let next = due.heap.peek().map(|Reverse(timer)| timer.at);
+        Some(next.map_or(target, |next| next.min(target)))
+    }
+
+    /// How many timers are set.
+    #[cfg(test)]
+    pub(crate) fn timers(&self) -> usize {
+        self.0.timers.lock().heap.len()
+    }
+}
+
+/// The first multiple of `period` after `time`.
+fn next_multiple(time: Time, period: u64) -> Time {
+    Time((time.0 / period).saturating_add(1).saturating_mul(period))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Timers {
@@ -297,6 +393,54 @@ mod tests {
             .collect();
         assert_eq!(seen, [1.0, 2.0, 3.0]);
         assert_eq!(clock.now().as_secs_f64(), 5.0);
+    }
+
+    struct Ticks(Clock, Mutex<Vec<Time>>, bool);
+
+    impl Tick for Ticks {
+        fn tick(&self, now: Time) -> bool {
+            assert_eq!(now, self.0.now());
+            self.1.lock().unwrap().push(now);
+            self.2
+        }
+    }
+
+    #[test]
+    fn those_who_tick_at_one_period_share_a_timer_which_ends_with_the_last() {
+        let clock = Clock::manual();
+        let period = Duration::from_secs(2);
+        clock.advance(Duration::from_secs(3));
+        let ticks = || Arc::new(Ticks(clock.clone(), Mutex::default(), false));
+        let (one, other) = (ticks(), ticks());
+        for who in [&one, &other] {
+            let who: Weak<Ticks> = Arc::downgrade(who);
+            clock.every(period, who);
+        }
+        assert_eq!(clock.timers(), 1);
+        clock.advance(Duration::from_secs(5));
+        drop(one);
+        clock.advance(Duration::from_secs(2));
+        let at = other.1.lock().unwrap().clone();
+        let at: Vec<_> = at.iter().map(|t| t.as_secs_f64()).collect();
+        assert_eq!(at, [4.0, 6.0, 8.0, 10.0]);
+        drop(other);
+        assert_eq!(clock.timers(), 1);
+        clock.advance(period);
+        assert_eq!(clock.timers(), 0);
+    }
+
+    #[test]
+    fn where_nothing_happens_a_manual_clock_leaps_to_what_is_due_next() {
+        let clock = Clock::manual();
+        let idle = Arc::new(Ticks(clock.clone(), Mutex::default(), true));
+        let who: Weak<Ticks> = Arc::downgrade(&idle);
+        clock.every(Duration::from_secs(1), who);
+        clock.at(Time::ZERO + Duration::from_millis(50_500), || {});
+        clock.advance(Duration::from_secs(1_000_000));
+        let at = idle.1.lock().unwrap().clone();
+        let at: Vec<_> = at.iter().map(|t| t.as_secs_f64()).collect();
+        assert_eq!(at, [1.0, 50.0, 51.0, 1_000_000.0]);
+        assert_eq!(clock.timers(), 1);
     }
 
     #[test]

@@ -118,6 +118,61 @@ pub enum DeclareError {
     },
 }
 
+/// Why a rule, or a derived gauge, could not be made.
+#[derive(Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleError {
+    /// One of its selectors can't be read.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// One of its thresholds or deltas is wrong.
+    #[error(transparent)]
+    Bound(#[from] SubscribeError),
+    /// An expression or a condition can't be evaluated.
+    #[error("{expression}: {why}")]
+    Expression {
+        /// The expression.
+        expression: String,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// The rule as a whole is wrong.
+    #[error("rule {rule:?}: {why}")]
+    Rule {
+        /// Its name.
+        rule: String,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// There is a rule of that name.
+    #[error(
+        "there is a rule {rule:?} already; change it with set_rule(), or give this one another name"
+    )]
+    Exists {
+        /// The name.
+        rule: String,
+    },
+    /// A rule keeps its name for life.
+    #[error(
+        "rule {rule:?} cannot become {now:?}: a rule keeps its name; remove it and add the other"
+    )]
+    Renamed {
+        /// Its name.
+        rule: String,
+        /// The name of what it was to become.
+        now: String,
+    },
+    /// The rule was removed, or its bus is gone.
+    #[error("rule {rule:?} was removed, or its bus is gone")]
+    Removed {
+        /// Its name.
+        rule: String,
+    },
+    /// The gauge that was to show it could not be declared.
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
+}
+
 /// Why label values were refused.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -227,6 +282,9 @@ pub enum SubscribeError {
         /// What would be right.
         right: String,
     },
+    /// The rule that was to be listened to is wrong, or gone.
+    #[error(transparent)]
+    Rule(#[from] Box<RuleError>),
     /// A delta must be a distance.
     #[error(
         "delta of {delta}: it must be greater than 0 and finite; for any change at all use on_change"
@@ -235,6 +293,12 @@ pub enum SubscribeError {
         /// The delta.
         delta: f64,
     },
+}
+
+impl From<RuleError> for SubscribeError {
+    fn from(error: RuleError) -> Self {
+        SubscribeError::Rule(Box::new(error))
+    }
 }
 
 /// Why a counter did not take an amount.
@@ -266,5 +330,6 @@ debug_is_the_message!(
     BucketError,
     SelectorError,
     SubscribeError,
+    RuleError,
     CounterError
 );

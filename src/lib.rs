@@ -24,6 +24,7 @@ mod rule;
 mod scope;
 mod selector;
 mod series;
+mod sketch;
 mod snapshot;
 mod stats;
 mod subscription;
@@ -49,7 +50,7 @@ pub use component::{
 };
 pub use desc::{Buckets, Desc, MetricKind};
 pub use error::{
-    BucketError, CounterError, DeclareError, LabelError, SelectorError, SubscribeError,
+    BucketError, CounterError, DeclareError, LabelError, RuleError, SelectorError, SubscribeError,
 };
 pub use events::{Cause, Changed, Crossed, Crossing, Moved};
 pub use labels::Labels;
@@ -62,7 +63,8 @@ pub use metric::{
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 pub use rule::{
-    Alert, AlertCause, AlertState, Condition, Expr, Notice, Over, Pairs, Quality, Rule, RuleState,
+    Alert, AlertCause, AlertState, Condition, Expr, LiveRule, Notice, Over, Pairs, Quality, Rule,
+    RuleGroup, RuleState, RuleStatus, RuleThreshold,
 };
 pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};

@@ -23,7 +23,8 @@ use crate::{
     selector::Selector,
     series::SeriesCore,
     stats::{bump, next_id},
-    subscription::{Shared, Subscription},
+    subscription::{Shared, Subscription, Wire},
+    watch::Watch,
 };
 
 /// Something a subscriber can hear of. Sealed: made by this crate only.
@@ -83,11 +84,37 @@ pub(crate) const CAPACITY_MAX: usize = 1 << 20;
 #[must_use = "nothing is subscribed until `call`, `call_async`, `stream` or `inline`"]
 pub struct Listen<E: Event> {
     bus: MetricBus,
-    plan: Result<Plan<E>, SubscribeError>,
+    begin: Result<BeginBy<E>, SubscribeError>,
     capacity: usize,
     initial: bool,
 }
 
+/// What a subscription is begun with.
+pub(crate) struct Begin<'a, L> {
+    pub(crate) inner: &'a Arc<Inner>,
+    pub(crate) id: u64,
+    pub(crate) capacity: usize,
+    /// Whether to say what holds already.
+    pub(crate) initial: bool,
+    pub(crate) mailbox: Arc<Mailbox<L>>,
+}
+
+impl<L> Begin<'_, L> {
+    pub(crate) fn post(&self) -> Post<L> {
+        Post {
+            mailbox: self.mailbox.clone(),
+            room: self.capacity,
+        }
+    }
+}
+
+/// Puts a subscription in place.
+pub(crate) type BeginBy<E> = Box<
+    dyn FnOnce(Begin<'_, <E as sealed::Event>::Letter>) -> Result<Arc<dyn Wire>, SubscribeError>
+        + Send,
+>;
+
+/// A subscription to series.
 pub(crate) struct Plan<E: Event> {
     pub(crate) selector: Selector,
     /// Makes the listener of one series.
@@ -137,9 +164,13 @@ impl<T> Post<T> {
 
 impl<E: Event> Listen<E> {
     pub(crate) fn new(bus: &MetricBus, plan: Result<Plan<E>, SubscribeError>) -> Self {
+        Listen::begin_by(bus, plan.map(Plan::begin_by))
+    }
+
+    pub(crate) fn begin_by(bus: &MetricBus, begin: Result<BeginBy<E>, SubscribeError>) -> Self {
         Listen {
             bus: bus.clone(),
-            plan,
+            begin,
             capacity: CAPACITY_DEFAULT,
             initial: true,
         }
@@ -166,9 +197,10 @@ impl<E: Event> Listen<E> {
     ///
     /// When the selector, the threshold or the delta is wrong.
     pub fn call(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
-        self.bus.inner().pool.start();
-        let scheduler = self.bus.inner().pool.scheduler();
+        let inner = self.bus.inner().clone();
         let (subscription, events) = self.subscribe()?;
+        inner.pool.start();
+        let scheduler = inner.pool.scheduler();
         let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
         runnable.schedule();
         task.detach();
@@ -204,9 +236,10 @@ impl<E: Event> Listen<E> {
             runtime.spawn(drive(events, f));
             return Ok(subscription);
         }
-        self.bus.inner().pool.start();
-        let scheduler = self.bus.inner().pool.scheduler();
+        let inner = self.bus.inner().clone();
         let (subscription, events) = self.subscribe()?;
+        inner.pool.start();
+        let scheduler = inner.pool.scheduler();
         let (runnable, task) = async_task::spawn(drive(events, f), scheduler);
         runnable.schedule();
         task.detach();
@@ -248,43 +281,60 @@ impl<E: Event> Listen<E> {
     }
 
     fn subscribe(self) -> Result<(Subscription, Reader<E>), SubscribeError> {
-        let plan = self.plan?;
+        let begin = self.begin?;
         let inner = self.bus.inner();
         let id = next_id();
         let shared = Shared::new(inner.stats.clone());
         let mailbox = Arc::new(Mailbox::new(self.capacity));
-        let make = {
-            let (mailbox, initial, capacity) = (mailbox.clone(), self.initial, self.capacity);
-            Box::new(move |series: &Arc<SeriesCore>, newborn: bool| {
-                (plan.make)(Birth {
-                    id,
-                    series,
-                    newborn,
-                    initial,
-                    capacity,
-                    post: Post {
-                        mailbox: mailbox.clone(),
-                        room: capacity,
-                    },
-                })
-            })
-        };
-        let subscription = Subscription::start(
+        let wire = begin(Begin {
             inner,
             id,
-            plan.selector,
-            make,
-            mailbox.clone(),
-            shared.clone(),
-        );
+            capacity: self.capacity,
+            initial: self.initial,
+            mailbox: mailbox.clone(),
+        })?;
         let reader = Reader {
             id,
             inbox: Inbox::new(mailbox),
-            shared,
+            shared: shared.clone(),
             bus: Arc::downgrade(inner),
+            wire: Arc::downgrade(&wire),
             event: PhantomData,
         };
-        Ok((subscription, reader))
+        Ok((Subscription::by(inner, wire, shared), reader))
+    }
+}
+
+impl<E: Event> Plan<E> {
+    fn begin_by(self) -> BeginBy<E> {
+        Box::new(move |begin| {
+            let Begin {
+                inner,
+                id,
+                capacity,
+                initial,
+                ..
+            } = begin;
+            let mailbox = begin.mailbox.clone();
+            let make = Box::new(
+                move |series: &Arc<SeriesCore>, newborn: bool, _: &mut Wakes| {
+                    (self.make)(Birth {
+                        id,
+                        series,
+                        newborn,
+                        initial,
+                        capacity,
+                        post: Post {
+                            mailbox: mailbox.clone(),
+                            room: capacity,
+                        },
+                    })
+                },
+            );
+            let watch = Arc::new(Watch::new(id, self.selector, make, begin.mailbox));
+            inner.watch(&watch);
+            Ok(watch)
+        })
     }
 }
 
@@ -324,6 +374,8 @@ struct Reader<E: Event> {
     inbox: Inbox<E::Letter>,
     shared: Arc<Shared>,
     bus: Weak<Inner>,
+    /// Weak: the wire holds the mailbox, and the mailbox this reader's waker.
+    wire: Weak<dyn Wire>,
     event: PhantomData<fn() -> E>,
 }
 
@@ -410,16 +462,13 @@ async fn drive<E: Event, Fut: Future<Output = ()>>(
 impl<E: Event> Reader<E> {
     fn detach(&self, message: &str) {
         self.shared.detached();
-        let Some(bus) = self.bus.upgrade() else {
-            return;
-        };
-        if let Some(watch) = bus.find_watch(self.id) {
+        if let Some(wire) = self.wire.upgrade() {
             tracing::error!(
-                selector = %watch.selector,
+                about = %wire.describe(),
                 message,
                 "metricbus: callback detached: it panicked {PANICS_MAX} times in a row"
             );
-            bus.unwatch(&watch);
+            wire.end(self.bus.upgrade().as_deref());
         }
     }
 }

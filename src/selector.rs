@@ -84,6 +84,19 @@ impl Selector {
         Some((name, labels))
     }
 
+    /// The name of the one metric that can match, where the selector says it.
+    pub(crate) fn metric_name(&self) -> Option<&str> {
+        match &self.only {
+            Some(series) => Some(series.name()),
+            None => self.name.as_deref(),
+        }
+    }
+
+    /// The one series that can match, of a selector made from a handle.
+    pub(crate) fn only_series(&self) -> Option<&Series> {
+        self.only.as_ref()
+    }
+
     /// Whether some series of a metric of this name could match.
     pub(crate) fn could_match_name(&self, name: &str) -> bool {
         match &self.only {

@@ -4,8 +4,8 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -14,6 +14,7 @@ use crate::{
     desc::{Meta, MetricKind, Numbers},
     hint::bounds_under,
     labels,
+    sketch::Sketch,
     time::{Now, Time},
 };
 
@@ -70,6 +71,10 @@ pub(crate) struct BucketCells {
     padded: Box<[f64]>,
     /// One more than there are bounds. Not cumulative.
     counts: Box<[AtomicU64]>,
+    /// How many windows want the sketch kept.
+    sketching: AtomicUsize,
+    /// Made for the first window.
+    sketch: OnceLock<Box<Sketch>>,
 }
 
 /// Bounds compared at a time. Four doubles are two SSE2 registers, and pad a histogram of 11 bounds by one.
@@ -85,6 +90,8 @@ impl BucketCells {
         BucketCells {
             padded: padded.into(),
             counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+            sketching: AtomicUsize::new(0),
+            sketch: OnceLock::new(),
         }
     }
 
@@ -104,8 +111,38 @@ impl BucketCells {
 
     #[inline(always)]
     pub(crate) fn count(&self, v: f64) {
-        // Relaxed: the read-modify-write of the sum that follows publishes it.
-        self.counts[self.find(v)].fetch_add(1, Ordering::Relaxed);
+        // The only cost of windows to a histogram that has none.
+        if self.sketching.load(Ordering::Relaxed) > 0
+            && let Some(sketch) = self.sketch.get()
+        {
+            sketch.count(v);
+        }
+        // Release: who finds the total as it was finds the sketch complete. The read-modify-write of the sum that follows
+        // publishes both.
+        self.counts[self.find(v)].fetch_add(1, Ordering::Release);
+    }
+
+    /// The sketch, kept from here on until as many [`end_sketch`](BucketCells::end_sketch) have come.
+    pub(crate) fn begin_sketch(&self) -> &Sketch {
+        let sketch = self.sketch.get_or_init(Sketch::new);
+        self.sketching.fetch_add(1, Ordering::AcqRel);
+        sketch
+    }
+
+    pub(crate) fn end_sketch(&self) {
+        self.sketching.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// What the windows have in common, if there was ever one.
+    pub(crate) fn sketch(&self) -> Option<&Sketch> {
+        self.sketch.get().map(|sketch| &**sketch)
+    }
+
+    /// The total, such that a sketch read after it holds all observations that it counts.
+    pub(crate) fn total_before_sketch(&self) -> u64 {
+        let total = self.total();
+        fence(Ordering::Acquire);
+        total
     }
 
     /// Counts per bucket, not cumulative, the last one for +Inf.
@@ -212,6 +249,11 @@ impl SeriesCore {
             Numbers::Amount => self.cell.visit::<Amount, T>(id, signal, self, wakes, f),
             Numbers::Real => self.cell.visit::<Real, T>(id, signal, self, wakes, f),
         }
+    }
+
+    /// Asks listener `id` something. `false` when it isn't there.
+    pub(crate) fn ask(&self, id: u64, question: &mut dyn std::any::Any) -> bool {
+        self.cell.ask(id, question)
     }
 
     /// Takes out whoever listens, without a word: the bus is gone.

@@ -21,15 +21,48 @@ use crate::{
 #[must_use = "dropping a subscription unsubscribes at once, and `let _ =` drops it: name it (`let _subscription =`), or call `forget()`"]
 pub struct Subscription {
     bus: Weak<Inner>,
-    watch: Arc<Watch>,
+    wire: Arc<dyn Wire>,
     shared: Arc<Shared>,
+}
+
+/// What brings events to a subscription.
+pub(crate) trait Wire: Send + Sync {
+    /// Nothing more comes, and what waits is thrown away.
+    fn end(&self, bus: Option<&Inner>);
+    /// How many series, or rules, it has been about.
+    fn matched(&self) -> u64;
+    /// How many events were dropped from the full mailbox.
+    fn dropped(&self) -> u64;
+    /// What it is about.
+    fn describe(&self) -> String;
+}
+
+impl Wire for Watch {
+    fn end(&self, bus: Option<&Inner>) {
+        match bus {
+            Some(bus) => bus.unwatch(self),
+            None => self.close(true),
+        }
+    }
+
+    fn matched(&self) -> u64 {
+        Watch::matched(self)
+    }
+
+    fn dropped(&self) -> u64 {
+        Watch::dropped(self)
+    }
+
+    fn describe(&self) -> String {
+        self.selector.to_string()
+    }
 }
 
 /// What a subscription has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscriptionStats {
-    /// Series that matched, present and past.
+    /// Series that matched, present and past; of a subscription to alerts, rules.
     pub series_matched: u64,
     /// Events handed over.
     pub delivered: u64,
@@ -50,11 +83,19 @@ impl Subscription {
     ) -> Subscription {
         let watch = Arc::new(Watch::new(id, selector, make, mailbox));
         inner.watch(&watch);
+        Subscription::by(inner, watch, shared)
+    }
+
+    pub(crate) fn by(inner: &Arc<Inner>, wire: Arc<dyn Wire>, shared: Arc<Shared>) -> Subscription {
         Subscription {
             bus: Arc::downgrade(inner),
-            watch,
+            wire,
             shared,
         }
+    }
+
+    pub(crate) fn wire(&self) -> &Arc<dyn Wire> {
+        &self.wire
     }
 
     /// Keeps the subscription for as long as the bus lives. A callback that holds the bus keeps it alive, then, and
@@ -77,9 +118,9 @@ impl Subscription {
     pub fn stats(&self) -> SubscriptionStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SubscriptionStats {
-            series_matched: self.watch.matched(),
+            series_matched: self.wire.matched(),
             delivered: load(&self.shared.delivered),
-            dropped: self.watch.dropped() + load(&self.shared.lost),
+            dropped: self.wire.dropped() + load(&self.shared.lost),
             panicked: load(&self.shared.panicked),
         }
     }
@@ -93,17 +134,14 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
-        match self.bus.upgrade() {
-            Some(bus) => bus.unwatch(&self.watch),
-            None => self.watch.close(true),
-        }
+        self.wire.end(self.bus.upgrade().as_deref());
     }
 }
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
-            .field("selector", &self.watch.selector.to_string())
+            .field("about", &self.wire.describe())
             .field("stats", &self.stats())
             .finish()
     }

@@ -234,7 +234,7 @@ fn subscribe(inner: &Arc<Inner>, selector: Selector, capacity: usize) -> Mutatio
     let make = {
         let (mailbox, directory) = (mailbox.clone(), directory.clone());
         Box::new(
-            move |series: &Arc<SeriesCore>, _newborn| -> Box<dyn Listener> {
+            move |series: &Arc<SeriesCore>, _newborn, _wakes: &mut Wakes| -> Box<dyn Listener> {
                 Box::new(Tap {
                     id,
                     series: directory.enter(series),

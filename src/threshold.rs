@@ -113,6 +113,12 @@ impl Threshold {
         self.clear(Word::AtLeast, bound)
     }
 
+    /// The bound and the clear bound, as written.
+    pub(crate) fn bounds(&self) -> (f64, f64) {
+        let (_, raise) = self.raise;
+        (raise, self.clear.map_or(raise, |(_, clear)| clear))
+    }
+
     pub(crate) fn cuts(&self) -> Result<Cuts, SubscribeError> {
         let (word, bound) = self.raise;
         let rising = word.rising();

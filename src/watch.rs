@@ -21,10 +21,14 @@ pub(crate) struct Watch {
     close: Box<dyn Fn(bool) + Send + Sync>,
     dropped: Box<dyn Fn() -> u64 + Send + Sync>,
     matched: AtomicU64,
+    /// Whether it works for a rule, and is not a subscription of its own.
+    pub(crate) of_rule: bool,
 }
 
-/// Makes the listener of one series. `true`: the series is new, and its value has not been measured yet.
-pub(crate) type Make = Box<dyn Fn(&Arc<SeriesCore>, bool) -> Box<dyn Listener> + Send + Sync>;
+/// Makes the listener of one series. `true`: the series is new, and its value has not been measured yet. Whoever is to
+/// be woken is, once no lock is held.
+pub(crate) type Make =
+    Box<dyn Fn(&Arc<SeriesCore>, bool, &mut Wakes) -> Box<dyn Listener> + Send + Sync>;
 
 impl Watch {
     /// A watch whose listeners post into `mailbox`.
@@ -46,12 +50,29 @@ impl Watch {
             }),
             dropped: Box::new(move || dropped.dropped()),
             matched: AtomicU64::new(0),
+            of_rule: false,
+        }
+    }
+
+    /// A watch that works for a rule.
+    pub(crate) fn of_rule(
+        id: u64,
+        selector: Selector,
+        make: Make,
+        nothing: Arc<Mailbox<()>>,
+    ) -> Watch {
+        Watch {
+            of_rule: true,
+            ..Watch::new(id, selector, make, nothing)
         }
     }
 
     pub(crate) fn attach(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
-        if self.selector.matches(series) && series.attach((self.make)(series, newborn), wakes) {
-            self.matched.fetch_add(1, Ordering::Relaxed);
+        if self.selector.matches(series) {
+            let listener = (self.make)(series, newborn, wakes);
+            if series.attach(listener, wakes) {
+                self.matched.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
+//! [`window`],
 //! [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
 //!
@@ -20,6 +21,7 @@ mod naive;
 mod report;
 mod stats;
 mod tap;
+mod window;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -71,6 +73,31 @@ const ENTRIES: &[Measure] = &[
         "histogram_observe",
         "Histogram::observe with 11 buckets",
         histogram::observe,
+    ),
+    (
+        "window_observe_gauge",
+        "Gauge::set with a window of 10 s open",
+        window::observe_gauge,
+    ),
+    (
+        "window_observe_histogram",
+        "Histogram::observe with a window of 10 s open",
+        window::observe_histogram,
+    ),
+    (
+        "window_inc_counter",
+        "Counter::inc with a window of 10 s open",
+        window::inc_counter,
+    ),
+    (
+        "window_query",
+        "stats() of a gauge's window with 100 full slots",
+        window::query,
+    ),
+    (
+        "quantile_query",
+        "p99 of a histogram's window with 100 full slots",
+        window::quantile_query,
     ),
     (
         "crossing_to_callback",

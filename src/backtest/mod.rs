@@ -7,11 +7,14 @@
 mod csv;
 mod error;
 mod format;
+mod player;
 mod record;
 mod recording;
+mod replay;
 
 pub use csv::CsvColumns;
 pub use error::{CsvError, ReadError, RecordError, ReplayError};
 pub use format::RecordedSeries;
 pub use record::{Recorder, RecorderStats, Summary};
 pub use recording::{Entries, Entry, Recording};
+pub use replay::{Firing, Progress, Replay, Report, RuleReport};

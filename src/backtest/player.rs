@@ -41,6 +41,11 @@ impl Player {
         }
     }
 
+    /// What the clock says.
+    pub(crate) fn now(&self) -> u64 {
+        self.now
+    }
+
     /// Lets time pass until `at`; what is due on the way happens at its own time. A time that is past changes nothing.
     #[inline]
     pub(crate) fn advance_to(&mut self, at: u64) {

@@ -363,7 +363,7 @@ impl Births {
         let id = next_id();
         let births = self.clone();
         let make = Box::new(
-            move |series: &Arc<SeriesCore>, newborn: bool| -> Box<dyn Listener> {
+            move |series: &Arc<SeriesCore>, newborn: bool, _: &mut Wakes| -> Box<dyn Listener> {
                 let at = series.meta.clock.now();
                 let handle = Series::of(series.clone());
                 births.log(

@@ -116,8 +116,10 @@ pub struct Report {
 pub struct RuleReport {
     /// The rule's name.
     pub rule: Arc<str>,
-    /// How many series its selectors matched. 0 is the commonest reason for a rule that never fires.
-    pub matched: u64,
+    /// Whether a series ever matched. If not, that is why it never fired: often a typing error.
+    pub ever_matched: bool,
+    /// How many series match at the end, counted once for each place in the rule.
+    pub series: usize,
     /// How often it began to fire, over all groups.
     pub fired: u64,
     /// How often it was resolved.
@@ -434,9 +436,11 @@ impl RuleReport {
                 }
             }
         }
+        let status = live.status();
         RuleReport {
             rule: name.into(),
-            matched: matched(live),
+            ever_matched: status.ever_matched,
+            series: status.series,
             fired: spans.len() as u64,
             resolved,
             firing: union(&spans),

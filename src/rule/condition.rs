@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::expr::{Expr, Node, Source};
+use super::expr::{Expr, Node};
 use crate::{
     error::SelectorError,
     selector::{IntoSelector, Selector},
@@ -112,15 +112,6 @@ impl Condition {
     /// At least one holds. As `a | b`.
     pub fn or(self, other: Condition) -> Condition {
         Condition(Test::Or(Box::new(self.0), Box::new(other.0)))
-    }
-}
-
-impl Source {
-    pub(crate) fn of(selector: Result<Selector, SelectorError>) -> Source {
-        Source {
-            selector,
-            gather: None,
-        }
     }
 }
 

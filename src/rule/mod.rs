@@ -1,16 +1,25 @@
 //! Rules: conditions over metrics, with time, groups and names.
 
 mod alert;
+mod compute;
 mod condition;
+mod engine;
 mod expr;
+mod live;
+mod log;
+mod machine;
+mod plan;
+mod store;
 
 use std::time::Duration;
 
 pub use alert::{Alert, AlertCause, AlertState, Notice, Pairs, Quality, RuleState};
 pub use condition::Condition;
 pub use expr::{Expr, Over};
+pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
+pub(crate) use live::Rules;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).
@@ -285,5 +294,33 @@ impl Rule {
     pub fn annotation(mut self, name: impl Into<String>, text: impl Into<String>) -> Rule {
         self.annotations.push((name.into(), text.into()));
         self
+    }
+
+    /// Its thresholds, as numbers.
+    pub(crate) fn thresholds(&self) -> Vec<RuleThreshold> {
+        fn collect(test: &Test, level: Option<&str>, found: &mut Vec<RuleThreshold>) {
+            match test {
+                Test::When(input, threshold) => {
+                    let (raise, clear) = threshold.bounds();
+                    found.push(RuleThreshold {
+                        level: level.map(str::to_owned),
+                        input: input.to_string(),
+                        raise,
+                        clear,
+                    });
+                }
+                Test::And(a, b) | Test::Or(a, b) => {
+                    collect(a, level, found);
+                    collect(b, level, found);
+                }
+                Test::Not(a) => collect(a, level, found),
+                Test::Moved(..) | Test::Changed(_) | Test::Stale(..) | Test::Gone(..) => {}
+            }
+        }
+        let mut found = Vec::new();
+        for level in &self.levels {
+            collect(&level.test, level.name.as_deref(), &mut found);
+        }
+        found
     }
 }

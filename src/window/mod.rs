@@ -1,28 +1,34 @@
-//! Sliding windows over series: average, extremes, rate, at once and on the bus's own clock.
+//! Sliding windows over series: average, extremes, rate, quantiles, at once and on the bus's own clock.
 
-mod ring;
+mod held;
+mod pane;
+mod part;
+mod sampled;
 
 use std::{
+    collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use crate::{
     bus::{Inner, MetricBus},
-    cell::{Listener, Real, Recorded, Repr, Wakes, Whole, wake_all},
+    cell::{Listener, Wakes, wake_all},
     clock::Clock,
-    desc::{MetricKind, Numbers},
     error::SelectorError,
-    interest::Interval,
     mailbox::Mailbox,
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
+    sketch::Weights,
     stats::next_id,
     subscription::{Shared, Subscription},
-    time::{Stamp, Time},
 };
-use ring::{Part, Ring};
+use pane::Members;
+pub(crate) use pane::{Pane, pane};
+// For rules, which look at windows, too.
+#[allow(unused_imports)]
+pub(crate) use part::{Detail, Part, WIDTH_MIN, merge, slot_of};
 
 impl Series {
     /// A sliding window over this series, from now on. See [`Window`].
@@ -52,18 +58,31 @@ impl MetricBus {
 
 /// What a window has seen.
 ///
-/// | | `count` | `sum` | `avg` | `min`, `max` | `last` | `rate` |
-/// |---|---|---|---|---|---|---|
-/// | gauge | mutations | of the values set | of the value over *time* | of the values held | the value | its change per second |
-/// | counter | mutations | the increase | increase per mutation | of single increases | the value | the increase per second |
-/// | histogram | observations | of the observations | of the observations | of the observations | the last observation | observations per second |
+/// | | gauge | counter | histogram |
+/// |---|---|---|---|
+/// | `count` | how often it was set | 0 | observations |
+/// | `sum` | of the values set | the increase | of the observations |
+/// | `avg` | of the value over *time* | `None` | of the observations |
+/// | `min`, `max` | of the values held or set | `None` | of the observations |
+/// | `stddev` | of the value over time | `None` | of the observations, as their buckets tell |
+/// | `quantile` | of the value over time | `None` | of the observations |
+/// | `last` | the value | the value | `None` |
+/// | `increase` | by how much the value changed | the increase | `count` |
+/// | `rate` | its change per second | the increase per second | observations per second |
+/// | `age` | since it was last set | since it last grew | since the last observation |
 ///
 /// `None` means that there was nothing to go by; it is never 0 instead. NaN is passed over, and so is a gauge until it is
 /// first set. There is no rate until one slot of the width has been observed.
 ///
-/// Of several series ([`Windows`]): counts, sums and rates add up; `avg` is over all series and their time (gauges) or
-/// over all observations; `min` and `max` are those of single series, not of their sum; `last` is `None`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Exact are those of gauges, the increase of a counter in `u64`, and a histogram's count and extremes. A histogram's sum is
+/// the difference of two running sums, as Prometheus would take it; where that can't tell (an observation of NaN or ±∞
+/// since the bus began, or sums so large that rounding has eaten the difference) it is within 1.1 % per observation.
+///
+/// Of several series ([`Windows`]): counts, sums, increases and rates add up; `avg`, `stddev` and quantiles are over all
+/// series and their time (gauges) or over all observations; `min` and `max` are those of single series, not of their sum;
+/// `age` is that of the newest mutation; `last` is `None`. Of gauges together with other types, `avg`, `stddev` and
+/// quantiles are those of the gauges.
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WindowStats {
     /// The width in force: what was asked for, at least 100 ms.
@@ -73,6 +92,8 @@ pub struct WindowStats {
     pub coverage: f64,
     /// How many series took part.
     pub sources: usize,
+    /// How many of them had no mutation in the window. A counter that is increased by 0 has none.
+    pub stale: usize,
     /// See the table.
     pub count: u64,
     /// See the table.
@@ -83,21 +104,64 @@ pub struct WindowStats {
     pub min: Option<f64>,
     /// See the table.
     pub max: Option<f64>,
+    /// The standard deviation, of everything rather than of a sample: one value has 0. That of a histogram is taken from
+    /// its buckets, and off by at most 1.1 % of the root of the mean square of the observations. `None` also where
+    /// something infinite was held, or where it is beyond what a double can hold.
+    pub stddev: Option<f64>,
     /// See the table.
     pub last: Option<f64>,
     /// See the table.
+    pub increase: Option<f64>,
+    /// Per second. See the table.
     pub rate: Option<f64>,
+    /// Time since the newest mutation that the window has seen, which may be longer than its width. Of counters and
+    /// histograms it is known to a slot, and what is said is the least it can be. `None` when there was none yet.
+    pub age: Option<Duration>,
+    weights: Weights,
+}
+
+impl WindowStats {
+    /// The `q`-quantile: the smallest value that at least the share `q` of all was at or under. Of a gauge, the share of
+    /// time; of a histogram, of the observations. `q` is from 0 (the minimum) to 1 (the maximum); 0.5 is the median.
+    ///
+    /// Off by at most 1.1 % of the quantile itself, whatever the distribution, and never outside of `min` and `max`.
+    /// `None` where there is nothing to go by, of counters, and for a `q` that is no share (NaN included).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use metricbus::{Buckets, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let ttft = bus.histogram("ttft_seconds", "Time to the first token.", Buckets::default())?;
+    /// let window = ttft.series().window(Duration::from_secs(60));
+    /// for ms in 1..=1_000 {
+    ///     ttft.observe(f64::from(ms) / 1_000.0);
+    /// }
+    /// let p99 = window.stats().quantile(0.99).unwrap();
+    /// assert!((p99 - 0.99).abs() < 0.011 * 0.99);
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        part::quantile(&self.weights, self.min?, self.max?, q)
+    }
 }
 
 /// A sliding window over one series. Made by [`Series::window`](crate::Series::window).
 ///
 /// It sees mutations from its making on. A gauge's average is weighted by time: a value counts for as long as it was
-/// held, and an idle window has avg = min = max = the held value. A counter's increase and rate are exact.
+/// held, and an idle window has avg = min = max = the held value. A counter's increase and rate are exact over the time
+/// that `coverage` tells.
 ///
-/// The window is cut into slots of a hundredth of its width, at least 10 ms, counted from its making. It begins at the
-/// first slot boundary that is not older than its width, and it is at least 100 ms wide. Dropping it ends it.
+/// Time is cut into slots of a hundredth of the width, at least 10 ms, which begin at multiples of that by the bus's clock:
+/// so windows of different series line up. A window begins at the first such boundary that is not older than its width, and
+/// it is at least 100 ms wide. When its series is removed it stays as it was then. Dropping it ends it.
 ///
-/// A series with a window is mutated under its lock and reads the clock; other series cost what they always do.
+/// # Cost
+///
+/// A counter's window costs a mutation nothing: the clock samples the counter once per slot. A histogram's costs an
+/// observation one more atomic add, and once per slot a visit to the series' lock for each new extreme. A gauge with a
+/// window is set under its lock, and reads the clock. Other series cost what they always do.
 ///
 /// ```
 /// use std::time::Duration;
@@ -111,38 +175,29 @@ pub struct WindowStats {
 /// tokens.inc_by(100);
 /// clock.advance(Duration::from_secs(4));
 /// let seen = window.stats();
-/// assert_eq!((seen.sum, seen.rate, seen.coverage), (Some(100.0), Some(25.0), 0.4));
+/// assert_eq!((seen.increase, seen.rate, seen.coverage), (Some(100.0), Some(25.0), 0.4));
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
 #[must_use = "a window sees nothing once it is dropped"]
 pub struct Window {
     series: Series,
     id: u64,
-    ring: Arc<Mutex<Ring>>,
+    pane: Arc<Pane>,
 }
 
 impl Window {
     fn over(series: &Series, width: Duration) -> Window {
         let id = next_id();
-        let ring = Arc::new(Mutex::new(Ring::new(series.kind(), width)));
-        let listener = Recorder {
-            id,
-            numbers: series.core().meta.numbers,
-            ring: ring.clone(),
-            origin: None,
-        };
+        let core = series.core();
+        let (pane, feeder) = pane(id, core, false, core.meta.clock.now(), width);
         let mut wakes = Wakes::new();
-        if !series.core().attach(Box::new(listener), &mut wakes) {
-            // The series is gone: its last value is all there will ever be.
-            let value = series.value().as_f64();
-            let now = series.core().meta.clock.now();
-            lock(&ring).begin(value, now, now);
-        }
+        // Refused when the series is gone: then its last value is all there will ever be.
+        core.attach(feeder, &mut wakes);
         wake_all(&mut wakes);
         Window {
             series: series.clone(),
             id,
-            ring,
+            pane,
         }
     }
 
@@ -153,7 +208,10 @@ impl Window {
 
     /// What it has seen, up to now.
     pub fn stats(&self) -> WindowStats {
-        part(&self.ring, self.series.core().meta.clock.now()).finish()
+        let now = self.series.core().meta.clock.now();
+        let part = self.pane.part(now, Detail::Sketch);
+        let width = Duration::from_nanos(part.width);
+        merge(&[part], width)
     }
 }
 
@@ -177,7 +235,8 @@ impl fmt::Debug for Window {
 /// A sliding window over all series of a selector, present and future. Made by
 /// [`MetricBus::window`](crate::MetricBus::window).
 ///
-/// A series that is removed leaves the window.
+/// A series that is removed leaves the window. A counter or histogram that is made later has counted nothing until then,
+/// which its window knows.
 ///
 /// ```
 /// use std::time::Duration;
@@ -201,14 +260,9 @@ impl fmt::Debug for Window {
 #[must_use = "windows see nothing once they are dropped"]
 pub struct Windows {
     subscription: Subscription,
-    members: Arc<Mutex<Vec<Member>>>,
+    members: Arc<Members>,
     width: Duration,
     clock: Clock,
-}
-
-struct Member {
-    series: Series,
-    ring: Arc<Mutex<Ring>>,
 }
 
 impl Windows {
@@ -218,20 +272,11 @@ impl Windows {
         let make = {
             let (members, start) = (members.clone(), inner.clock.now());
             Box::new(
-                move |series: &Arc<SeriesCore>, newborn: bool| -> Box<dyn Listener> {
-                    // A counter that is made now has counted nothing since the window began to look. What a gauge would
-                    // have been nobody knows.
-                    let counts = series.meta.kind != MetricKind::Gauge;
-                    Box::new(MemberRecorder {
-                        recorder: Recorder {
-                            id,
-                            numbers: series.meta.numbers,
-                            ring: Arc::new(Mutex::new(Ring::new(series.meta.kind, width))),
-                            origin: (newborn && counts).then_some(start),
-                        },
-                        series: Arc::downgrade(series),
-                        members: members.clone(),
-                    })
+                move |series: &Arc<SeriesCore>,
+                      newborn: bool,
+                      _: &mut Wakes|
+                      -> Box<dyn Listener> {
+                    pane::member(id, series, newborn.then_some(start), width, &members)
                 },
             )
         };
@@ -242,34 +287,81 @@ impl Windows {
         Windows {
             subscription,
             members,
-            width: width.max(ring::WIDTH_MIN),
+            width: width.max(WIDTH_MIN),
             clock: inner.clock.clone(),
         }
     }
 
     fn parts(&self) -> Vec<(Series, Part)> {
         let now = self.clock.now();
-        let members: Vec<_> = lock(&self.members)
-            .iter()
-            .map(|member| (member.series.clone(), member.ring.clone()))
-            .collect();
+        let members = self.members.lock();
+        let members = members.unwrap_or_else(PoisonError::into_inner).clone();
         members
             .into_iter()
-            .map(|(series, ring)| (series, part(&ring, now)))
+            .map(|pane| {
+                let part = pane.part(now, Detail::Sketch);
+                (Series::of(pane.series().clone()), part)
+            })
             .collect()
     }
 
     /// What all series together have seen, up to now. Without any series: `sources` is 0, and everything is `None`.
     pub fn stats(&self) -> WindowStats {
         let parts: Vec<Part> = self.parts().into_iter().map(|(_, part)| part).collect();
-        ring::merge(&parts, self.width)
+        WindowStats {
+            last: None,
+            ..merge(&parts, self.width)
+        }
     }
 
     /// What each series has seen, up to now.
     pub fn each(&self) -> Vec<(Series, WindowStats)> {
         self.parts()
             .into_iter()
-            .map(|(series, part)| (series, part.finish()))
+            .map(|(series, part)| (series, merge(&[part], self.width)))
+            .collect()
+    }
+
+    /// What the series have seen that agree in these labels, up to now: for each combination of values, in order. A label
+    /// that a series does not have is empty.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use metricbus::{Counter, Desc, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let desc = Desc::new("requests_total", "Requests.").labels(["worker", "status"]);
+    /// let requests = bus.family::<Counter>(desc)?;
+    /// let windows = bus.window("requests_total", Duration::from_secs(30))?;
+    /// for worker in ["a", "b"] {
+    ///     requests.with_label_values(&[worker, "ok"])?.inc_by(3);
+    /// }
+    /// requests.with_label_values(&["b", "error"])?.inc();
+    ///
+    /// let by_status = windows.stats_by(&["status"]);
+    /// let increases: Vec<_> = by_status
+    ///     .iter()
+    ///     .map(|(labels, seen)| (labels[0].1.as_str(), seen.sources, seen.increase))
+    ///     .collect();
+    /// assert_eq!(increases, [("error", 1, Some(1.0)), ("ok", 2, Some(6.0))]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stats_by(&self, labels: &[&str]) -> Vec<(Vec<(String, String)>, WindowStats)> {
+        let mut groups: BTreeMap<Vec<String>, Vec<Part>> = BTreeMap::new();
+        for (series, part) in self.parts() {
+            let values = labels.iter().map(|l| series.label(l).unwrap_or_default());
+            groups.entry(values.collect()).or_default().push(part);
+        }
+        groups
+            .into_iter()
+            .map(|(values, parts)| {
+                let names = labels.iter().map(|&l| l.to_owned());
+                let stats = WindowStats {
+                    last: None,
+                    ..merge(&parts, self.width)
+                };
+                (names.zip(values).collect(), stats)
+            })
             .collect()
     }
 
@@ -285,94 +377,5 @@ impl fmt::Debug for Windows {
             .field("subscription", &self.subscription)
             .field("stats", &self.stats())
             .finish()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Copies the slots under the lock and computes outside of it: a mutating thread may be waiting.
-fn part(ring: &Mutex<Ring>, now: Time) -> Part {
-    let mut copy = lock(ring).clone();
-    copy.stats(now)
-}
-
-struct Recorder {
-    id: u64,
-    numbers: Numbers,
-    ring: Arc<Mutex<Ring>>,
-    /// Since when the window looks, where that is before the series was made.
-    origin: Option<Time>,
-}
-
-impl Recorder {
-    fn decode(&self) -> fn(u64) -> f64 {
-        match self.numbers {
-            Numbers::Whole => Whole::decode,
-            Numbers::Amount | Numbers::Real => Real::decode,
-        }
-    }
-}
-
-impl Listener for Recorder {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn takes_all(&self) -> bool {
-        true
-    }
-
-    fn begin(&mut self, bits: u64, stamp: &mut Stamp<'_>) {
-        let at = stamp.at();
-        lock(&self.ring).begin(self.decode()(bits), self.origin.unwrap_or(at), at);
-    }
-
-    fn quiet(&self) -> Interval {
-        Interval::NOTHING
-    }
-
-    fn record(&mut self, recorded: Recorded, _sequence: u64, at: Time, _wakes: &mut Wakes) {
-        lock(&self.ring).record(recorded, self.decode(), at);
-    }
-}
-
-/// A recorder that enters its series among the members, and takes it out when it is removed.
-struct MemberRecorder {
-    recorder: Recorder,
-    series: std::sync::Weak<SeriesCore>,
-    members: Arc<Mutex<Vec<Member>>>,
-}
-
-impl Listener for MemberRecorder {
-    fn id(&self) -> u64 {
-        self.recorder.id
-    }
-
-    fn takes_all(&self) -> bool {
-        true
-    }
-
-    fn begin(&mut self, bits: u64, stamp: &mut Stamp<'_>) {
-        self.recorder.begin(bits, stamp);
-        if let Some(series) = self.series.upgrade() {
-            lock(&self.members).push(Member {
-                series: Series::of(series),
-                ring: self.recorder.ring.clone(),
-            });
-        }
-    }
-
-    fn quiet(&self) -> Interval {
-        Interval::NOTHING
-    }
-
-    fn record(&mut self, recorded: Recorded, sequence: u64, at: Time, wakes: &mut Wakes) {
-        self.recorder.record(recorded, sequence, at, wakes);
-    }
-
-    fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {
-        lock(&self.members).retain(|member| !Arc::ptr_eq(&member.ring, &self.recorder.ring));
     }
 }

@@ -1,0 +1,288 @@
+//! What a rule has said: its last transitions, and the feeds that hear of the next ones. It outlives changes of the rule.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading};
+use crate::{
+    cell::Wakes,
+    clock::Clock,
+    listen::{Event, Post, sealed},
+    series::{Series, SeriesCore},
+    stats::bump,
+    time::Time,
+};
+
+/// A transition of a group, as the engine knows it.
+pub(crate) struct Turn {
+    pub(crate) firing: bool,
+    pub(crate) level: Option<Arc<str>>,
+    pub(crate) previous: Option<Arc<str>>,
+    pub(crate) group: Pairs,
+    pub(crate) series: Option<Arc<SeriesCore>>,
+    pub(crate) value: Reading,
+    pub(crate) quality: Quality,
+    pub(crate) epoch: u64,
+    pub(crate) cause: AlertCause,
+    pub(crate) at: Time,
+    pub(crate) since: Time,
+}
+
+/// A subscription to alerts.
+pub(crate) struct Feed {
+    pub(crate) post: Post<Letter>,
+    /// Whether it wants to hear what is firing when it comes.
+    pub(crate) initial: bool,
+    pub(crate) ended: Arc<AtomicBool>,
+    /// Rules that it hears of.
+    pub(crate) rules: AtomicU64,
+}
+
+/// An alert, or the mark, in a feed's mailbox.
+pub struct Letter {
+    alert: Option<Arc<Alert>>,
+    ended: Arc<AtomicBool>,
+    /// Where it counts when it is dropped unread.
+    missed: Option<Arc<AtomicU64>>,
+}
+
+impl Letter {
+    pub(crate) fn sync(feed: &Arc<Feed>) -> Letter {
+        Letter {
+            alert: None,
+            ended: feed.ended.clone(),
+            missed: None,
+        }
+    }
+}
+
+impl Drop for Letter {
+    fn drop(&mut self) {
+        if let Some(missed) = &self.missed
+            && !self.ended.load(Ordering::Acquire)
+        {
+            bump(missed);
+        }
+    }
+}
+
+impl Event for Alert {}
+
+impl sealed::Event for Alert {
+    type Letter = Letter;
+
+    fn open(mut letter: Letter, _listener: u64) -> Option<Alert> {
+        letter.missed = None;
+        letter.alert.take().map(Arc::unwrap_or_clone)
+    }
+}
+
+impl Event for Notice {}
+
+impl sealed::Event for Notice {
+    type Letter = Letter;
+
+    fn open(letter: Letter, listener: u64) -> Option<Notice> {
+        Some(Alert::open(letter, listener).map_or(Notice::Sync, Notice::Alert))
+    }
+}
+
+pub(crate) struct Log {
+    pub(crate) name: Arc<str>,
+    said: Mutex<Said>,
+    pub(crate) fired: AtomicU64,
+    pub(crate) resolved: AtomicU64,
+    missed: Arc<AtomicU64>,
+    /// Told after each transition, for whoever keeps the state on disk.
+    pub(crate) changed: Arc<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Said {
+    feeds: Vec<Arc<Feed>>,
+    history: VecDeque<Alert>,
+}
+
+impl Log {
+    pub(crate) fn new(
+        name: &str,
+        feeds: Vec<Arc<Feed>>,
+        changed: Arc<dyn Fn() + Send + Sync>,
+    ) -> Arc<Log> {
+        for feed in &feeds {
+            bump(&feed.rules);
+        }
+        Arc::new(Log {
+            name: name.into(),
+            said: Mutex::new(Said {
+                feeds,
+                history: VecDeque::new(),
+            }),
+            fired: AtomicU64::new(0),
+            resolved: AtomicU64::new(0),
+            missed: Arc::default(),
+            changed,
+        })
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a transition, and posts it to whoever listens. Under the engine's lock.
+    pub(crate) fn tell(&self, rule: &Rule, turn: Turn, clock: &Clock, wakes: &mut Wakes) {
+        bump(if turn.firing {
+            &self.fired
+        } else {
+            &self.resolved
+        });
+        let alert = Arc::new(self.alert(rule, turn, clock));
+        let mut said = self.said();
+        said.feeds
+            .retain(|feed| !feed.ended.load(Ordering::Acquire));
+        if !rule.dry_run {
+            for feed in &said.feeds {
+                self.post(feed, &alert, wakes);
+            }
+        }
+        if rule.history > 0 {
+            said.history.push_back(Arc::unwrap_or_clone(alert));
+        }
+        while said.history.len() > rule.history {
+            said.history.pop_front();
+        }
+        drop(said);
+        (self.changed)();
+    }
+
+    fn post(&self, feed: &Arc<Feed>, alert: &Arc<Alert>, wakes: &mut Wakes) {
+        let letter = Letter {
+            alert: Some(alert.clone()),
+            ended: feed.ended.clone(),
+            missed: Some(self.missed.clone()),
+        };
+        feed.post.send(letter, wakes);
+    }
+
+    /// A new feed: hears what is firing, then every transition. Under the engine's lock.
+    pub(crate) fn subscribe(
+        &self,
+        feed: &Arc<Feed>,
+        rule: &Rule,
+        firing: Vec<Turn>,
+        clock: &Clock,
+        wakes: &mut Wakes,
+    ) {
+        let mut said = self.said();
+        if feed.initial && !rule.dry_run {
+            for turn in firing {
+                let alert = Arc::new(self.alert(rule, turn, clock));
+                self.post(feed, &alert, wakes);
+            }
+        }
+        bump(&feed.rules);
+        said.feeds.push(feed.clone());
+    }
+
+    pub(crate) fn history(&self) -> Vec<Alert> {
+        self.said().history.iter().cloned().collect()
+    }
+
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+
+    fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {
+        let mut labels = turn.group.to_vec();
+        for (name, value) in &rule.labels {
+            match labels.iter_mut().find(|(n, _)| n == name) {
+                Some((_, old)) => value.clone_into(old),
+                None => labels.push((name.clone(), value.clone())),
+            }
+        }
+        labels.sort();
+        let mut annotations: Vec<_> = rule
+            .annotations
+            .iter()
+            .map(|(name, text)| (name.clone(), fill(text, turn.value, &labels)))
+            .collect();
+        annotations.sort();
+        Alert {
+            rule: self.name.clone(),
+            state: if turn.firing {
+                AlertState::Firing
+            } else {
+                AlertState::Resolved
+            },
+            level: turn.level,
+            previous_level: turn.previous,
+            group: turn.group,
+            labels: labels.into(),
+            annotations: annotations.into(),
+            series: turn.series.map(Series::of),
+            value: turn.value,
+            quality: turn.quality,
+            epoch: turn.epoch,
+            cause: turn.cause,
+            at: turn.at,
+            since: turn.since,
+            date: clock.wall(turn.at),
+            repeat: 0,
+        }
+    }
+}
+
+/// Puts the value and labels into the places for them.
+fn fill(text: &str, value: Reading, labels: &[(String, String)]) -> String {
+    let mut filled = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((name, after)) = after.split_once("}}") else {
+            break;
+        };
+        filled.push_str(before);
+        match name.trim() {
+            "$value" => match value {
+                Some(value) => filled.push_str(&value.to_string()),
+                None => filled.push_str("(no data)"),
+            },
+            name => match name.strip_prefix("$labels.") {
+                Some(label) => filled.extend(
+                    labels
+                        .iter()
+                        .filter(|(n, _)| n == label)
+                        .map(|(_, value)| value.as_str()),
+                ),
+                None => {
+                    filled.push_str("{{");
+                    filled.push_str(name);
+                    filled.push_str("}}");
+                }
+            },
+        }
+        rest = after;
+    }
+    filled.push_str(rest);
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_in_an_annotation_are_filled_and_others_left() {
+        let labels = [("worker".to_owned(), "a".to_owned())];
+        let text = "{{ $labels.worker }}{{$labels.none}} is at {{ $value }}, {{ other }} {{ $value";
+        assert_eq!(
+            fill(text, Some(0.5), &labels),
+            "a is at 0.5, {{other}} {{ $value"
+        );
+        assert_eq!(fill("{{ $value }}", None, &[]), "(no data)");
+    }
+}

@@ -1,0 +1,287 @@
+//! The time side of a rule: M of N slots, hold, keep firing. A pure state machine, one per group and level: no clock, no
+//! lock, no values; it is stepped with times and with whether the condition holds.
+//!
+//! ```text
+//!              begins            hold is over
+//!   Inactive ──────────► Pending ───────────► Firing ◄─────┐
+//!      ▲  ▲    ceases       │                   │ ceases   │ begins
+//!      │  └─────────────────┘                   ▼          │
+//!      └───────────────────────────────────── Clearing ────┘
+//!                    keep is over
+//! ```
+//!
+//! Whoever steps it at a time first lets pass what was [due](Machine::due) until then, so that a timer that comes late
+//! changes nothing but the moment at which one hears of it.
+
+use std::time::Duration;
+
+use super::{RuleState, Slots};
+use crate::time::{Time, nanos};
+
+/// How a rule treats time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    pub(crate) hold: Duration,
+    pub(crate) keep: Duration,
+    pub(crate) slots: Option<Slots>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum Phase {
+    #[default]
+    Inactive,
+    /// Holds since.
+    Pending {
+        since: Time,
+    },
+    Firing {
+        since: Time,
+    },
+    /// Fires since, and does not hold since `ceased`.
+    Clearing {
+        since: Time,
+        ceased: Time,
+    },
+}
+
+/// In which of the last slots the condition held: bit 0 is the present one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    bits: u64,
+    slot: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Machine {
+    phase: Phase,
+    /// Whether the condition holds now.
+    holds: bool,
+    tally: Tally,
+}
+
+impl Machine {
+    /// As it was before a restart or a change of its rule.
+    pub(crate) fn restored(phase: Phase) -> Machine {
+        Machine {
+            phase,
+            holds: matches!(phase, Phase::Pending { .. } | Phase::Firing { .. }),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn state(&self) -> RuleState {
+        match self.phase {
+            Phase::Inactive => RuleState::Inactive,
+            Phase::Pending { .. } => RuleState::Pending,
+            Phase::Firing { .. } => RuleState::Firing,
+            Phase::Clearing { .. } => RuleState::Clearing,
+        }
+    }
+
+    pub(crate) fn is_firing(&self) -> bool {
+        self.state().is_firing()
+    }
+
+    /// Since when the condition has held; `None` while inactive.
+    pub(crate) fn since(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Inactive => None,
+            Phase::Pending { since } | Phase::Firing { since } | Phase::Clearing { since, .. } => {
+                Some(since)
+            }
+        }
+    }
+
+    /// When time alone changes something next.
+    pub(crate) fn due(&self, timing: &Timing) -> Option<Time> {
+        let phase = self.phase_due(timing);
+        let slot = timing
+            .slots
+            .filter(|_| self.holds || self.tally.bits != 0)
+            .map(|slots| Time((self.tally.slot + 1).saturating_mul(nanos(slots.width))));
+        match (phase, slot) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn phase_due(&self, timing: &Timing) -> Option<Time> {
+        match self.phase {
+            Phase::Pending { since } => Some(since + timing.hold),
+            Phase::Clearing { ceased, .. } => Some(ceased + timing.keep),
+            Phase::Inactive | Phase::Firing { .. } => None,
+        }
+    }
+
+    /// Time comes to `at`, at which something is [due](Machine::due). What was held for long enough up to here was, even
+    /// where a slot that ends here takes the ground away.
+    pub(crate) fn tick(&mut self, timing: &Timing, at: Time) {
+        self.expire(timing, at);
+        if timing.slots.is_some() {
+            let holds = self.count(timing, self.holds, at);
+            self.flow(timing, holds, at);
+        }
+    }
+
+    /// The condition holds, or does not, from `now` on. Nothing is due before.
+    pub(crate) fn step(&mut self, timing: &Timing, holds: bool, now: Time) {
+        self.holds = holds;
+        let holds = self.count(timing, holds, now);
+        self.flow(timing, holds, now);
+    }
+
+    /// The rule has other times from `now` on. A hold that is longer than the condition has held for makes a firing
+    /// machine pending.
+    pub(crate) fn retime(&mut self, timing: &Timing, now: Time) {
+        match self.phase {
+            Phase::Firing { since } if now.since(since) < timing.hold => {
+                self.phase = Phase::Pending { since };
+            }
+            Phase::Clearing { since, ceased } if ceased.since(since) < timing.hold => {
+                self.phase = Phase::Inactive;
+            }
+            _ => {}
+        }
+        self.expire(timing, now);
+    }
+
+    /// Whether the condition counts as holding, by M of N where the rule says so.
+    fn count(&mut self, timing: &Timing, holds: bool, now: Time) -> bool {
+        let Some(Slots { m, n, width }) = timing.slots else {
+            return holds;
+        };
+        let slot = now.0 / nanos(width);
+        let passed = slot.saturating_sub(self.tally.slot);
+        self.tally.slot = self.tally.slot.max(slot);
+        let shifted = u32::try_from(passed)
+            .ok()
+            .and_then(|passed| self.tally.bits.checked_shl(passed))
+            .unwrap_or(0);
+        self.tally.bits = (shifted | u64::from(holds)) & (u64::MAX >> (64 - n));
+        self.tally.bits.count_ones() >= m
+    }
+
+    fn expire(&mut self, timing: &Timing, at: Time) {
+        if self.phase_due(timing).is_none_or(|due| due > at) {
+            return;
+        }
+        self.phase = match self.phase {
+            Phase::Pending { since } => Phase::Firing { since },
+            _ => Phase::Inactive,
+        };
+    }
+
+    fn flow(&mut self, timing: &Timing, holds: bool, now: Time) {
+        self.phase = match (self.phase, holds) {
+            (Phase::Inactive, true) => Phase::Pending { since: now },
+            (Phase::Pending { .. }, false) => Phase::Inactive,
+            (Phase::Firing { since }, false) => Phase::Clearing { since, ceased: now },
+            (Phase::Clearing { since, .. }, true) => Phase::Firing { since },
+            (phase, _) => phase,
+        };
+        // A hold of zero is over at once.
+        self.expire(timing, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(s: u64) -> Time {
+        Time::ZERO + Duration::from_secs(s)
+    }
+
+    fn timing(hold: u64, keep: u64) -> Timing {
+        Timing {
+            hold: Duration::from_secs(hold),
+            keep: Duration::from_secs(keep),
+            slots: None,
+        }
+    }
+
+    /// Lets time pass and then steps; what it went through on the way.
+    fn run(timing: &Timing, steps: &[(u64, bool)], until: u64) -> Vec<(u64, RuleState)> {
+        let mut machine = Machine::default();
+        let mut seen = Vec::new();
+        let mut note = |at: Time, machine: &Machine| {
+            if seen.last().map_or(RuleState::Inactive, |&(_, s)| s) != machine.state() {
+                seen.push((at.as_secs_f64() as u64, machine.state()));
+            }
+        };
+        let ends = [(until, None)];
+        let steps = steps.iter().map(|&(at, holds)| (at, Some(holds)));
+        for (at, holds) in steps.chain(ends) {
+            while let Some(due) = machine.due(timing).filter(|due| *due <= secs(at)) {
+                machine.tick(timing, due);
+                note(due, &machine);
+            }
+            if let Some(holds) = holds {
+                machine.step(timing, holds, secs(at));
+                note(secs(at), &machine);
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn it_goes_through_its_states_as_documented() {
+        use RuleState::*;
+        let steps = [
+            (0, true),
+            (4, false),
+            (10, true),
+            (17, false),
+            (19, true),
+            (30, false),
+        ];
+        assert_eq!(
+            run(&timing(5, 3), &steps, 60),
+            [
+                (0, Pending),
+                (4, Inactive),
+                (10, Pending),
+                (15, Firing),
+                (17, Clearing),
+                (19, Firing),
+                (30, Clearing),
+                (33, Inactive),
+            ]
+        );
+    }
+
+    #[test]
+    fn m_of_n_counts_slots_in_which_it_held_for_a_moment() {
+        use RuleState::*;
+        let timing = Timing {
+            slots: Some(Slots {
+                m: 2,
+                n: 3,
+                width: Duration::from_secs(1),
+            }),
+            ..timing(0, 0)
+        };
+        let steps = [(1, true), (1, false), (3, true), (3, false)];
+        assert_eq!(run(&timing, &steps, 20), [(3, Firing), (4, Inactive)]);
+        // One that goes on holding is in every slot.
+        let steps = [(1, true), (9, false)];
+        assert_eq!(run(&timing, &steps, 20), [(2, Firing), (11, Inactive)]);
+    }
+
+    #[test]
+    fn a_longer_hold_makes_it_pending_and_a_shorter_one_fires() {
+        let mut machine = Machine::default();
+        machine.step(&timing(0, 0), true, secs(10));
+        assert_eq!(machine.state(), RuleState::Firing);
+        machine.retime(&timing(5, 0), secs(12));
+        assert_eq!(machine.state(), RuleState::Pending);
+        assert_eq!(machine.due(&timing(5, 0)), Some(secs(15)));
+        machine.retime(&timing(1, 0), secs(13));
+        assert_eq!(machine.state(), RuleState::Firing);
+        assert_eq!(machine.since(), Some(secs(10)));
+    }
+}

@@ -1,0 +1,312 @@
+//! A rule made ready to run: checked, its conditions numbered, its selectors at hand. Pure data.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Group, Rule, Test,
+    compute::{Judge, PERIOD_MIN, Program, Truth},
+    expr::{Node, Source},
+    machine::Timing,
+};
+use crate::{error::RuleError, labels, selector::Selector, series::SeriesCore};
+
+/// What a rule does, ready to be done.
+pub(crate) struct Plan {
+    pub(crate) leaves: Vec<Leaf>,
+    pub(crate) levels: Vec<(Option<Arc<str>>, Tree)>,
+    pub(crate) timing: Timing,
+    pub(crate) group: Group,
+    pub(crate) by: Vec<String>,
+    /// One metric by one selector: its name tells series apart, too.
+    pub(crate) single: bool,
+    /// How often time alone changes something.
+    pub(crate) period: Option<Duration>,
+}
+
+/// A part of a condition that is about numbers or about absence.
+pub(crate) enum Leaf {
+    /// The value of a series.
+    Direct {
+        selector: Selector,
+        judge: Judge,
+    },
+    Computed {
+        program: Program,
+        judge: Judge,
+    },
+    Stale {
+        selector: Selector,
+        ttl: Duration,
+    },
+    Gone {
+        selector: Selector,
+        keep: Duration,
+    },
+}
+
+/// Parts put together.
+#[derive(Clone, Debug)]
+pub(crate) enum Tree {
+    Leaf(usize),
+    And(Box<Tree>, Box<Tree>),
+    Or(Box<Tree>, Box<Tree>),
+    Not(Box<Tree>),
+}
+
+impl Tree {
+    /// Kleene's logic of three values.
+    pub(crate) fn truth(&self, leaf: &impl Fn(usize) -> Truth) -> Truth {
+        use Truth::{False, True, Unknown};
+        match self {
+            Tree::Leaf(i) => leaf(*i),
+            Tree::And(a, b) => match (a.truth(leaf), b.truth(leaf)) {
+                (False, _) | (_, False) => False,
+                (True, True) => True,
+                _ => Unknown,
+            },
+            Tree::Or(a, b) => match (a.truth(leaf), b.truth(leaf)) {
+                (True, _) | (_, True) => True,
+                (False, False) => False,
+                _ => Unknown,
+            },
+            Tree::Not(a) => match a.truth(leaf) {
+                True => False,
+                False => True,
+                Unknown => Unknown,
+            },
+        }
+    }
+}
+
+/// The most slots of an M of N: they are bits of one word.
+const SLOTS_MAX: u32 = 64;
+
+impl Plan {
+    pub(crate) fn new(rule: &Rule) -> Result<Plan, RuleError> {
+        check(rule)?;
+        let mut leaves = Vec::new();
+        let mut levels = Vec::new();
+        for level in &rule.levels {
+            let tree = plant(&level.test, &mut leaves)?;
+            levels.push((level.name.as_deref().map(Arc::from), tree));
+        }
+        let sources: Vec<_> = leaves.iter().flat_map(Leaf::sources).collect();
+        if sources.is_empty() {
+            return Err(RuleError::Expression {
+                expression: rule.levels[0].test.to_string(),
+                why: "it looks at no metric".to_owned(),
+            });
+        }
+        let single = sources.iter().all(|(selector, gathered)| {
+            !gathered && selector.to_string() == sources[0].0.to_string()
+        });
+        let period = leaves
+            .iter()
+            .filter_map(Leaf::period)
+            .min()
+            .map(|period| rule.every.unwrap_or(period));
+        Ok(Plan {
+            single,
+            period,
+            leaves,
+            levels,
+            timing: Timing {
+                hold: rule.hold,
+                keep: rule.keep,
+                slots: rule.slots,
+            },
+            group: rule.group,
+            by: rule.by.clone(),
+        })
+    }
+
+    /// The plan of an expression alone, of a derived gauge.
+    pub(crate) fn of_expression(node: &Node) -> Result<Plan, RuleError> {
+        let program = Program::new(node)?;
+        if program.inputs.is_empty() {
+            return Err(RuleError::Expression {
+                expression: node.to_string(),
+                why: "it looks at no metric".to_owned(),
+            });
+        }
+        let leaf = Leaf::Computed {
+            program,
+            judge: Judge::Changed,
+        };
+        Ok(Plan {
+            period: leaf.period(),
+            leaves: vec![leaf],
+            levels: vec![(None, Tree::Leaf(0))],
+            timing: Timing {
+                hold: Duration::ZERO,
+                keep: Duration::ZERO,
+                slots: None,
+            },
+            group: Group::Each,
+            by: Vec::new(),
+            // A derived gauge has a name of its own.
+            single: false,
+        })
+    }
+
+    /// The labels by which a source tells series apart, and the metric's name where it does.
+    pub(crate) fn labels_of(
+        &self,
+        series: &SeriesCore,
+        by: Option<&[String]>,
+    ) -> Vec<(String, String)> {
+        let mut pairs = labels::pairs(&series.text);
+        if let Some(by) = by {
+            pairs.retain(|(name, _)| by.contains(name));
+        }
+        pairs.sort();
+        pairs
+    }
+}
+
+impl Leaf {
+    /// Its selectors, and whether what they select is gathered.
+    fn sources(&self) -> Vec<(&Selector, bool)> {
+        match self {
+            Leaf::Direct { selector, .. }
+            | Leaf::Stale { selector, .. }
+            | Leaf::Gone { selector, .. } => vec![(selector, false)],
+            Leaf::Computed { program, .. } => program
+                .inputs
+                .iter()
+                .filter_map(|input| {
+                    let selector = input.source.selector.as_ref().ok()?;
+                    Some((selector, input.source.gather.is_some()))
+                })
+                .collect(),
+        }
+    }
+
+    fn period(&self) -> Option<Duration> {
+        match self {
+            Leaf::Computed { program, .. } => program.period,
+            _ => None,
+        }
+    }
+}
+
+fn check(rule: &Rule) -> Result<(), RuleError> {
+    let wrong = |why: String| {
+        Err(RuleError::Rule {
+            rule: rule.name.clone(),
+            why,
+        })
+    };
+    if rule.name.is_empty() {
+        return wrong(
+            "its name is empty; give it one that says what is wrong when it fires".into(),
+        );
+    }
+    let names: Vec<_> = rule.levels.iter().map(|level| &level.name).collect();
+    if names.is_empty() {
+        return wrong("it has no level; give it at least one".into());
+    }
+    for (i, name) in names.iter().enumerate() {
+        if name.as_deref() == Some("") || names[..i].contains(name) {
+            return wrong(format!(
+                "level {} is named {:?}; levels need names that differ",
+                i + 1,
+                name.as_deref().unwrap_or_default()
+            ));
+        }
+    }
+    if let Some(slots) = rule.slots {
+        if slots.n == 0 || slots.n > SLOTS_MAX || slots.m == 0 || slots.m > slots.n {
+            return wrong(format!(
+                "{} of {} slots cannot be; n is from 1 to {SLOTS_MAX}, and m from 1 to n",
+                slots.m, slots.n
+            ));
+        }
+        if slots.width < PERIOD_MIN {
+            return wrong(format!(
+                "its slots are {:?} wide; they must be at least {PERIOD_MIN:?}",
+                slots.width
+            ));
+        }
+    }
+    if let Some(every) = rule.every
+        && every < PERIOD_MIN
+    {
+        return wrong(format!(
+            "it is to be evaluated every {every:?}; at least {PERIOD_MIN:?} have to be in between"
+        ));
+    }
+    if rule.group == Group::AtLeast(0) {
+        return wrong("at_least(0) always holds; at_least(1) is the least".into());
+    }
+    if rule.group == Group::Each && !rule.by.is_empty() {
+        return wrong(format!(
+            "by({}) needs any(), all() or at_least(k): with each() every series is on its own",
+            rule.by.join(", ")
+        ));
+    }
+    for (name, _) in &rule.labels {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if name.is_empty()
+            || name.starts_with(|c: char| c.is_ascii_digit())
+            || !name.chars().all(valid)
+        {
+            return wrong(format!(
+                "label name {name:?} is not valid; a label name is letters, digits and '_', not beginning with a digit"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn plant(test: &Test, leaves: &mut Vec<Leaf>) -> Result<Tree, RuleError> {
+    let leaf = match test {
+        Test::When(node, threshold) => numeric(node, Judge::Threshold(threshold.cuts()?))?,
+        Test::Moved(node, delta) => numeric(node, Judge::Moved(delta.distance()?))?,
+        Test::Changed(node) => numeric(node, Judge::Changed)?,
+        Test::Stale(selector, ttl) => {
+            if *ttl < PERIOD_MIN {
+                return Err(RuleError::Expression {
+                    expression: test.to_string(),
+                    why: format!("a series is stale after {PERIOD_MIN:?} at the earliest"),
+                });
+            }
+            Leaf::Stale {
+                selector: selector.clone()?,
+                ttl: *ttl,
+            }
+        }
+        Test::Gone(selector, keep) => Leaf::Gone {
+            selector: selector.clone()?,
+            keep: *keep,
+        },
+        Test::And(a, b) => {
+            return Ok(Tree::And(
+                Box::new(plant(a, leaves)?),
+                Box::new(plant(b, leaves)?),
+            ));
+        }
+        Test::Or(a, b) => {
+            return Ok(Tree::Or(
+                Box::new(plant(a, leaves)?),
+                Box::new(plant(b, leaves)?),
+            ));
+        }
+        Test::Not(a) => return Ok(Tree::Not(Box::new(plant(a, leaves)?))),
+    };
+    leaves.push(leaf);
+    Ok(Tree::Leaf(leaves.len() - 1))
+}
+
+fn numeric(node: &Node, judge: Judge) -> Result<Leaf, RuleError> {
+    let program = Program::new(node)?;
+    if program.is_plain()
+        && let Node::Value(Source { selector, .. }) = node
+    {
+        return Ok(Leaf::Direct {
+            selector: selector.clone()?,
+            judge,
+        });
+    }
+    Ok(Leaf::Computed { program, judge })
+}

@@ -1,0 +1,213 @@
+//! What one series has to say of a window, and what several say together: pure arithmetic.
+
+use std::time::Duration;
+
+use super::WindowStats;
+use crate::{
+    desc::MetricKind,
+    sketch::{INDEX_MAX, Weights, middle},
+    time::nanos,
+};
+
+/// Slots per window, unless that makes them narrower than [`SLOT_MIN`].
+const SLOTS: u64 = 100;
+const SLOT_MIN: Duration = Duration::from_millis(10);
+
+/// Ten slots: what a window gives of its width when it slides is a tenth at most.
+pub(crate) const WIDTH_MIN: Duration = Duration::from_millis(100);
+
+/// The slots of a window of this width. They begin at its multiples, by the bus's clock.
+pub(crate) fn slot_of(width: Duration) -> Duration {
+    let width = nanos(width.max(WIDTH_MIN));
+    Duration::from_nanos(width.div_ceil(SLOTS)).max(SLOT_MIN)
+}
+
+/// How much is wanted of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// All but quantiles.
+    #[allow(dead_code)] // For rules.
+    Numbers,
+    /// Quantiles, too.
+    Sketch,
+}
+
+/// Mean and spread of weighted numbers, such that they merge without cancelling (Chan, Golub and LeVeque, 1983).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Moments {
+    pub(crate) weight: f64,
+    pub(crate) mean: f64,
+    /// Of the squares of the distances from the mean, the sum.
+    pub(crate) squares: f64,
+}
+
+impl Moments {
+    pub(crate) fn add(&mut self, other: Moments) {
+        if other.weight > 0.0 {
+            let weight = self.weight + other.weight;
+            let (away, share) = (other.mean - self.mean, other.weight / weight);
+            self.mean += away * share;
+            self.squares += other.squares + away * away * self.weight * share;
+            self.weight = weight;
+        }
+    }
+
+    fn stddev(self) -> Option<f64> {
+        let variance = self.squares / self.weight;
+        // Rounding may leave a little less than nothing.
+        variance.is_finite().then(|| variance.max(0.0).sqrt())
+    }
+}
+
+/// What one series has to say of a window.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) kind: MetricKind,
+    pub(crate) width: u64,
+    pub(crate) slot: u64,
+    /// The nanoseconds that were observed.
+    pub(crate) covered: u64,
+    pub(crate) count: u64,
+    /// NaN where it can't be told.
+    pub(crate) sum: f64,
+    /// NaN where there is none.
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) last: f64,
+    pub(crate) increase: f64,
+    /// Of what is finite.
+    pub(crate) moments: Moments,
+    /// 0 unless something infinite was held: then that, or NaN where both were.
+    pub(crate) infinite: f64,
+    /// Nanoseconds since the newest mutation.
+    pub(crate) age: Option<u64>,
+    /// No mutation in the window.
+    pub(crate) stale: bool,
+    pub(crate) weights: Weights,
+}
+
+impl Part {
+    /// Of a window that has not begun.
+    pub(crate) fn nothing(kind: MetricKind, width: u64, slot: u64) -> Part {
+        Part {
+            kind,
+            width,
+            slot,
+            covered: 0,
+            count: 0,
+            sum: 0.0,
+            min: f64::NAN,
+            max: f64::NAN,
+            last: f64::NAN,
+            increase: f64::NAN,
+            moments: Moments::default(),
+            infinite: 0.0,
+            age: None,
+            stale: true,
+            weights: Weights::default(),
+        }
+    }
+
+    fn rate(&self) -> Option<f64> {
+        // Over less than a slot, a single increment would be a rate of thousands.
+        let seconds = self.covered as f64 / 1e9;
+        number(self.increase / seconds).filter(|_| self.covered >= self.slot)
+    }
+}
+
+fn number(value: f64) -> Option<f64> {
+    (!value.is_nan()).then_some(value)
+}
+
+/// Adds up what there is; `None` where nothing is.
+fn total(numbers: impl Iterator<Item = f64>) -> Option<f64> {
+    numbers.filter(|n| !n.is_nan()).reduce(|a, b| a + b)
+}
+
+/// The statistics of several series together, or of one: only then there is a `last`.
+pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
+    let gauges = parts.iter().any(|p| p.kind == MetricKind::Gauge);
+    // What average, spread and quantiles are of: where gauges are among the series, of their values over time.
+    let measured = if gauges {
+        MetricKind::Gauge
+    } else {
+        MetricKind::Histogram
+    };
+    let measured = || parts.iter().filter(move |p| p.kind == measured);
+
+    let count = parts.iter().map(|p| p.count).sum::<u64>();
+    let sum = parts.iter().map(|p| p.sum).sum::<f64>();
+    let min = parts.iter().fold(f64::NAN, |m, p| m.min(p.min));
+    let max = parts.iter().fold(f64::NAN, |m, p| m.max(p.max));
+    let mut moments = Moments::default();
+    let mut weights = Weights::default();
+    for part in measured() {
+        moments.add(part.moments);
+        weights.add(&part.weights);
+    }
+    let infinite = measured().map(|p| p.infinite).sum::<f64>();
+    let avg = if !gauges {
+        let observed: u64 = measured().map(|p| p.count).sum();
+        measured().map(|p| p.sum).sum::<f64>() / observed as f64
+    } else if infinite != 0.0 {
+        infinite
+    } else if moments.weight > 0.0 && moments.mean.is_finite() {
+        moments.mean
+    } else if moments.weight > 0.0 {
+        f64::NAN
+    } else {
+        // Asked at the very moment at which the windows began.
+        let held = || measured().filter_map(|p| number(p.last));
+        held().sum::<f64>() / held().count() as f64
+    };
+    let coverage = |p: &Part| p.covered as f64 / p.width as f64;
+    WindowStats {
+        width,
+        coverage: if parts.is_empty() {
+            0.0
+        } else {
+            parts.iter().map(coverage).sum::<f64>() / parts.len() as f64
+        },
+        sources: parts.len(),
+        stale: parts.iter().filter(|p| p.stale).count(),
+        count,
+        sum: number(sum).filter(|_| !parts.is_empty() && (count > 0 || !gauges)),
+        // Rounding must not take an average past its extremes, where a threshold may lie.
+        avg: number(avg).map(|avg| avg.max(min).min(max)),
+        min: number(min),
+        max: number(max),
+        stddev: moments.stddev().filter(|_| infinite == 0.0),
+        last: match parts {
+            [one] => number(one.last),
+            _ => None,
+        },
+        increase: total(parts.iter().map(|p| p.increase)),
+        rate: total(parts.iter().filter_map(Part::rate)),
+        age: parts
+            .iter()
+            .filter_map(|p| p.age)
+            .min()
+            .map(Duration::from_nanos),
+        weights,
+    }
+}
+
+/// The `q`-quantile of what lies between `min` and `max`.
+pub(crate) fn quantile(weights: &Weights, min: f64, max: f64, q: f64) -> Option<f64> {
+    if !(0.0..=1.0).contains(&q) {
+        return None;
+    }
+    let index = weights.quantile(q)?;
+    Some(if q == 0.0 {
+        min
+    } else if q == 1.0 {
+        max
+    } else if index == INDEX_MAX && max == f64::INFINITY {
+        // The outermost buckets hold the infinities, and the finite doubles next to them.
+        max
+    } else if index == -INDEX_MAX && min == f64::NEG_INFINITY {
+        min
+    } else {
+        middle(index).max(min).min(max)
+    })
+}
