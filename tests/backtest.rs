@@ -4,8 +4,12 @@
 use std::{io::Write, path::PathBuf, time::Duration};
 
 use metricbus::{
-    Buckets, Change, Clock, Counter, Desc, Gauge, Histogram, MetricBus, MetricKind, Value,
-    backtest::{CsvColumns, CsvError, Entry, ReadError, RecordError, Recorder, Recording},
+    Alert, Buckets, Change, Clock, Condition, Counter, Desc, Expr, Gauge, Histogram, MetricBus,
+    MetricKind, Rule, Threshold, Value,
+    backtest::{
+        CsvColumns, CsvError, Entry, ReadError, RecordError, Recorder, Recording, Replay,
+        ReplayError,
+    },
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -737,4 +741,338 @@ proptest! {
         let _ = Recording::from_csv_text(&csv, CsvColumns::long("time", "series", "value"));
         let _ = Recording::from_csv_text(&text, CsvColumns::wide("time"));
     }
+}
+
+/// All that a rule should do again: when, what, of whom, from which value.
+fn told(alerts: &[Alert]) -> Vec<String> {
+    alerts
+        .iter()
+        .map(|alert| {
+            format!(
+                "{:?} {alert} {:?} {:?} {:?} epoch {} since {:?}",
+                alert.at, alert.cause, alert.quality, alert.labels, alert.epoch, alert.since
+            )
+        })
+        .collect()
+}
+
+/// Rules of every kind, over what [`Subjects`] has.
+fn rules() -> Vec<Rule> {
+    let ms = Duration::from_millis;
+    let above = |bound| Threshold::above(bound).clear_below(bound / 2.0);
+    vec![
+        Rule::new("Gauge", Condition::when("g", above(0.5))),
+        Rule::new("Held", Condition::when("g", above(0.5)))
+            .hold_for(ms(2))
+            .keep_firing_for(ms(1)),
+        Rule::new("Any", Condition::when("m", above(0.5)))
+            .any()
+            .hold_for(ms(1)),
+        Rule::new("Each", Condition::when("m", above(0.5))),
+        Rule::new("All", Condition::when("m", above(0.5))).all(),
+        Rule::new("Total", Condition::when("f_total", Threshold::above(1.0))),
+        Rule::new("Changed", Condition::changed("c_total")).keep_firing_for(ms(1)),
+        Rule::new("Stale", Condition::stale("g", ms(10))),
+        Rule::new("Gone", Condition::gone("m", ms(20))),
+        Rule::new("Observed", Condition::when("h", Threshold::above(1.0))),
+        Rule::new(
+            "Rate",
+            Condition::when(Expr::rate("f_total", ms(1_000)), Threshold::above(0.5)),
+        ),
+        Rule::new(
+            "Average",
+            Condition::when(
+                Expr::over("g", ms(1_000)).avg() + Expr::value("g"),
+                Threshold::above(0.7),
+            ),
+        ),
+    ]
+}
+
+/// Milliseconds rather than nanoseconds, and values about where the rules look.
+fn any_load() -> impl Strategy<Value = Vec<Act>> {
+    let value = prop_oneof![0.0..1.2_f64, Just(f64::NAN), Just(0.6)];
+    let act = prop_oneof![
+        (0..3_u64).prop_map(Act::Count),
+        (0.0..1.0_f64).prop_map(Act::Amount),
+        value.clone().prop_map(Act::Set),
+        (0.0..1.5_f64).prop_map(Act::Observe),
+        (0..3_u8, value).prop_map(|(i, v)| Act::Child(i, v)),
+        (0..3_u8).prop_map(Act::Remove),
+        (0..4_000_000_u32).prop_map(Act::Pass),
+        (0..400_000_000_u32).prop_map(Act::Pass),
+    ];
+    prop::collection::vec(act, 0..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn what_is_replayed_is_what_fired_live(
+        before in any_load(),
+        acts in any_load(),
+        born in any::<bool>(),
+    ) {
+        let bench = Bench::new();
+        let subjects = Subjects::new(&bench.bus);
+        if !born {
+            before.iter().for_each(|act| subjects.act(act, &bench.clock));
+        }
+        let recorder = bench.record("{}");
+        let live: Vec<_> = rules()
+            .into_iter()
+            .map(|rule| bench.bus.add_rule(rule.history(1_000)).unwrap())
+            .collect();
+        acts.iter().for_each(|act| subjects.act(act, &bench.clock));
+        recorder.finish().unwrap();
+
+        let report = Replay::new(Recording::open(bench.path()).unwrap())
+            .rules(rules())
+            .run(|_| {})
+            .unwrap();
+        prop_assert_eq!(report.end, bench.clock.now());
+        prop_assert_eq!((report.missed, report.dropped, report.cut_off), (0, 0, false));
+        for live in live {
+            let replayed: Vec<_> = report
+                .transitions
+                .iter()
+                .filter(|alert| &*alert.rule == live.name())
+                .cloned()
+                .collect();
+            prop_assert_eq!(told(&replayed), told(&live.history()));
+        }
+    }
+}
+
+/// `time,kv` in seconds.
+fn kv(rows: &[(f64, f64)]) -> Recording {
+    let rows: Vec<_> = rows.iter().map(|(at, v)| format!("{at},{v}\n")).collect();
+    Recording::from_csv_text(
+        &format!("time,kv\n{}", rows.concat()),
+        CsvColumns::wide("time"),
+    )
+    .unwrap()
+}
+
+fn full() -> Rule {
+    Rule::new(
+        "Full",
+        Condition::when("kv", Threshold::above(0.9).clear_below(0.8)),
+    )
+}
+
+#[test]
+fn a_report_says_how_often_and_how_long_each_rule_fired() {
+    let recording = kv(&[
+        (100.0, 0.1),
+        (110.0, 0.95),
+        (113.0, 0.2),
+        (120.0, 0.95),
+        (121.0, 0.95),
+    ]);
+    let silent = Rule::new("Silent", Condition::when("kw", Threshold::above(1.0)));
+    let report = Replay::new(recording)
+        .rule(full())
+        .rule(silent)
+        .tail(Duration::from_secs(9))
+        .run(|_| {})
+        .unwrap();
+    assert_eq!(report.mutations, 5);
+    assert_eq!(report.span(), Duration::from_secs(30));
+    assert_eq!(report.transitions.len(), 3);
+    let full = report.rule("Full").unwrap();
+    assert_eq!((full.fired, full.resolved, full.still_firing), (2, 1, 1));
+    assert_eq!(full.firing, Duration::from_secs(3 + 10));
+    assert_eq!(full.longest, Duration::from_secs(10));
+    assert_eq!(full.spans[1].to, report.end);
+    assert!(full.ever_matched && !full.spans[1].resolved);
+    let silent = report.rule("Silent").unwrap();
+    assert!(!silent.ever_matched);
+    assert_eq!((silent.fired, silent.series), (0, 0));
+    assert!(report.rate() > 0.0);
+    assert!(
+        report.to_string().contains("5 mutations over 30s"),
+        "{report}"
+    );
+}
+
+#[test]
+fn time_that_two_groups_fire_at_once_counts_once() {
+    let csv = "time,series,value\n0,m{i='a'},1\n5,m{i='b'},1\n10,m{i='a'},0\n15,m{i='b'},0\n";
+    let recording =
+        Recording::from_csv_text(csv, CsvColumns::long("time", "series", "value")).unwrap();
+    let rule = Rule::new("High", Condition::when("m", Threshold::above(0.5)));
+    let report = Replay::new(recording).rule(rule).run(|_| {}).unwrap();
+    assert_eq!(report.rules[0].fired, 2);
+    assert_eq!(report.rules[0].firing, Duration::from_secs(15));
+    assert_eq!(report.rules[0].longest, Duration::from_secs(10));
+}
+
+#[test]
+fn the_tail_lets_a_hold_come_to_its_end() {
+    let recording = kv(&[(0.0, 0.1), (1.0, 0.95)]);
+    let rule = || full().hold_for(Duration::from_secs(5));
+    let fired = |tail| {
+        Replay::new(recording.clone())
+            .rule(rule())
+            .tail(Duration::from_secs(tail))
+            .run(|_| {})
+            .unwrap()
+            .transitions
+    };
+    assert!(fired(0).is_empty());
+    assert_eq!(fired(5)[0].at.as_secs_f64(), 6.0);
+}
+
+#[test]
+fn alerts_have_the_dates_of_the_recording() {
+    let csv = "time,kv\n2023-11-16T18:15:46.25Z,1\n";
+    let recording = Recording::from_csv_text(csv, CsvColumns::wide("time")).unwrap();
+    let report = Replay::new(recording).rule(full()).run(|_| {}).unwrap();
+    let since_epoch = report.transitions[0]
+        .date
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    assert_eq!(since_epoch, Duration::from_millis(1_700_158_546_250));
+
+    // Of a system clock the origin is somewhere, and the date is right all the same.
+    let dir = tempfile::tempdir().unwrap();
+    let bus = MetricBus::new();
+    let gauge = bus.gauge("kv", "kv").unwrap();
+    let path = dir.path().join("live.rec");
+    let recorder = Recorder::start(&bus, "kv", &path).unwrap();
+    let before = std::time::SystemTime::now();
+    gauge.set(1.0);
+    recorder.finish().unwrap();
+    let recording = Recording::open(&path).unwrap();
+    let report = Replay::new(recording).rule(full()).run(|_| {}).unwrap();
+    let date = report.transitions[0].date;
+    let off = date.duration_since(before).unwrap_or_else(|e| e.duration());
+    assert!(off < Duration::from_secs(60), "{off:?}");
+}
+
+#[test]
+fn a_dry_run_is_told_as_if_it_were_none() {
+    let report = Replay::new(kv(&[(0.0, 1.0)]))
+        .rule(full().dry_run(true))
+        .run(|_| {})
+        .unwrap();
+    assert_eq!(report.transitions.len(), 1);
+}
+
+#[test]
+fn a_recording_that_was_cut_off_is_replayed_as_far_as_it_goes_and_a_damaged_one_is_not() {
+    let (bytes, _) = long_recording();
+    let whole = Replay::new(Recording::from_bytes(&bytes[..]).unwrap())
+        .run(|_| {})
+        .unwrap();
+    assert_eq!((whole.mutations, whole.cut_off), (20_000, false));
+    let cut = Recording::from_bytes(&bytes[..bytes.len() - 1]).unwrap();
+    let cut = Replay::new(cut).run(|_| {}).unwrap();
+    assert!(cut.cut_off && cut.mutations > 5_000 && cut.mutations < 20_000);
+
+    let mut bytes = bytes;
+    bytes[100] ^= 1;
+    let error = Replay::new(Recording::from_bytes(bytes).unwrap())
+        .run(|_| {})
+        .unwrap_err();
+    assert!(
+        matches!(error, ReplayError::Recording(ReadError::Corrupt { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_wrong_rule_is_an_error_that_names_it() {
+    let wrong = Rule::new("Wrong", Condition::when("kv{", Threshold::above(1.0)));
+    let error = Replay::new(kv(&[(0.0, 1.0)]))
+        .rule(wrong)
+        .run(|_| {})
+        .unwrap_err();
+    assert!(error.to_string().contains("\"Wrong\""), "{error}");
+    let twice = Replay::new(kv(&[(0.0, 1.0)])).rule(full()).rule(full());
+    let error = twice.run(|_| {}).unwrap_err().to_string();
+    assert!(error.contains("already"), "{error}");
+}
+
+#[test]
+fn progress_ends_with_all_of_it() {
+    let (bytes, _) = long_recording();
+    let total = bytes.len() as u64;
+    let mut last = None;
+    Replay::new(Recording::from_bytes(bytes).unwrap())
+        .run(|progress| last = Some(progress))
+        .unwrap();
+    let last = last.unwrap();
+    assert_eq!(last.mutations, 20_000);
+    assert_eq!((last.bytes, last.bytes_total), (total, total));
+}
+
+#[test]
+fn a_series_beyond_the_cardinality_limit_keeps_its_label() {
+    let bench = Bench::new();
+    let family = bench
+        .bus
+        .family::<Gauge>(Desc::new("kv", "Usage.").labels(["worker"]).series_max(1))
+        .unwrap();
+    family.with_label_values(&["a"]).unwrap().set(0.1);
+    let recorder = bench.record("kv");
+    family.with_label_values(&["b"]).unwrap().set(0.95);
+    recorder.finish().unwrap();
+    let report = Replay::new(Recording::open(bench.path()).unwrap())
+        .rule(full())
+        .run(|_| {})
+        .unwrap();
+    let overflow = report.transitions[0].label("otel_metric_overflow");
+    assert_eq!(overflow, Some("true"));
+}
+
+/// The trace is not part of the project; where it is not at hand there is nothing to test.
+#[test]
+fn the_azure_trace_is_read_and_replayed() {
+    let path = std::env::var_os("METRICBUS_AZURE_TRACE").map_or_else(
+        || {
+            let data = "../shared/data/azure_llm_inference_conv_2023.csv";
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(data)
+        },
+        PathBuf::from,
+    );
+    if !path.exists() {
+        eprintln!("skipped: no trace at {}", path.display());
+        return;
+    }
+    let tokens = Buckets::exponential(16.0, 2.0, 12).unwrap();
+    let columns = CsvColumns::wide("TIMESTAMP")
+        .rename("ContextTokens", "context_tokens")
+        .observations("context_tokens", tokens.clone())
+        .rename("GeneratedTokens", "generated_tokens")
+        .observations("generated_tokens", tokens)
+        .count_rows("requests_total");
+    let recording = Recording::from_csv(path, columns).unwrap();
+    let ten = Duration::from_secs(10);
+    let report = Replay::new(recording)
+        .rule(Rule::new(
+            "Burst",
+            Condition::when(
+                Expr::rate("requests_total", ten),
+                Threshold::above(10.0).clear_below(5.0),
+            ),
+        ))
+        .rule(Rule::new(
+            "LongContexts",
+            Condition::when(
+                Expr::over("context_tokens", ten).quantile(0.9),
+                Threshold::above(4_000.0),
+            ),
+        ))
+        .run(|_| {})
+        .unwrap();
+    assert_eq!(report.mutations, 3 * 19_366);
+    assert!(
+        report
+            .rules
+            .iter()
+            .all(|rule| rule.fired > 0 && rule.ever_matched)
+    );
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -183,6 +183,7 @@ impl Recorder {
         let mutations = bus
             .subscribe_with_capacity(selector, CAPACITY)
             .map_err(Fault::Selector)?;
+        let _ = births.counter.set(Box::new(mutations.counter()));
         let present = births.close_present();
 
         let tally = Arc::new(Tally::default());
@@ -202,6 +203,7 @@ impl Recorder {
             events: VecDeque::new(),
             // What was taken already makes a difference to the count, and costs one look more.
             seen: 0,
+            told: 0,
         };
         let thread = std::thread::Builder::new()
             .name("metricbus-recorder".into())
@@ -327,14 +329,23 @@ fn origin_of(clock: &Clock) -> i64 {
 #[derive(Default)]
 struct Births {
     log: Mutex<Log>,
+    /// How many mutations the tap has been told, once there is one.
+    counter: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// How many entries were made so far.
     count: AtomicU64,
 }
 
 #[derive(Default)]
 struct Log {
-    entries: VecDeque<(Time, Event)>,
+    entries: VecDeque<Logged>,
     lost: u64,
+}
+
+struct Logged {
+    at: Time,
+    /// So many mutations were told before it.
+    place: u64,
+    event: Event,
 }
 
 enum Event {
@@ -349,12 +360,13 @@ const EVENTS_MAX: usize = 1 << 20;
 
 impl Births {
     fn log(&self, at: Time, event: Event) {
+        let place = self.counter.get().map_or(0, |counter| counter());
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if log.entries.len() >= EVENTS_MAX {
             log.lost += 1;
             return;
         }
-        log.entries.push_back((at, event));
+        log.entries.push_back(Logged { at, place, event });
         drop(log);
         self.count.fetch_add(1, Ordering::Release);
     }
@@ -397,7 +409,7 @@ impl Births {
             std::mem::take(&mut log.entries)
         };
         let mut present: Vec<Present> = Vec::new();
-        for (_, event) in entries {
+        for Logged { event, .. } in entries {
             match event {
                 Event::Found(series, before) => present.push(Present::of(series, before)),
                 Event::Born(series) => {
@@ -413,7 +425,7 @@ impl Births {
         present
     }
 
-    fn take(&self, into: &mut VecDeque<(Time, Event)>) -> u64 {
+    fn take(&self, into: &mut VecDeque<Logged>) -> u64 {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         into.append(&mut log.entries);
         std::mem::take(&mut log.lost)
@@ -517,9 +529,11 @@ struct Scribe<W> {
     /// When the block that is being filled has to be written.
     due: Option<Instant>,
     /// Taken from the births' log, and not written yet.
-    events: VecDeque<(Time, Event)>,
+    events: VecDeque<Logged>,
     /// How many were ever logged when it was looked at last.
     seen: u64,
+    /// Mutations that the tap has told, dropped ones included.
+    told: u64,
 }
 
 /// Wakes the writing thread.
@@ -546,15 +560,13 @@ impl<W: Sink> Scribe<W> {
                     break;
                 }
             }
-            // Before the tap is asked: if that has nothing, then these are not before any mutation still to be told.
-            self.look_at_births()?;
-            let known = self.events.len();
             match Pin::new(&mut mutations).poll_next(&mut cx) {
                 Poll::Ready(Some(letter)) => self.letter(letter)?,
                 Poll::Ready(None) => break,
                 Poll::Pending => {
                     self.open()?;
-                    self.lives(None, known)?;
+                    self.look_at_births()?;
+                    self.lives(self.told, usize::MAX)?;
                     if stopping {
                         break;
                     }
@@ -564,7 +576,8 @@ impl<W: Sink> Scribe<W> {
             }
         }
         self.open()?;
-        self.lives(None, usize::MAX)?;
+        self.look_at_births()?;
+        self.lives(u64::MAX, usize::MAX)?;
         let stopped = match self.tally.stop.load(Ordering::Acquire) {
             true => self.tally.end.load(Ordering::Relaxed),
             false => 0,
@@ -624,12 +637,14 @@ impl<W: Sink> Scribe<W> {
         }
         match letter {
             Err(Lagged(n)) => {
+                self.told += n;
                 self.tally.dropped.fetch_add(n, Ordering::Relaxed);
                 self.encoder.dropped(self.encoder.now(), n)
             }
             Ok(mutation) => {
                 self.look_at_births()?;
-                self.lives(Some(mutation.at), usize::MAX)?;
+                self.lives(self.told, usize::MAX)?;
+                self.told += 1;
                 self.mutation(&mutation)
             }
         }
@@ -649,22 +664,17 @@ impl<W: Sink> Scribe<W> {
         Ok(())
     }
 
-    /// Writes which series came and went up to a mutation at `until`, at most `most` of them.
-    fn lives(&mut self, until: Option<Time>, most: usize) -> io::Result<()> {
+    /// Writes which series came and went before mutation number `place`, at most `most` of them.
+    fn lives(&mut self, place: u64, most: usize) -> io::Result<()> {
         for _ in 0..most {
-            let Some((at, event)) = self.events.front() else {
-                break;
-            };
-            let comes = match (until, event) {
-                (None, _) => true,
-                // Its own mutations at the same time were before it.
-                (Some(until), Event::Gone(_)) => *at < until,
-                (Some(until), _) => *at <= until,
-            };
-            if !comes {
+            if self
+                .events
+                .front()
+                .is_none_or(|logged| logged.place > place)
+            {
                 break;
             }
-            let Some((at, event)) = self.events.pop_front() else {
+            let Some(Logged { at, event, .. }) = self.events.pop_front() else {
                 break;
             };
             match event {
@@ -713,9 +723,9 @@ impl<W: Sink> Scribe<W> {
         let index = match &self.last {
             Some((series, index)) if *series == mutation.series => *index,
             _ => {
-                // What is logged before its birth was before its mutations: also removals at this very time.
+                // Threads that race can be logged out of order; its birth is there.
                 while !self.known.contains_key(&mutation.series) && !self.events.is_empty() {
-                    self.lives(None, 1)?;
+                    self.lives(u64::MAX, 1)?;
                 }
                 let index = match self.known.get(&mutation.series) {
                     Some(&index) => index,
