@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::{
     error::SelectorError,
-    labels::{escape, raw_pairs, unescape},
+    labels::{escape, push_label, raw_pairs, unescape},
     series::{Series, SeriesCore},
 };
 
@@ -70,6 +70,20 @@ impl Selector {
         }
     }
 
+    /// Name and labels where it means one series whatever there is: a name, and no matcher but `=`.
+    pub(crate) fn exact(&self) -> Option<(&str, Vec<(String, String)>)> {
+        let name = self.name.as_deref().filter(|_| self.only.is_none())?;
+        let labels = self
+            .matchers
+            .iter()
+            .map(|m| {
+                let exact = m.op == Op::Equal && m.label != NAME;
+                exact.then(|| (m.label.clone(), m.value.clone()))
+            })
+            .collect::<Option<_>>()?;
+        Some((name, labels))
+    }
+
     /// The name of the one metric that can match, where the selector says it.
     pub(crate) fn metric_name(&self) -> Option<&str> {
         match &self.only {
@@ -81,6 +95,29 @@ impl Selector {
     /// The one series that can match, of a selector made from a handle.
     pub(crate) fn only_series(&self) -> Option<&Series> {
         self.only.as_ref()
+    }
+
+    /// A label that every series it matches has, as `label="value"`.
+    pub(crate) fn anchor(&self) -> Option<String> {
+        let pinned = self.matchers.iter().find(|m| m.pins())?;
+        let mut anchor = String::new();
+        push_label(&mut anchor, &pinned.label, &pinned.value);
+        Some(anchor)
+    }
+
+    /// The text of the one series of a family with these labels that can match, where the selector pins each of them.
+    pub(crate) fn text_of(&self, label_names: &[Arc<str>]) -> Option<String> {
+        // A derived gauge has labels that its declaration does not name.
+        let all = !label_names.is_empty() && self.matchers.len() == label_names.len();
+        if !all || !self.matchers.iter().all(Matcher::pins) {
+            return None;
+        }
+        let mut text = String::new();
+        for name in label_names {
+            let pinned = self.matchers.iter().find(|m| *m.label == **name)?;
+            push_label(&mut text, name, &pinned.value);
+        }
+        Some(text)
     }
 
     /// Whether some series of a metric of this name could match.
@@ -116,6 +153,11 @@ impl Selector {
 }
 
 impl Matcher {
+    /// Whether it asks for one value of a label that the series must have.
+    fn pins(&self) -> bool {
+        self.op == Op::Equal && !self.value.is_empty() && self.label != NAME
+    }
+
     fn accepts(&self, value: &str) -> bool {
         let hit = match &self.regex {
             Some(regex) => regex.is_match(value),

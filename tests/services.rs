@@ -15,7 +15,8 @@ use std::{
 };
 
 use metricbus::{
-    Alert, AlertState, Clock, Crossed, Crossing, Delta, MetricBus, SampleValue, Threshold,
+    Alert, AlertState, Clock, Condition, Crossed, Crossing, Delta, Desc, Gauge, MetricBus, Rule,
+    SampleValue, Threshold,
     service::{
         ChannelError, Flap, LayerError, Repeat, Rolled, Rollup, Stable, Throttle, async_callback,
         callback, channel,
@@ -130,6 +131,98 @@ fn a_service_is_called_with_each_event_in_order_without_any_runtime() {
             (Crossed::Raised, 30.0)
         ]
     );
+}
+
+#[tokio::test]
+async fn alerts_of_rules_go_through_layers_to_a_service() {
+    let (clock, bus) = manual();
+    let workers = bus
+        .family::<Gauge>(
+            Desc::new("kv_usage_ratio", "Share of KV blocks in use.").labels(["worker"]),
+        )
+        .unwrap();
+    let full = Condition::when("kv_usage_ratio", Threshold::above(0.9).clear_below(0.8));
+    bus.add_rule(Rule::new("KvFull", full).label("severity", "page"))
+        .unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let service = ServiceBuilder::new()
+        .layer(Stable::new(&bus, secs(5)))
+        .layer(Repeat::new(&bus, secs(60)))
+        .service(channel(sender));
+    let _subscription = bus.on_alert().service(service).unwrap();
+    let worker = |n: &str| workers.with_label_values(&[n]).unwrap();
+
+    worker("1").set(0.95);
+    worker("2").set(0.95);
+    settle().await;
+    clock.advance(secs(2));
+    worker("2").set(0.5);
+    settle().await;
+    clock.advance(secs(3));
+    assert_eq!(
+        told(&receiver).await,
+        [r#"KvFull{worker="1"} firing at 0.95"#]
+    );
+    clock.advance(secs(60));
+    assert_eq!(
+        told(&receiver).await,
+        [r#"KvFull{worker="1"} firing at 0.95 again 1"#]
+    );
+    worker("1").set(0.1);
+    assert_eq!(
+        told(&receiver).await,
+        [r#"KvFull{worker="1"} resolved at 0.1"#]
+    );
+}
+
+#[tokio::test]
+async fn a_layer_that_is_called_inline_keeps_the_mutating_thread_s_time() {
+    let (clock, bus) = manual();
+    let gauge = bus.gauge("queue_depth", "Requests waiting.").unwrap();
+    let deep = Condition::when("queue_depth", Threshold::above(10.0));
+    bus.add_rule(Rule::new("QueueDeep", deep)).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let mut service = Stable::new(&bus, secs(5)).layer(channel(sender));
+    let _subscription = bus
+        .on_alert()
+        .inline(move |alert| drop(service.call(alert)))
+        .unwrap();
+    // No task has had a chance to run when the time is over.
+    gauge.set(20.0);
+    clock.advance(secs(5));
+    gauge.set(0.0);
+    gauge.set(30.0);
+    clock.advance(secs(4));
+    gauge.set(0.0);
+    clock.advance(secs(60));
+    assert_eq!(
+        told(&receiver).await,
+        ["QueueDeep firing at 20", "QueueDeep resolved at 0"]
+    );
+}
+
+#[tokio::test]
+async fn a_rule_that_is_removed_is_repeated_no_more() {
+    let (clock, bus) = manual();
+    let gauge = bus.gauge("queue_depth", "Requests waiting.").unwrap();
+    let deep = Condition::when("queue_depth", Threshold::above(10.0));
+    let rule = bus.add_rule(Rule::new("QueueDeep", deep)).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let service = Repeat::new(&bus, secs(60)).layer(channel(sender));
+    let _subscription = rule.on_alert().service(service).unwrap();
+    gauge.set(20.0);
+    settle().await;
+    clock.advance(secs(60));
+    assert_eq!(
+        told(&receiver).await,
+        ["QueueDeep firing at 20", "QueueDeep firing at 20 again 1"]
+    );
+    rule.remove();
+    settle().await;
+    clock.advance(secs(600));
+    let rest: Vec<Alert> = { receiver.try_iter().collect() };
+    assert_eq!(rest.len(), 1);
+    assert_eq!(rest[0].state, AlertState::Resolved);
 }
 
 #[test]

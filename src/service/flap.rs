@@ -111,7 +111,7 @@ relayed! {
     FlapService, Flap, FlapMachine => Alert
 }
 
-struct FlapMachine {
+pub(super) struct FlapMachine {
     limits: Limits,
     keys: Keys<AlertKey, Course>,
 }
@@ -235,19 +235,24 @@ fn with_pair(pairs: &Pairs, name: &str, value: &str) -> Pairs {
 }
 
 #[cfg(test)]
+pub(super) fn machine(alerts: usize, window: u64, calm: u64, keys: usize) -> FlapMachine {
+    FlapMachine {
+        limits: Limits {
+            alerts,
+            window: Duration::from_secs(window),
+            calm: Duration::from_secs(calm),
+        },
+        keys: Keys::new(keys),
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::by_hand::{ByHand, firing, resolved};
     use super::*;
 
     fn flap(alerts: usize, window: u64, calm: u64, keys: usize) -> ByHand<FlapMachine> {
-        ByHand::new(FlapMachine {
-            limits: Limits {
-                alerts,
-                window: Duration::from_secs(window),
-                calm: Duration::from_secs(calm),
-            },
-            keys: Keys::new(keys),
-        })
+        ByHand::new(machine(alerts, window, calm, keys))
     }
 
     #[test]

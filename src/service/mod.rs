@@ -54,6 +54,8 @@
 //! - What is remembered per rule and group has a bound: beyond it the one longest unused is forgotten, and counted in
 //!   `metricbus_alert_layer_forgotten_total`.
 //! - Time is the bus's clock: on a [manual](crate::Clock::manual) one a test moves it.
+//! - A subscription is a task: a test on a manual clock has to let it run before it moves the clock. These layers can
+//!   also be called at once, in the thread that mutates: `.inline(move |alert| drop(service.call(alert)))`.
 //! - When the subscription ends, alerts that were taken are still delivered; what was held back because it might change
 //!   is sent as it is, and what was not yet known to be stable is not.
 //!
@@ -147,6 +149,8 @@ mod throttle;
 
 #[cfg(test)]
 mod by_hand;
+#[cfg(test)]
+mod properties;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -82,7 +82,8 @@ pub struct LayerStats {
     pub delivered: u64,
     /// Not sent on, as the layer is meant to.
     pub passed_over: u64,
-    /// Lost: the queue to the inner service was full, oldest first, or its task had ended.
+    /// Lost: the queue to the inner service was full, oldest first, or its task had ended. Of a
+    /// [`Rollup`](super::Rollup) this and the other counts of what is sent are of batches.
     pub dropped: u64,
     /// Failed in the inner service.
     pub errors: u64,

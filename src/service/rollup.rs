@@ -133,7 +133,7 @@ relayed! {
     RollupService, Rollup, RollupMachine => Rolled
 }
 
-struct RollupMachine {
+pub(super) struct RollupMachine {
     limits: Limits,
     batches: Keys<Pairs, Rolled>,
 }
@@ -196,22 +196,28 @@ impl Machine for RollupMachine {
 }
 
 #[cfg(test)]
+pub(super) fn machine(secs: u64, max: usize) -> RollupMachine {
+    RollupMachine {
+        limits: Limits {
+            wait: Duration::from_secs(secs),
+            max,
+            by: Vec::new(),
+            latest_only: false,
+        },
+        batches: Keys::new(KEYS_MAX_DEFAULT),
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::by_hand::{ByHand, firing, resolved};
     use super::*;
 
     fn rollup(change: impl FnOnce(&mut Limits), keys: usize) -> ByHand<RollupMachine> {
-        let mut limits = Limits {
-            wait: Duration::from_secs(10),
-            max: MAX_DEFAULT,
-            by: Vec::new(),
-            latest_only: false,
-        };
-        change(&mut limits);
-        ByHand::new(RollupMachine {
-            limits,
-            batches: Keys::new(keys),
-        })
+        let mut machine = machine(10, MAX_DEFAULT);
+        change(&mut machine.limits);
+        machine.batches = Keys::new(keys);
+        ByHand::new(machine)
     }
 
     fn of(alert: Alert, worker: &str) -> Alert {

@@ -57,7 +57,7 @@ impl Stable {
 
     /// How many firing rules and groups it remembers at once: 10 000 unless told otherwise; 0 counts as 1. Beyond that
     /// it forgets the one longest unused, whose firing it sends at once if it has not yet. From then on it also passes on
-    /// resolved alerts of which it does not know the firing: rather one too many than one missing.
+    /// resolved alerts of which it does not know whether it sent the firing: rather one too many than one missing.
     pub fn keys(mut self, max: usize) -> Self {
         self.keys = max;
         self
@@ -83,7 +83,7 @@ relayed! {
     StableService, Stable, StableMachine => Alert
 }
 
-struct StableMachine {
+pub(super) struct StableMachine {
     time: Duration,
     /// Those that fire: with an alert while it waits, without once it was sent.
     keys: Keys<AlertKey, Option<Alert>>,
@@ -99,7 +99,12 @@ impl Machine for StableMachine {
         let key = key_of(&alert);
         if !alert.is_firing() {
             match self.keys.remove(&key) {
-                Some(Some(_waiting)) => effects.passed_over += 2,
+                Some(Some(_waiting)) if !self.forgetful => effects.passed_over += 2,
+                Some(Some(_waiting)) => {
+                    // It may have been told before it was forgotten, and fires at another level since.
+                    effects.passed_over += 1;
+                    effects.send.push(alert);
+                }
                 Some(None) => effects.send.push(alert),
                 None if self.forgetful => effects.send.push(alert),
                 None => effects.passed_over += 1,
@@ -142,16 +147,21 @@ impl Machine for StableMachine {
 }
 
 #[cfg(test)]
+pub(super) fn machine(secs: u64, keys: usize) -> StableMachine {
+    StableMachine {
+        time: Duration::from_secs(secs),
+        keys: Keys::new(keys),
+        forgetful: false,
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::by_hand::{ByHand, firing, level, resolved};
     use super::*;
 
     fn stable(secs: u64, keys: usize) -> ByHand<StableMachine> {
-        ByHand::new(StableMachine {
-            time: Duration::from_secs(secs),
-            keys: Keys::new(keys),
-            forgetful: false,
-        })
+        ByHand::new(machine(secs, keys))
     }
 
     #[test]
@@ -197,6 +207,15 @@ mod tests {
         assert_eq!(stable.at(1, firing("b")), ["firing"]);
         assert_eq!(stable.at(2, resolved("a")), ["resolved"]);
         assert_eq!(stable.forgotten, 1);
+    }
+
+    #[test]
+    fn the_end_of_one_that_was_told_forgotten_and_fires_at_another_level_is_told() {
+        let mut stable = stable(10, 1);
+        stable.at(0, level("a", "warn"));
+        assert_eq!(stable.at(1, firing("b")), ["warn"]);
+        assert_eq!(stable.at(2, level("a", "critical")), ["firing"]);
+        assert_eq!(stable.at(3, resolved("a")), ["resolved"]);
     }
 
     #[test]

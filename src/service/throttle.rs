@@ -86,7 +86,7 @@ relayed! {
     ThrottleService, Throttle, ThrottleMachine => Alert
 }
 
-struct ThrottleMachine {
+pub(super) struct ThrottleMachine {
     interval: Duration,
     /// Those in whose interval we are; due at its end.
     keys: Keys<AlertKey, Interval>,
@@ -172,15 +172,20 @@ impl Machine for ThrottleMachine {
 }
 
 #[cfg(test)]
+pub(super) fn machine(secs: u64, keys: usize) -> ThrottleMachine {
+    ThrottleMachine {
+        interval: Duration::from_secs(secs),
+        keys: Keys::new(keys),
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::by_hand::{ByHand, firing, level, resolved};
     use super::*;
 
     fn throttle(secs: u64, keys: usize) -> ByHand<ThrottleMachine> {
-        ByHand::new(ThrottleMachine {
-            interval: Duration::from_secs(secs),
-            keys: Keys::new(keys),
-        })
+        ByHand::new(machine(secs, keys))
     }
 
     #[test]
