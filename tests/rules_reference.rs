@@ -477,7 +477,7 @@ fn spec(test: BoxedStrategy<Test>, times: Times) -> BoxedStrategy<Spec> {
                     group,
                     by_pool,
                     hold,
-                    keep: if times == Times::Gone { 0 } else { keep },
+                    keep,
                     m_of_n: if times == Times::All { m_of_n } else { None },
                     every: if times == Times::Windows { every } else { None },
                     initial,

@@ -1293,8 +1293,11 @@ fn a_moving_average_begins_at_the_first_value() {
     let mut bench = Bench::with(rule);
     bench.at(50.0);
     bench.v.set(1.0);
-    bench.at(60.0);
-    assert_eq!(bench.told(), "firing at 51");
+    assert_eq!(bench.told(), "firing");
+    bench.v.set(0.0);
+    bench.at(57.0);
+    // e^-0.6 is 0.549, e^-0.7 is 0.497.
+    assert_eq!(bench.told(), "resolved");
 }
 
 // Logic.

@@ -28,8 +28,6 @@ pub enum Metric {
     U,
 }
 
-pub const NEWBORN_COUNTERS_ARE_ZERO: bool = false;
-
 pub const CHILDREN: [(&str, &str); 3] = [("0", "a"), ("1", "a"), ("2", "b")];
 
 impl Metric {
@@ -697,9 +695,7 @@ impl Reference {
     fn value_of(&self, id: Id) -> Option<f64> {
         let life = &self.lives[&id];
         match id.0 {
-            Metric::C if NEWBORN_COUNTERS_ARE_ZERO || life.before_rule.is_some() => {
-                Some(life.mutations.last().map_or(0.0, |m| m.1))
-            }
+            Metric::C => Some(life.mutations.last().map_or(0.0, |m| m.1)),
             Metric::L => life.mutations[life.since_rule()..].last().map(|m| m.1),
             _ => life.mutations.last().map(|m| m.1),
         }
@@ -755,16 +751,15 @@ impl Reference {
                 let (Some(a), Some(b)) = (a.0, b.0) else {
                     return Answer(None, unsure);
                 };
-                Answer(
-                    match op {
-                        Op::Add => Some(a + b),
-                        Op::Sub => Some(a - b),
-                        Op::Mul => Some(a * b),
-                        Op::Div if a == 0.0 && b == 0.0 => None,
-                        Op::Div => Some(a / b),
-                    },
-                    unsure,
-                )
+                let result = match op {
+                    Op::Add => a + b,
+                    Op::Sub => a - b,
+                    Op::Mul => a * b,
+                    Op::Div => a / b,
+                };
+                // Numbers without a result give no data; NaN is what somebody has measured, and goes on.
+                let measured = a.is_nan() || b.is_nan();
+                Answer((measured || !result.is_nan()).then_some(result), unsure)
             }
             E::Scaled(of, from, to) => {
                 let Answer(value, other) = self.evaluate(of, labels, why);
@@ -838,6 +833,10 @@ impl Reference {
     }
 
     fn step(&mut self, atom: &Test, state: &mut Atom, labels: &Pairs, why: Why) {
+        if atom.input().is_some_and(|e| self.lacks_a_series(e, labels)) {
+            // One that comes back is another.
+            state.reference = None;
+        }
         match atom {
             Test::Stale(m, ttl) => {
                 state.holds = self
@@ -916,6 +915,19 @@ impl Reference {
         }
     }
 
+    fn lacks_a_series(&self, e: &E, labels: &Pairs) -> bool {
+        let mut lacks = false;
+        e.walk(&mut |e| {
+            lacks |= match e {
+                E::Value(m) | E::Window(m, _, _, Over::Each) => self.part(*m, labels).is_none(),
+                E::Gather(_, m, by_pool) => self.parts(*m, *by_pool, labels).is_empty(),
+                E::Window(m, _, _, over) => self.parts(*m, *over == Over::Pool, labels).is_empty(),
+                _ => false,
+            }
+        });
+        lacks
+    }
+
     fn group_of(&self, labels: &Pairs) -> Pairs {
         match self.spec.group {
             Group::Each => labels.clone(),
@@ -952,11 +964,8 @@ impl Reference {
             let last = self.groups.remove(&group).and_then(|g| g.told);
             if let Some(level) = last {
                 // What is forgotten was removed long ago.
-                let cause = if why == Why::Absence {
-                    "condition"
-                } else {
-                    "removed"
-                };
+                let forgotten = why == Why::Absence && self.spec.keep == 0;
+                let cause = if forgotten { "condition" } else { "removed" };
                 self.tell(&group, None, Some(level), cause);
             }
         }
