@@ -178,6 +178,22 @@ impl E {
         self.walk(&mut |e| found |= matches!(e, E::Window(..)));
         found
     }
+
+    /// Whether all its operands are without labels.
+    fn has_no_labels(&self) -> bool {
+        let mut found = true;
+        self.walk(&mut |e| {
+            found &= match e {
+                E::Value(m) => *m == Metric::U,
+                E::Gather(_, _, by_pool) => !by_pool,
+                E::Window(m, _, _, over) => {
+                    *over == Over::All || (*m == Metric::U && *over == Over::Each)
+                }
+                _ => true,
+            }
+        });
+        found
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -503,6 +519,7 @@ pub struct Reference {
     lives: BTreeMap<Id, Life>,
     died: BTreeMap<Id, Ms>,
     subjects: BTreeMap<Pairs, Vec<Atom>>,
+    shared: Vec<Atom>,
     groups: BTreeMap<Pairs, Grouped>,
     epochs: BTreeMap<Pairs, u64>,
     /// What each window was, for each set of labels, at the last tick.
@@ -521,6 +538,7 @@ impl Reference {
             lives: BTreeMap::new(),
             died: BTreeMap::new(),
             subjects: BTreeMap::new(),
+            shared: Vec::new(),
             groups: BTreeMap::new(),
             epochs: BTreeMap::new(),
             at_tick: BTreeMap::new(),
@@ -809,19 +827,36 @@ impl Reference {
         let present = self.labels_in_question();
         self.subjects.retain(|labels, _| present.contains(labels));
         self.at_tick
-            .retain(|(labels, _), _| present.contains(labels));
+            .retain(|(labels, _), _| labels.is_empty() || present.contains(labels));
         let spec = self.spec.clone();
         let atoms = spec.atoms();
+        // What is about no labels has one state, whoever it goes with.
+        let mut shared = std::mem::take(&mut self.shared);
+        if present.is_empty() || shared.is_empty() {
+            shared = vec![Atom::default(); atoms.len()];
+        }
+        let alone = |atom: &Test| atom.input().is_some_and(E::has_no_labels);
+        for (atom, state) in atoms.iter().zip(&mut shared) {
+            if alone(atom) {
+                self.step(atom, state, &Vec::new(), why);
+            }
+        }
         for labels in present {
             let mut states = self
                 .subjects
                 .remove(&labels)
                 .unwrap_or_else(|| vec![Atom::default(); atoms.len()]);
-            for (atom, state) in atoms.iter().zip(&mut states) {
-                self.step(atom, state, &labels, why);
+            for ((atom, state), shared) in atoms.iter().zip(&mut states).zip(&shared) {
+                if alone(atom) {
+                    *state = shared.clone();
+                } else {
+                    self.step(atom, state, &labels, why);
+                }
             }
             self.subjects.insert(labels, states);
         }
+        shared.iter_mut().for_each(|atom| atom.pulse = false);
+        self.shared = shared;
         self.judge_groups(true, why);
         if self.subjects.values().flatten().any(|atom| atom.pulse) {
             self.subjects
