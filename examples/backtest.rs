@@ -634,7 +634,7 @@ mod tests {
         let shown = render(&report, 5);
         for part in [
             "KvCacheFull5s",
-            "worker=a",
+            "worker=c",
             "firing",
             "more; --show",
             "|",

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cell::{Wakes, wake_all},
     clock::Clock,
-    desc::{Buckets, Desc, Meta, SERIES_MAX_DEFAULT, validate},
+    desc::{Buckets, Desc, Meta, MetricKind, Numbers, SERIES_MAX_DEFAULT, validate},
     dispatch::{Pool, WORKERS_MAX_DEFAULT},
     error::{DeclareError, SelectorError},
     lint::{Lint, lint},
@@ -20,7 +20,7 @@ use crate::{
     series::{Series, SeriesCore},
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
-    watch::Watch,
+    watch::{Watch, Watches},
 };
 
 /// Registry and bus in one: metrics are declared on it, and whoever wants to hear of them subscribes to it.
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     pub(crate) rules: Rules,
     series_max: usize,
     registry: RwLock<Registry>,
-    watches: RwLock<Vec<Arc<Watch>>>,
+    watches: RwLock<Watches>,
     components: Mutex<Vec<Component>>,
     lints: Mutex<Vec<Lint>>,
 }
@@ -318,7 +318,7 @@ impl fmt::Debug for MetricBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MetricBus")
             .field("families", &read(&self.0.registry).families.len())
-            .field("subscriptions", &read(&self.0.watches).len())
+            .field("subscriptions", &read(&self.0.watches).iter().count())
             .finish()
     }
 }
@@ -330,14 +330,36 @@ impl Inner {
     }
 
     fn for_each_match(&self, selector: &Selector, mut f: impl FnMut(&Arc<SeriesCore>)) {
-        for family in self.families() {
-            if selector.could_match_name(&family.meta.name) {
-                family.for_each(|series| {
-                    if selector.matches(series) {
-                        f(series);
-                    }
-                });
+        let Some(name) = selector.metric_name() else {
+            for family in self.families() {
+                if selector.could_match_name(&family.meta.name) {
+                    family.for_each(|series| {
+                        if selector.matches(series) {
+                            f(series);
+                        }
+                    });
+                }
             }
+            return;
+        };
+        // A metric by its name, and perhaps one series: thousands of rules are each about one worker.
+        let Some(family) = read(&self.registry).families.get(name).cloned() else {
+            return;
+        };
+        if let Some(series) = selector.only_series() {
+            if Arc::ptr_eq(&series.core().meta, &family.meta) && !series.is_removed() {
+                f(series.core());
+            }
+        } else if let Some(text) = selector.text_of(&family.meta.label_names) {
+            if let Some(series) = family.get(&text).filter(|series| selector.matches(series)) {
+                f(&series);
+            }
+        } else {
+            family.for_each(|series| {
+                if selector.matches(series) {
+                    f(series);
+                }
+            });
         }
     }
 
@@ -409,6 +431,7 @@ impl Inner {
             bounds,
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: desc.expire_after,
+            derived: false,
             clock: self.clock.clone(),
         };
         let limits = (desc.series_max, desc.expire_after);
@@ -437,6 +460,51 @@ impl Inner {
             variable: desc.variable,
         };
         Ok((family, plan))
+    }
+
+    pub(crate) fn has_family(&self, name: &str) -> bool {
+        read(&self.registry).families.contains_key(name)
+    }
+
+    /// Takes a declaration back, with the names it is exposed by.
+    pub(crate) fn withdraw(&self, name: &str) {
+        let mut registry = self
+            .registry
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        registry.families.remove(name);
+        registry.exposed.retain(|_, owner| &**owner != name);
+    }
+
+    /// Declares a gauge whose series come with labels of their own.
+    pub(crate) fn derived_family(
+        self: &Arc<Self>,
+        desc: &Desc,
+    ) -> Result<Arc<FamilyCore>, DeclareError> {
+        if !desc.variable.is_empty() {
+            return Err(DeclareError::Labels {
+                metric: desc.name.clone(),
+                why: format!(
+                    "a derived gauge takes its labels from what it is derived from; leave out labels {:?}",
+                    desc.variable
+                ),
+            });
+        }
+        let constant: Vec<&str> = desc.constant.iter().map(|(name, _)| &**name).collect();
+        validate(desc, &desc.name, MetricKind::Gauge, &constant)?;
+        self.find_or_insert(Meta {
+            name: desc.name.as_str().into(),
+            help: desc.help.clone(),
+            unit: desc.unit.clone(),
+            kind: MetricKind::Gauge,
+            numbers: Numbers::Real,
+            label_names: Box::default(),
+            bounds: Arc::default(),
+            series_max: desc.series_max.unwrap_or(self.series_max),
+            expire_after: None,
+            derived: true,
+            clock: self.clock.clone(),
+        })
     }
 
     fn find_or_insert(self: &Arc<Self>, meta: Meta) -> Result<Arc<FamilyCore>, DeclareError> {
@@ -512,9 +580,7 @@ impl Inner {
 
     /// Attaches whoever waits for a series like this one. The caller holds the family's lock, and wakes once it does not.
     pub(crate) fn announce(&self, series: &Arc<SeriesCore>, wakes: &mut Wakes) {
-        for watch in read(&self.watches).iter() {
-            watch.attach(series, true, wakes);
-        }
+        read(&self.watches).for_new(series, |watch| watch.attach(series, true, wakes));
     }
 
     /// Attaches a watch to every series that matches and notes it for those to come. A series that is being made
@@ -523,7 +589,7 @@ impl Inner {
         self.watches
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(watch.clone());
+            .add(watch.clone());
         let mut wakes = Wakes::new();
         self.for_each_match(&watch.selector, |series| {
             watch.attach(series, false, &mut wakes)
@@ -536,9 +602,7 @@ impl Inner {
         {
             // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
             let mut watches = self.watches.write().unwrap_or_else(PoisonError::into_inner);
-            let before = watches.len();
-            watches.retain(|w| w.id != watch.id);
-            if watches.len() < before {
+            if watches.remove(watch) {
                 self.stats.dropped(watch.dropped());
             }
         }

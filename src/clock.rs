@@ -4,13 +4,15 @@
 //! clock's own (system), or inside [`Clock::advance`] (manual).
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::BTreeMap,
     fmt,
+    future::Future,
+    pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -69,7 +71,7 @@ struct Timers {
 
 #[derive(Default)]
 struct Due {
-    heap: BinaryHeap<Reverse<Timer>>,
+    jobs: BTreeMap<TimerKey, Job>,
     next_id: u64,
     thread_runs: bool,
     closed: bool,
@@ -77,11 +79,12 @@ struct Due {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-struct Timer {
+/// A timer that was set, to cancel it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TimerKey {
     at: Time,
     /// Timers due at the same time run in the order in which they were set.
     id: u64,
-    job: Job,
 }
 
 impl Clock {
@@ -167,26 +170,41 @@ impl Clock {
         let _one_at_a_time = advancing.lock().unwrap_or_else(PoisonError::into_inner);
         let target = self.now() + by;
         goal.store(target.0, Ordering::Release);
-        while let Some(timer) = self.0.timers.pop_due(target) {
-            now.fetch_max(timer.at.0, Ordering::AcqRel);
-            (timer.job)();
+        while let Some((at, job)) = self.0.timers.pop_due(target) {
+            now.fetch_max(at.0, Ordering::AcqRel);
+            job();
         }
         now.fetch_max(target.0, Ordering::AcqRel);
     }
 
+    /// Done once `time` of this clock has passed: at once for one that is past.
+    pub fn sleep(&self, time: Duration) -> Sleep {
+        self.sleep_until(self.now() + time)
+    }
+
+    /// Done at `time` of this clock, or at once where that is past.
+    pub fn sleep_until(&self, time: Time) -> Sleep {
+        Sleep {
+            clock: self.clone(),
+            at: time,
+            alarm: None,
+        }
+    }
+
     /// Runs `job` at `time`, or at once (on the clock's thread) where that is past. `job` must be short.
-    pub(crate) fn at(&self, time: Time, job: impl FnOnce() + Send + 'static) {
+    pub(crate) fn at(&self, time: Time, job: impl FnOnce() + Send + 'static) -> TimerKey {
         let timers = &self.0.timers;
         let mut due = timers.lock();
-        let id = due.next_id;
-        due.next_id += 1;
-        due.heap.push(Reverse(Timer {
+        let key = TimerKey {
             at: time,
-            id,
-            job: Box::new(job),
-        }));
+            id: due.next_id,
+        };
+        due.next_id += 1;
+        // The clock's thread waits for the earliest timer there was: only an earlier one is news to it.
+        let is_earliest = due.jobs.keys().next().is_none_or(|first| key < *first);
+        due.jobs.insert(key, Box::new(job));
         if self.is_manual() {
-            return;
+            return key;
         }
         if !due.thread_runs {
             due.thread_runs = true;
@@ -201,8 +219,97 @@ impl Clock {
             }
         }
         drop(due);
-        timers.changed.notify_one();
+        if is_earliest {
+            timers.changed.notify_one();
+        }
+        key
     }
+
+    /// Drops the job of a timer that has not run yet.
+    pub(crate) fn cancel(&self, key: TimerKey) {
+        // What the job holds is dropped after the lock.
+        let job = self.0.timers.lock().jobs.remove(&key);
+        drop(job);
+    }
+}
+
+/// A future that is done at a time of a [`Clock`]. Made by [`Clock::sleep`] and [`Clock::sleep_until`].
+///
+/// On a manual clock it is done by [`Clock::advance`], and never by waiting. Dropping it takes its timer away, and the
+/// waker of whoever polled it.
+///
+/// ```
+/// use std::{pin::pin, task::{Context, Poll, Waker}, time::Duration};
+/// use metricbus::Clock;
+///
+/// let clock = Clock::manual();
+/// let mut sleep = pin!(clock.sleep(Duration::from_secs(5)));
+/// let mut cx = Context::from_waker(Waker::noop());
+/// assert_eq!(sleep.as_mut().poll(&mut cx), Poll::Pending);
+/// clock.advance(Duration::from_secs(5));
+/// assert_eq!(sleep.as_mut().poll(&mut cx), Poll::Ready(()));
+/// ```
+#[must_use = "futures do nothing unless polled"]
+pub struct Sleep {
+    clock: Clock,
+    at: Time,
+    alarm: Option<(TimerKey, Arc<Mutex<Option<Waker>>>)>,
+}
+
+impl Sleep {
+    /// When it is done.
+    pub fn deadline(&self) -> Time {
+        self.at
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.clock.now() >= self.at {
+            return Poll::Ready(());
+        }
+        if let Some((_, sleeper)) = &self.alarm {
+            // Cloning and dropping a waker is foreign code: outside of the lock.
+            let waker = cx.waker().clone();
+            let before = lock(sleeper).replace(waker);
+            drop(before);
+        } else {
+            let sleeper = Arc::new(Mutex::new(Some(cx.waker().clone())));
+            let alarmed = sleeper.clone();
+            let key = self.clock.at(self.at, move || {
+                let waker = lock(&alarmed).take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            });
+            self.alarm = Some((key, sleeper));
+        }
+        // The time may have come while the waker was put down: then the timer woke an older one, or none.
+        if self.clock.now() >= self.at {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some((key, _)) = &self.alarm {
+            self.clock.cancel(*key);
+        }
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sleep(until {:?})", self.at)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clock {
@@ -214,7 +321,7 @@ impl Clock {
     pub(crate) fn every(&self, period: Duration, who: Weak<dyn Tick>) {
         let period = nanos(period).max(1);
         let first = {
-            let mut tickers = locked(&self.0.tickers);
+            let mut tickers = lock(&self.0.tickers);
             let all = tickers.entry(period).or_default();
             all.push(who);
             all.len() == 1
@@ -235,7 +342,7 @@ impl Clock {
 
     fn tick(&self, period: u64) {
         let all: Vec<Arc<dyn Tick>> = {
-            let mut tickers = locked(&self.0.tickers);
+            let mut tickers = lock(&self.0.tickers);
             let Some(all) = tickers.get_mut(&period) else {
                 return;
             };
@@ -247,7 +354,10 @@ impl Clock {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         let now = self.now();
-        let idle = all.iter().fold(true, |idle, who| who.tick(now) && idle);
+        let mut idle = true;
+        for who in all {
+            idle &= who.tick(now);
+        }
         let mut next = next_multiple(now, period);
         if let Some(horizon) = self.horizon().filter(|_| idle) {
             next = next.max(Time(horizon.0 / period * period));
@@ -262,14 +372,14 @@ impl Clock {
         };
         let target = Time(target.load(Ordering::Acquire));
         let due = self.0.timers.lock();
-        let next = due.heap.peek().map(|Reverse(timer)| timer.at);
+        let next = due.jobs.keys().next().map(|&TimerKey { at, .. }| at);
         Some(next.map_or(target, |next| next.min(target)))
     }
 
     /// How many timers are set.
     #[cfg(test)]
     pub(crate) fn timers(&self) -> usize {
-        self.0.timers.lock().heap.len()
+        self.0.timers.lock().jobs.len()
     }
 }
 
@@ -278,22 +388,15 @@ fn next_multiple(time: Time, period: u64) -> Time {
     Time((time.0 / period).saturating_add(1).saturating_mul(period))
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Timers {
     fn lock(&self) -> MutexGuard<'_, Due> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pop_due(&self, now: Time) -> Option<Timer> {
+    fn pop_due(&self, now: Time) -> Option<(Time, Job)> {
         let mut due = self.lock();
-        if due.heap.peek()?.0.at <= now {
-            due.heap.pop().map(|Reverse(timer)| timer)
-        } else {
-            None
-        }
+        let first = due.jobs.first_entry()?;
+        (first.key().at <= now).then(|| (first.key().at, first.remove()))
     }
 
     /// The system clock's thread: ends when the last clone of the clock is gone.
@@ -302,8 +405,8 @@ impl Timers {
             let Some(now) = clock.upgrade().map(|inner| Clock(inner).now()) else {
                 return;
             };
-            if let Some(timer) = self.pop_due(now) {
-                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(timer.job));
+            if let Some((_, job)) = self.pop_due(now) {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
                 if caught.is_err() {
                     tracing::error!("metricbus: a timer panicked");
                 }
@@ -313,7 +416,7 @@ impl Timers {
             if due.closed {
                 return;
             }
-            match due.heap.peek().map(|Reverse(timer)| timer.at) {
+            match due.jobs.keys().next().map(|first| first.at) {
                 Some(at) if at <= now => {}
                 Some(at) => drop(self.changed.wait_timeout(due, at.since(now))),
                 None => drop(self.changed.wait(due)),
@@ -345,26 +448,6 @@ impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_manual() { "manual" } else { "system" };
         write!(f, "Clock({kind}, {:?})", self.now())
-    }
-}
-
-impl PartialEq for Timer {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.id) == (other.at, other.id)
-    }
-}
-
-impl Eq for Timer {}
-
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Timer {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.id).cmp(&(other.at, other.id))
     }
 }
 
@@ -441,6 +524,90 @@ mod tests {
         let at: Vec<_> = at.iter().map(|t| t.as_secs_f64()).collect();
         assert_eq!(at, [1.0, 50.0, 51.0, 1_000_000.0]);
         assert_eq!(clock.timers(), 1);
+    }
+
+    fn jobs(clock: &Clock) -> usize {
+        clock.0.timers.lock().jobs.len()
+    }
+
+    fn poll(sleep: &mut Sleep, waker: &Waker) -> Poll<()> {
+        Pin::new(sleep).poll(&mut Context::from_waker(waker))
+    }
+
+    #[derive(Default)]
+    struct Bell(AtomicU64);
+
+    impl std::task::Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_timer_that_is_cancelled_does_not_run_and_is_gone() {
+        let clock = Clock::manual();
+        let held = Arc::new(());
+        let job = held.clone();
+        let key = clock.at(Time::ZERO + Duration::from_secs(1), move || {
+            drop(job);
+            unreachable!()
+        });
+        clock.cancel(key);
+        assert_eq!(Arc::strong_count(&held), 1);
+        clock.advance(Duration::from_secs(2));
+        clock.cancel(key);
+    }
+
+    #[test]
+    fn a_sleep_is_done_at_its_time_and_wakes_the_last_that_polled_it() {
+        let clock = Clock::manual();
+        let (old, new) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+        let mut sleep = clock.sleep(Duration::from_secs(2));
+        assert_eq!(poll(&mut sleep, &old.clone().into()), Poll::Pending);
+        assert_eq!(poll(&mut sleep, &new.clone().into()), Poll::Pending);
+        assert_eq!(jobs(&clock), 1);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(poll(&mut sleep, &new.clone().into()), Poll::Pending);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(old.0.load(Ordering::Relaxed), 0);
+        assert_eq!(new.0.load(Ordering::Relaxed), 1);
+        assert_eq!(poll(&mut sleep, Waker::noop()), Poll::Ready(()));
+    }
+
+    #[test]
+    fn a_sleep_that_is_dropped_leaves_neither_a_timer_nor_a_waker() {
+        let clock = Clock::manual();
+        let bell = Arc::new(Bell::default());
+        let waker: Waker = bell.clone().into();
+        let mut sleep = clock.sleep(Duration::from_secs(1));
+        assert_eq!(poll(&mut sleep, &waker), Poll::Pending);
+        drop(waker);
+        assert_eq!(Arc::strong_count(&bell), 2);
+        drop(sleep);
+        assert_eq!((jobs(&clock), Arc::strong_count(&bell)), (0, 1));
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(bell.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_sleep_until_the_past_is_done_at_once_and_sets_no_timer() {
+        let clock = Clock::manual();
+        clock.advance(Duration::from_secs(3));
+        let mut sleep = clock.sleep_until(Time::ZERO + Duration::from_secs(3));
+        assert_eq!(poll(&mut sleep, Waker::noop()), Poll::Ready(()));
+        assert_eq!(jobs(&clock), 0);
+    }
+
+    #[test]
+    fn an_earlier_timer_of_the_system_clock_is_not_kept_waiting_by_a_later_one() {
+        let (tx, rx) = std::sync::mpsc::channel();
+        let clock = Clock::system();
+        let late = clock.at(clock.now() + Duration::from_secs(3600), || {});
+        clock.at(clock.now() + Duration::from_millis(1), move || {
+            tx.send(()).unwrap();
+        });
+        rx.recv().unwrap();
+        clock.cancel(late);
     }
 
     #[test]

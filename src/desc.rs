@@ -293,6 +293,8 @@ pub(crate) struct Meta {
     pub(crate) bounds: Arc<[f64]>,
     pub(crate) series_max: usize,
     pub(crate) expire_after: Option<Duration>,
+    /// Computed from other metrics; its series come with labels of their own.
+    pub(crate) derived: bool,
     pub(crate) clock: Clock,
 }
 

@@ -64,6 +64,17 @@ impl Pool {
         task.detach();
     }
 
+    /// Runs a future on the tokio runtime that this is called in, or else here.
+    pub(crate) fn spawn_near(&self, future: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(feature = "tokio")]
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(future);
+            return;
+        }
+        self.start();
+        self.spawn(future);
+    }
+
     /// Makes sure there is a worker, so that a mutating thread never has to start one.
     pub(crate) fn start(&self) {
         self.shared.spawn_if(|state| state.workers == 0);

@@ -50,6 +50,16 @@ pub(crate) fn push_label(out: &mut String, name: &str, value: &str) {
     out.push('"');
 }
 
+/// As [`push_label`], of a value that is escaped already.
+pub(crate) fn push_raw(out: &mut String, name: &str, value: &str) {
+    if !out.is_empty() {
+        out.push(',');
+    }
+    for part in [name, "=\"", value, "\""] {
+        out.push_str(part);
+    }
+}
+
 /// As [`push_label`], for anything that can be displayed.
 pub(crate) fn push_label_display(out: &mut String, name: &str, value: &dyn Display) {
     struct Escaping<'a>(&'a mut String);

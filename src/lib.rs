@@ -40,10 +40,12 @@ pub mod backtest;
 pub mod component;
 pub mod dynamo;
 pub mod export;
+#[cfg(feature = "tower")]
+pub mod service;
 pub mod testing;
 
 pub use bus::{MetricBus, MetricBusBuilder};
-pub use clock::Clock;
+pub use clock::{Clock, Sleep};
 pub use component::{
     BaseComponentMetrics, MetricContainer, MetricCounter, MetricFamily, MetricGauge,
     MetricHistogram, PrometheusContainer,
@@ -63,8 +65,8 @@ pub use metric::{
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 pub use rule::{
-    Alert, AlertCause, AlertState, Condition, Expr, LiveRule, Notice, Over, Pairs, Quality, Rule,
-    RuleGroup, RuleState, RuleStatus, RuleThreshold,
+    Alert, AlertCause, AlertState, Condition, Derived, Expr, LiveRule, Notice, Over, Pairs,
+    Quality, Rule, RuleGroup, RuleState, RuleStatus, RuleThreshold,
 };
 pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};

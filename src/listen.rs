@@ -163,6 +163,11 @@ impl<T> Post<T> {
 }
 
 impl<E: Event> Listen<E> {
+    #[cfg(feature = "tower")]
+    pub(crate) fn bus(&self) -> &MetricBus {
+        &self.bus
+    }
+
     pub(crate) fn new(bus: &MetricBus, plan: Result<Plan<E>, SubscribeError>) -> Self {
         Listen::begin_by(bus, plan.map(Plan::begin_by))
     }
@@ -230,19 +235,9 @@ impl<E: Event> Listen<E> {
         F: FnMut(E) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        #[cfg(feature = "tokio")]
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (subscription, events) = self.subscribe()?;
-            runtime.spawn(drive(events, f));
-            return Ok(subscription);
-        }
         let inner = self.bus.inner().clone();
         let (subscription, events) = self.subscribe()?;
-        inner.pool.start();
-        let scheduler = inner.pool.scheduler();
-        let (runnable, task) = async_task::spawn(drive(events, f), scheduler);
-        runnable.schedule();
-        task.detach();
+        inner.pool.spawn_near(drive(events, f));
         Ok(subscription)
     }
 
@@ -402,10 +397,10 @@ impl<E: Event> Reader<E> {
 }
 
 /// Panics in a row after which a callback is detached.
-const PANICS_MAX: u32 = 3;
+pub(crate) const PANICS_MAX: u32 = 3;
 
 /// Events after which a busy subscription lets others have the thread.
-const TURN: u32 = 64;
+pub(crate) const TURN: u32 = 64;
 
 /// A sync callback as one whose future is done at once.
 fn sync_callback<E>(mut f: impl FnMut(E)) -> impl FnMut(E) -> std::future::Ready<()> {
@@ -474,10 +469,21 @@ impl<E: Event> Reader<E> {
 }
 
 /// What a callback panicked with. Its drop may panic as well.
-struct Payload(Option<Box<dyn Any + Send>>);
+pub(crate) struct Payload(Option<Box<dyn Any + Send>>);
 
 impl Payload {
-    fn message(&self) -> &str {
+    #[cfg(feature = "tower")]
+    pub(crate) fn new(panic: Box<dyn Any + Send>) -> Self {
+        Payload(Some(panic))
+    }
+
+    /// Goes on with the panic.
+    #[cfg(feature = "tower")]
+    pub(crate) fn resume(mut self) -> ! {
+        std::panic::resume_unwind(self.0.take().unwrap_or_else(|| Box::new("(no message)")))
+    }
+
+    pub(crate) fn message(&self) -> &str {
         let panic = self.0.as_deref();
         panic
             .and_then(|panic| panic.downcast_ref::<&str>().copied())
@@ -493,7 +499,7 @@ impl Drop for Payload {
     }
 }
 
-async fn yield_now() {
+pub(crate) async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut yielded, true) {

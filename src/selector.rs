@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::{
     error::SelectorError,
-    labels::{escape, raw_pairs, unescape},
+    labels::{escape, push_label, raw_pairs, unescape},
     series::{Series, SeriesCore},
 };
 
@@ -97,6 +97,29 @@ impl Selector {
         self.only.as_ref()
     }
 
+    /// A label that every series it matches has, as `label="value"`.
+    pub(crate) fn anchor(&self) -> Option<String> {
+        let pinned = self.matchers.iter().find(|m| m.pins())?;
+        let mut anchor = String::new();
+        push_label(&mut anchor, &pinned.label, &pinned.value);
+        Some(anchor)
+    }
+
+    /// The text of the one series of a family with these labels that can match, where the selector pins each of them.
+    pub(crate) fn text_of(&self, label_names: &[Arc<str>]) -> Option<String> {
+        // A derived gauge has labels that its declaration does not name.
+        let all = !label_names.is_empty() && self.matchers.len() == label_names.len();
+        if !all || !self.matchers.iter().all(Matcher::pins) {
+            return None;
+        }
+        let mut text = String::new();
+        for name in label_names {
+            let pinned = self.matchers.iter().find(|m| *m.label == **name)?;
+            push_label(&mut text, name, &pinned.value);
+        }
+        Some(text)
+    }
+
     /// Whether some series of a metric of this name could match.
     pub(crate) fn could_match_name(&self, name: &str) -> bool {
         match &self.only {
@@ -130,6 +153,11 @@ impl Selector {
 }
 
 impl Matcher {
+    /// Whether it asks for one value of a label that the series must have.
+    fn pins(&self) -> bool {
+        self.op == Op::Equal && !self.value.is_empty() && self.label != NAME
+    }
+
     fn accepts(&self, value: &str) -> bool {
         let hit = match &self.regex {
             Some(regex) => regex.is_match(value),

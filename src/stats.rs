@@ -39,9 +39,82 @@ pub(crate) struct Stats {
     pub(crate) panicked: AtomicU64,
     pub(crate) detached: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
+    /// Alerts that the service behind a subscription or a layer did not take.
+    #[cfg(feature = "tower")]
+    pub(crate) delivery_errors: AtomicU64,
+    /// By the layer's name.
+    #[cfg(feature = "tower")]
+    layers: Mutex<BTreeMap<&'static str, Arc<LayerCounts>>>,
+}
+
+/// What all layers of one kind count.
+#[cfg(feature = "tower")]
+#[derive(Default)]
+pub(crate) struct LayerCounts {
+    pub(crate) delivered: AtomicU64,
+    pub(crate) passed_over: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) forgotten: AtomicU64,
+    pub(crate) errors: AtomicU64,
 }
 
 impl Stats {
+    #[cfg(feature = "tower")]
+    pub(crate) fn layer(&self, name: &'static str) -> Arc<LayerCounts> {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.entry(name).or_default().clone()
+    }
+
+    #[cfg(feature = "tower")]
+    fn layer_families(&self) -> Vec<FamilySnapshot> {
+        type Count = fn(&LayerCounts) -> &AtomicU64;
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = |name: &str, help: &str, count: Count| FamilySnapshot {
+            name: name.to_owned(),
+            help: help.to_owned(),
+            unit: None,
+            kind: MetricKind::Counter,
+            series: layers
+                .iter()
+                .map(|(layer, counts)| SeriesSnapshot {
+                    labels: vec![("layer".to_owned(), (*layer).to_owned())],
+                    value: SampleValue::Counter(Value::U64(count(counts).load(Ordering::Relaxed))),
+                })
+                .collect(),
+        };
+        let errors = counter(
+            "metricbus_alert_delivery_errors_total",
+            "Alerts that failed in the service they were sent to.",
+            self.delivery_errors.load(Ordering::Relaxed),
+        );
+        if layers.is_empty() {
+            return vec![errors];
+        }
+        vec![
+            errors,
+            family(
+                "metricbus_alert_layer_delivered_total",
+                "Alerts that a layer has sent on and that were taken.",
+                |counts| &counts.delivered,
+            ),
+            family(
+                "metricbus_alert_layer_passed_over_total",
+                "Alerts that a layer did not send on, as it is meant to.",
+                |counts| &counts.passed_over,
+            ),
+            family(
+                "metricbus_alert_layer_dropped_total",
+                "Alerts that were lost in a layer: its queue was full, oldest first, or what it sends to had ended.",
+                |counts| &counts.dropped,
+            ),
+            family(
+                "metricbus_alert_layer_forgotten_total",
+                "Rules and groups that a layer forgot because there were too many.",
+                |counts| &counts.forgotten,
+            ),
+        ]
+    }
+
     pub(crate) fn overflowed(&self, metric: &Arc<str>) {
         let mut overflowed = self
             .overflowed
@@ -74,7 +147,8 @@ impl Stats {
                 value: SampleValue::Counter(Value::U64(*n)),
             })
             .collect();
-        vec![
+        #[cfg_attr(not(feature = "tower"), expect(unused_mut))]
+        let mut families = vec![
             total(
                 "metricbus_callback_panics_total",
                 "Callbacks that panicked.",
@@ -118,7 +192,10 @@ impl Stats {
                 "Subscriptions detached because their callback panicked time after time.",
                 &self.detached,
             ),
-        ]
+        ];
+        #[cfg(feature = "tower")]
+        families.extend(self.layer_families());
+        families
     }
 }
 

@@ -1,12 +1,16 @@
-//! A watch: a selector, with the listener that each matching series gets. The bus keeps the list of them.
+//! A watch: a selector, with the listener that each matching series gets; and the list of them that a bus keeps.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
     cell::{Listener, Wakes},
+    labels::{push_raw, raw_pairs},
     mailbox::Mailbox,
     selector::Selector,
     series::SeriesCore,
@@ -88,5 +92,96 @@ impl Watch {
     /// How many series have matched so far.
     pub(crate) fn matched(&self) -> u64 {
         self.matched.load(Ordering::Relaxed)
+    }
+}
+
+/// All watches of a bus, by what they say of the series they want: thousands of rules, each about one worker, cost a new
+/// series a few look-ups.
+#[derive(Default)]
+pub(crate) struct Watches {
+    by_name: HashMap<Box<str>, ByLabel>,
+    nameless: ByLabel,
+    /// About one series that there is, which no new one can be.
+    settled: Vec<Arc<Watch>>,
+}
+
+#[derive(Default)]
+struct ByLabel {
+    /// By `label="value"`, for those that ask for some label's value.
+    anchored: HashMap<String, Vec<Arc<Watch>>>,
+    rest: Vec<Arc<Watch>>,
+}
+
+impl Watches {
+    fn place(&mut self, selector: &Selector) -> &mut Vec<Arc<Watch>> {
+        if selector.only_series().is_some() {
+            return &mut self.settled;
+        }
+        let by_label = match selector.metric_name() {
+            Some(name) => self.by_name.entry(name.into()).or_default(),
+            None => &mut self.nameless,
+        };
+        match selector.anchor() {
+            Some(anchor) => by_label.anchored.entry(anchor).or_default(),
+            None => &mut by_label.rest,
+        }
+    }
+
+    /// Watches whose selectors say the same keep their order.
+    pub(crate) fn add(&mut self, watch: Arc<Watch>) {
+        self.place(&watch.selector).push(watch);
+    }
+
+    /// `false`: it is not here.
+    pub(crate) fn remove(&mut self, watch: &Watch) -> bool {
+        let place = self.place(&watch.selector);
+        let before = place.len();
+        place.retain(|w| w.id != watch.id);
+        let found = place.len() < before;
+        let empty = place.is_empty();
+        if empty && let Some(name) = watch.selector.metric_name() {
+            if let (Some(by_label), Some(anchor)) =
+                (self.by_name.get_mut(name), watch.selector.anchor())
+                && by_label.anchored.get(&anchor).is_some_and(Vec::is_empty)
+            {
+                by_label.anchored.remove(&anchor);
+            }
+            if self
+                .by_name
+                .get(name)
+                .is_some_and(|by| by.rest.is_empty() && by.anchored.is_empty())
+            {
+                self.by_name.remove(name);
+            }
+        }
+        found
+    }
+
+    /// Calls `f` with those that a new series could match.
+    pub(crate) fn for_new(&self, series: &SeriesCore, mut f: impl FnMut(&Arc<Watch>)) {
+        let named = self.by_name.get(&*series.meta.name);
+        let mut anchor = String::new();
+        for by_label in named.into_iter().chain([&self.nameless]) {
+            if !by_label.anchored.is_empty() {
+                for (name, value) in raw_pairs(&series.text) {
+                    anchor.clear();
+                    push_raw(&mut anchor, name, value);
+                    by_label
+                        .anchored
+                        .get(&anchor)
+                        .into_iter()
+                        .flatten()
+                        .for_each(&mut f);
+                }
+            }
+            by_label.rest.iter().for_each(&mut f);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Watch>> {
+        let by_label = self.by_name.values().chain([&self.nameless]);
+        by_label
+            .flat_map(|by| by.anchored.values().flatten().chain(&by.rest))
+            .chain(&self.settled)
     }
 }

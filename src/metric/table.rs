@@ -70,6 +70,11 @@ impl FamilyCore {
         child(table, *slot).cloned()
     }
 
+    /// The child with these labels, if there is one.
+    pub(crate) fn get(&self, text: &str) -> Option<Arc<SeriesCore>> {
+        self.find(&self.read(), self.hasher.hash_one(text), text)
+    }
+
     /// The child with these labels, made where there is none; the overflow series where there can be no more.
     pub(crate) fn child(self: &Arc<Self>, text: &str) -> Arc<SeriesCore> {
         let hash = self.hasher.hash_one(text);

@@ -1,0 +1,298 @@
+//! Derived gauges: an expression as a metric like any other, so that rules, taps, windows and `/metrics` apply to it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Wake, Waker},
+};
+
+use super::{
+    AlertCause, Condition, Expr, Rule,
+    compute::Reading,
+    engine::{Engine, Sink},
+    log::Log,
+    plan::Plan,
+};
+use crate::{
+    bus::{Inner, MetricBus},
+    cell::{Wakes, wake_all},
+    desc::Desc,
+    error::RuleError,
+    labels::push_label,
+    metric::FamilyCore,
+    series::SeriesCore,
+    threshold::Threshold,
+};
+
+impl MetricBus {
+    /// Declares a gauge that shows an expression: one series for each set of labels that the expression has, for as long
+    /// as the [`Derived`] is held.
+    ///
+    /// It is set when the expression is evaluated, by the thread that mutates an operand, after its mutation, or by a
+    /// timer. Each value is set, in order, so that a rule on it sees every excursion. A series comes with the first
+    /// value; while there is no data it is NaN.
+    ///
+    /// An expression without a metric's name never looks at derived gauges. Gauges that are derived from each other in a
+    /// circle are cut off after 64 rounds, with a `tracing` error.
+    ///
+    /// ```
+    /// use metricbus::{Desc, Expr, Gauge, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let used = bus.family::<Gauge>(Desc::new("kv_blocks_used", "Blocks in use.").labels(["worker"]))?;
+    /// let total = bus.gauge("kv_blocks", "Blocks there are.")?;
+    /// let _share = bus.derive(
+    ///     Desc::new("kv_usage_ratio", "Share of KV blocks in use."),
+    ///     Expr::value("kv_blocks_used") / Expr::value("kv_blocks"),
+    /// )?;
+    ///
+    /// total.set(200.0);
+    /// used.with_label_values(&["a"])?.set(150.0);
+    /// let share = &bus.series(r#"kv_usage_ratio{worker="a"}"#)?[0];
+    /// assert_eq!(share.value().as_f64(), 0.75);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the expression is wrong, or the gauge can't be declared, or is declared already.
+    pub fn derive(&self, desc: Desc, expr: impl Into<Expr>) -> Result<Derived, RuleError> {
+        let expr = expr.into();
+        let plan = Plan::of_expression(&expr.0)?;
+        let inner = self.inner();
+        if inner.has_family(&desc.name) {
+            return Err(RuleError::Rule {
+                rule: desc.name.clone(),
+                why: "a metric of that name is declared already; a derived gauge needs a name of its own".to_owned(),
+            });
+        }
+        let sink = Arc::new(Gauges {
+            family: inner.derived_family(&desc)?,
+            bus: Arc::downgrade(inner),
+            constant: desc.constant.clone(),
+            series: Mutex::default(),
+        });
+        let log = Log::new(&desc.name, Vec::new(), Arc::new(|| {}));
+        // What it shows is the expression; the condition is never asked.
+        let rule = Rule::new(
+            &desc.name,
+            Condition::when(expr.clone(), Threshold::above(0.0)),
+        );
+        let engine = Engine::new(inner, rule, plan, log, Some(sink.clone()));
+        let mut wakes = Wakes::new();
+        engine.start(inner);
+        engine.settle(HashMap::new(), AlertCause::Initial, None, &mut wakes);
+        wake_all(&mut wakes);
+        Ok(Derived {
+            bus: Arc::downgrade(inner),
+            engine,
+            sink,
+            expr,
+        })
+    }
+}
+
+/// A gauge that shows an expression. Dropping it removes its series; [`forget`](Derived::forget) keeps them for the life of
+/// the bus.
+#[must_use = "dropping it removes the gauge at once: name it, or call `forget()`"]
+pub struct Derived {
+    bus: Weak<Inner>,
+    engine: Arc<Engine>,
+    sink: Arc<Gauges>,
+    expr: Expr,
+}
+
+impl Derived {
+    /// The gauge's name.
+    pub fn name(&self) -> &str {
+        &self.sink.family.meta.name
+    }
+
+    /// What it shows.
+    pub fn expr(&self) -> &Expr {
+        &self.expr
+    }
+
+    /// Keeps it for as long as the bus lives.
+    pub fn forget(mut self) {
+        self.bus = Weak::new();
+    }
+}
+
+impl Drop for Derived {
+    fn drop(&mut self) {
+        let Some(inner) = self.bus.upgrade() else {
+            return;
+        };
+        self.engine.close(None, &mut Wakes::new());
+        self.engine.stop(&inner);
+        self.sink.family.remove_where(|_| true);
+        inner.withdraw(self.name());
+    }
+}
+
+impl fmt::Debug for Derived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Derived({} = {})", self.name(), self.expr)
+    }
+}
+
+/// The series of a derived gauge.
+struct Gauges {
+    family: Arc<FamilyCore>,
+    bus: Weak<Inner>,
+    constant: Vec<(String, String)>,
+    series: Mutex<HashMap<Box<str>, Arc<Setter>>>,
+}
+
+impl Sink for Gauges {
+    fn put(&self, key: &str, labels: &[(String, String)], value: Reading, wakes: &mut Wakes) {
+        let setter = {
+            let mut series = lock(&self.series);
+            match series.get(key) {
+                Some(setter) => setter.clone(),
+                // Nobody has measured anything yet.
+                None if value.is_none() => return,
+                None => {
+                    let setter = Arc::new(self.setter(labels));
+                    series.insert(key.into(), setter.clone());
+                    setter
+                }
+            }
+        };
+        let dropped = {
+            let mut values = lock(&setter.values);
+            values.push_back(value.unwrap_or(f64::NAN));
+            values.len() > VALUES_MAX && values.pop_front().is_some()
+        };
+        if dropped && let Some(bus) = self.bus.upgrade() {
+            bus.stats.dropped(1);
+        }
+        wakes.push(Waker::from(setter));
+    }
+
+    fn end(&self, key: &str, wakes: &mut Wakes) {
+        if let Some(setter) = lock(&self.series).remove(key) {
+            setter.ended.store(true, Ordering::Release);
+            wakes.push(Waker::from(setter));
+        }
+    }
+
+    fn is_own(&self, series: &SeriesCore, named: bool) -> bool {
+        Arc::ptr_eq(&series.meta, &self.family.meta) || (series.meta.derived && !named)
+    }
+}
+
+/// Sets one series of a derived gauge, once whoever evaluated holds no lock any more.
+struct Setter {
+    family: Arc<FamilyCore>,
+    bus: Weak<Inner>,
+    text: String,
+    /// To be set, in order. A thread that comes while another is at it leaves its values to that one.
+    values: Mutex<VecDeque<f64>>,
+    /// The thread that is at it; 0 for none.
+    busy: AtomicUsize,
+    /// Times that setting led to setting again, by the thread that is at it.
+    rounds: AtomicUsize,
+    ended: AtomicBool,
+}
+
+/// Values that may wait. They come as fast as one thread sets them; more wait only where several evaluate at once.
+const VALUES_MAX: usize = 1_024;
+
+/// Values that a thread sets in one go, its own and those of others; the rest is left to the dispatcher.
+const TURN: usize = 64;
+
+/// Rounds in which setting a gauge may lead to its being set again. Circles have no end.
+const ROUNDS_MAX: usize = 64;
+
+/// A number that no other thread has now.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 1 });
+    HERE.try_with(|here| std::ptr::from_ref(here).addr())
+        .unwrap_or(1)
+}
+
+impl Gauges {
+    fn setter(&self, labels: &[(String, String)]) -> Setter {
+        let mut text = String::new();
+        let constant = &self.constant;
+        let own = labels
+            .iter()
+            .filter(|(name, _)| !constant.iter().any(|(n, _)| n == name));
+        for (name, value) in constant.iter().chain(own) {
+            push_label(&mut text, name, value);
+        }
+        Setter {
+            family: self.family.clone(),
+            bus: self.bus.clone(),
+            text,
+            values: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            rounds: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Setter {
+    /// Sets what waits, for a turn. `true`: there is more.
+    fn set_some(&self) -> bool {
+        for _ in 0..TURN {
+            if self.ended.load(Ordering::Acquire) {
+                self.family.remove(&self.text);
+                return false;
+            }
+            // In a statement of its own, so that the lock is free while the value is set.
+            let value = lock(&self.values).pop_front();
+            let Some(value) = value else { return false };
+            let series = self.family.child(&self.text);
+            series.cell.set_real(value, &*series);
+            if self.rounds.load(Ordering::Relaxed) > ROUNDS_MAX {
+                lock(&self.values).clear();
+                tracing::error!(
+                    gauge = %self.family.meta.name,
+                    "metricbus: a derived gauge is derived from itself, by way of others; it was cut off"
+                );
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl Wake for Setter {
+    fn wake(self: Arc<Self>) {
+        let me = this_thread();
+        loop {
+            if let Err(busy) =
+                self.busy
+                    .compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire)
+            {
+                if busy == me {
+                    self.rounds.fetch_add(1, Ordering::Relaxed);
+                }
+                return;
+            }
+            self.rounds.store(0, Ordering::Relaxed);
+            let more = self.set_some();
+            self.busy.store(0, Ordering::Release);
+            if more && let Some(bus) = self.bus.upgrade() {
+                bus.pool.start();
+                return bus.pool.spawn(async move { self.wake() });
+            }
+            // Somebody may have come between the last look and the sign being taken down.
+            if lock(&self.values).is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,211 @@
+//! Derived gauges on virtual time.
+
+use std::time::Duration;
+
+use metricbus::{
+    Clock, Condition, Desc, Expr, Gauge, MetricBus, Rule, RuleError, Threshold, Value,
+};
+
+fn bus() -> (MetricBus, Clock) {
+    let clock = Clock::manual();
+    (MetricBus::builder().clock(clock.clone()).build(), clock)
+}
+
+fn secs(s: f64) -> Duration {
+    Duration::from_secs_f64(s)
+}
+
+fn values(bus: &MetricBus, selector: &str) -> Vec<(String, f64)> {
+    let series = bus.series(selector).unwrap();
+    let mut values: Vec<_> = series
+        .iter()
+        .map(|series| (series.to_string(), series.value().as_f64()))
+        .collect();
+    values.sort_by(|a, b| a.0.cmp(&b.0));
+    values
+}
+
+#[test]
+fn a_window_is_a_gauge_that_goes_on_by_itself() {
+    let (bus, clock) = bus();
+    let queue = bus.gauge("queue", "Waiting.").unwrap();
+    let _avg = bus
+        .derive(
+            Desc::new("queue_avg_10s", "Waiting, on average.").label("window", "10s"),
+            Expr::over("queue", secs(10.0)).avg(),
+        )
+        .unwrap();
+    assert!(values(&bus, "queue_avg_10s").is_empty());
+    queue.set(10.0);
+    clock.advance(secs(5.0));
+    queue.set(0.0);
+    clock.advance(secs(5.0));
+    let name = r#"queue_avg_10s{window="10s"}"#.to_owned();
+    assert_eq!(values(&bus, "queue_avg_10s"), [(name.clone(), 5.0)]);
+    clock.advance(secs(20.0));
+    assert_eq!(values(&bus, "queue_avg_10s"), [(name, 0.0)]);
+    assert_eq!(
+        bus.snapshot().family("queue_avg_10s").unwrap().series.len(),
+        1
+    );
+}
+
+#[test]
+fn a_rule_on_a_derived_gauge_sees_every_excursion() {
+    let (bus, _) = bus();
+    let family = |name: &str| {
+        bus.family::<Gauge>(Desc::new(name, "Blocks.").labels(["worker"]))
+            .unwrap()
+    };
+    let (used, total) = (family("used"), family("total"));
+    let _share = bus
+        .derive(
+            Desc::new("share", "Share."),
+            Expr::value("used") / Expr::value("total"),
+        )
+        .unwrap();
+    let rule = bus
+        .add_rule(Rule::new("Full", Condition::when("share", Threshold::above(0.9))).any())
+        .unwrap();
+    total.with_label_values(&["a"]).unwrap().set(100.0);
+    let used = used.with_label_values(&["a"]).unwrap();
+    used.set(95.0);
+    used.set(10.0);
+    let history = rule.history();
+    let told: Vec<_> = history
+        .iter()
+        .map(|alert| (alert.is_firing(), alert.value))
+        .collect();
+    assert_eq!(told, [(true, Some(0.95)), (false, Some(0.1))]);
+}
+
+#[test]
+fn no_data_is_nan_and_a_series_that_is_removed_takes_its_gauge_with_it() {
+    let (bus, _) = bus();
+    let worker = bus
+        .family::<Gauge>(Desc::new("depth", "Depth.").labels(["worker"]))
+        .unwrap();
+    let limit = bus.gauge("limit", "Limit.").unwrap();
+    let _share = bus
+        .derive(
+            Desc::new("share", "Share."),
+            Expr::value("depth") / Expr::value("limit"),
+        )
+        .unwrap();
+    worker.with_label_values(&["a"]).unwrap().set(0.0);
+    limit.set(1.0);
+    let name = r#"share{worker="a"}"#.to_owned();
+    assert_eq!(values(&bus, "share"), [(name, 0.0)]);
+    limit.set(0.0);
+    assert!(values(&bus, "share")[0].1.is_nan());
+    bus.remove("depth").unwrap();
+    assert!(values(&bus, "share").is_empty());
+}
+
+#[test]
+fn it_ends_when_dropped_and_its_name_is_free_again() {
+    let (bus, _) = bus();
+    let a = bus.gauge("a", "A.").unwrap();
+    let derived = bus
+        .derive(Desc::new("b", "B."), Expr::value("a") * 2.0)
+        .unwrap();
+    a.set(2.0);
+    assert_eq!(values(&bus, "b"), [("b".to_owned(), 4.0)]);
+    assert!(matches!(
+        bus.derive(Desc::new("b", "B."), Expr::value("a")),
+        Err(RuleError::Rule { .. })
+    ));
+    drop(derived);
+    assert!(bus.snapshot().family("b").is_none());
+    a.set(3.0);
+    bus.counter("b_total", "B.").unwrap().inc();
+    bus.derive(Desc::new("c", "C."), Expr::value("a") + 1.0)
+        .unwrap()
+        .forget();
+    assert_eq!(values(&bus, "c"), [("c".to_owned(), 4.0)]);
+}
+
+#[test]
+fn gauges_derived_in_a_circle_are_cut_off() {
+    let (bus, _) = bus();
+    let start = bus.gauge("start", "Start.").unwrap();
+    let _a = bus
+        .derive(Desc::new("a", "A."), Expr::max(r#"{__name__=~"start|b"}"#))
+        .unwrap();
+    // By name, so that it looks at what is derived.
+    let _b = bus
+        .derive(Desc::new("b", "B."), Expr::value("a") + 1.0)
+        .unwrap();
+    start.set(1.0);
+    assert_eq!(values(&bus, "b"), [("b".to_owned(), 2.0)]);
+    let _c = bus
+        .derive(Desc::new("c", "C."), Expr::value("d") + 1.0)
+        .unwrap();
+    let _d = bus
+        .derive(
+            Desc::new("d", "D."),
+            Expr::value("c") + Expr::value("start"),
+        )
+        .unwrap();
+    start.set(2.0);
+    assert!(values(&bus, "d").is_empty());
+}
+
+#[test]
+fn a_trigger_between_two_bounds_and_a_moving_average() {
+    let (bus, clock) = bus();
+    let queue = bus.gauge("queue", "Waiting.").unwrap();
+    let _trigger = bus
+        .derive(
+            Desc::new("trigger", "Trigger."),
+            Expr::value("queue").scaled(50.0, 100.0),
+        )
+        .unwrap();
+    let _smooth = bus
+        .derive(
+            Desc::new("smooth", "Smooth."),
+            Expr::value("queue").ewma(secs(1.0)),
+        )
+        .unwrap();
+    let mut row = |value: f64| {
+        queue.set(value);
+        values(&bus, "trigger")[0].1
+    };
+    assert_eq!(
+        [0.0, 50.0, 75.0, 100.0, 500.0].map(&mut row),
+        [0.0, 0.0, 0.5, 1.0, 1.0]
+    );
+    queue.set(0.0);
+    clock.advance(secs(60.0));
+    queue.set(10.0);
+    clock.advance(secs(1.0));
+    let smooth = values(&bus, "smooth")[0].1;
+    assert!((smooth - 6.321).abs() < 1e-3, "{smooth}");
+}
+
+#[test]
+fn values_set_by_many_threads_at_once_all_arrive_and_the_last_one_stays() {
+    let bus = MetricBus::new();
+    let counter = bus.counter("n_total", "N.").unwrap();
+    let _twice = bus
+        .derive(Desc::new("twice", "Twice."), Expr::value("n_total") * 2.0)
+        .unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    counter.inc();
+                }
+            });
+        }
+    });
+    assert_eq!(counter.series().value(), Value::U64(20_000));
+    // Left to the dispatcher where one thread would have set too many.
+    let twice = || values(&bus, "twice")[0].1;
+    let mut turns = 0;
+    while twice() != 40_000.0 && turns < 1_000_000 {
+        std::thread::yield_now();
+        turns += 1;
+    }
+    assert_eq!(twice(), 40_000.0);
+}
