@@ -49,7 +49,7 @@
 //!
 //! # Recorders: those who want every mutation
 //!
-//! A tap or a window is a listener that [takes all](Listener::takes_all). While there is one the band is *shut*: `lo`
+//! A tap or a gauge's window is a listener that [takes all](Listener::takes_all). While there is one the band is *shut*: `lo`
 //! holds a value that no band has, and a mutator that sees it **before** its read-modify-write takes the lock first and
 //! mutates under it. So recorded mutations have one total order per series, `before` of each is `after` of the one
 //! before it, and the last `after` is the value.
@@ -63,6 +63,10 @@
 //!
 //! The value of a histogram's cell is its sum, and the band is on the observed value, which the sum does not tell. So
 //! there is nothing to re-read: an observation that races with a change of the band is judged by either band.
+//!
+//! Whatever `count` has written is published by the read-modify-write of the sum, and so is a new band: after
+//! [`visit`](Cell::visit) has re-armed the band, who observed under the old one is found in the counts, and who is not
+//! found there is judged by the new band. Windows begin their slots so.
 
 use std::{any::Any, task::Waker};
 

@@ -354,7 +354,10 @@ impl Clock {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         let now = self.now();
-        let idle = all.iter().fold(true, |idle, who| who.tick(now) && idle);
+        let mut idle = true;
+        for who in all {
+            idle &= who.tick(now);
+        }
         let mut next = next_multiple(now, period);
         if let Some(horizon) = self.horizon().filter(|_| idle) {
             next = next.max(Time(horizon.0 / period * period));

@@ -55,6 +55,11 @@ impl<T> Inbox<T> {
         self.position
     }
 
+    #[cfg(feature = "backtest")]
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox<T>> {
+        &self.mailbox
+    }
+
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item<T>> {
         loop {
             if let Some(letter) = self.batch.pop_front() {

@@ -19,6 +19,7 @@ mod lint;
 mod listen;
 mod mailbox;
 mod metric;
+mod raw;
 mod rule;
 mod scope;
 mod selector;
@@ -34,11 +35,14 @@ mod time;
 mod watch;
 mod window;
 
+#[cfg(feature = "backtest")]
+pub mod backtest;
 pub mod component;
 pub mod dynamo;
 pub mod export;
 #[cfg(feature = "tower")]
 pub mod service;
+pub mod testing;
 
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};

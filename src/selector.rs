@@ -70,6 +70,20 @@ impl Selector {
         }
     }
 
+    /// Name and labels where it means one series whatever there is: a name, and no matcher but `=`.
+    pub(crate) fn exact(&self) -> Option<(&str, Vec<(String, String)>)> {
+        let name = self.name.as_deref().filter(|_| self.only.is_none())?;
+        let labels = self
+            .matchers
+            .iter()
+            .map(|m| {
+                let exact = m.op == Op::Equal && m.label != NAME;
+                exact.then(|| (m.label.clone(), m.value.clone()))
+            })
+            .collect::<Option<_>>()?;
+        Some((name, labels))
+    }
+
     /// The name of the one metric that can match, where the selector says it.
     pub(crate) fn metric_name(&self) -> Option<&str> {
         match &self.only {

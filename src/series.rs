@@ -153,6 +153,14 @@ impl BucketCells {
     pub(crate) fn total(&self) -> u64 {
         self.counts().sum()
     }
+
+    /// Adds to the buckets what was counted elsewhere, one number per bucket; what is too many is left out.
+    #[cfg(feature = "backtest")]
+    pub(crate) fn add(&self, counts: &[u64]) {
+        for (bucket, n) in self.counts.iter().zip(counts) {
+            bucket.fetch_add(*n, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Now for SeriesCore {

@@ -6,9 +6,12 @@
 //!
 //! An *index* is a bucket's number as an `i32` that is ordered as the values are: zero is 0, the smallest double 1.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Buckets to the octave.
@@ -278,7 +281,7 @@ impl Packed {
 
 /// A distribution at rest: what each bucket weighs. Observations weigh 1 each, values of a gauge the nanoseconds for which
 /// they were held.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub(crate) struct Weights {
     /// In ascending order.
     chunks: Vec<(i32, [u64; CHUNK])>,
@@ -361,6 +364,13 @@ impl Weights {
                 reached >= wanted
             })
             .map(|(index, _)| index)
+    }
+}
+
+/// How many buckets there are; what they weigh would be pages.
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} buckets", self.iter().count())
     }
 }
 

@@ -94,10 +94,6 @@ impl Subscription {
         }
     }
 
-    pub(crate) fn wire(&self) -> &Arc<dyn Wire> {
-        &self.wire
-    }
-
     /// Keeps the subscription for as long as the bus lives. A callback that holds the bus keeps it alive, then, and
     /// itself: give it a handle or a [`Series`](crate::Series) instead.
     pub fn forget(self) {

@@ -302,6 +302,13 @@ impl Mutations {
         &self.subscription
     }
 
+    /// Tells how many mutations have come in so far, read or not: what places something else among them.
+    #[cfg(feature = "backtest")]
+    pub(crate) fn counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let mailbox = self.inbox.mailbox().clone();
+        move || mailbox.next_position()
+    }
+
     fn find(&mut self, id: u64) -> Option<Series> {
         if let Some((last, series)) = &self.last
             && *last == id

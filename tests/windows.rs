@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metricbus::{Buckets, Clock, Counter, Desc, Gauge, MetricBus};
+use metricbus::{Buckets, Clock, Counter, Desc, Gauge, MetricBus, WindowStats};
 use proptest::prelude::*;
 
 fn bus() -> (MetricBus, Clock) {
@@ -184,74 +184,308 @@ fn a_window_of_a_removed_series_keeps_what_it_saw() {
     assert_eq!(gauge.series().window(secs(1.0)).stats().last, Some(50.0));
 }
 
+/// What the sequences below are made of.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Wait(u64),
+    /// To the next multiple of so many milliseconds, where slots of some widths begin.
+    WaitUntilMultipleOf(u64),
+    Set(f64),
+    Count(u64),
+    Observe(f64),
+    Ask,
+}
+
+fn numbers() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        8 => (-1_000..1_000_i32).prop_map(|v| f64::from(v) / 8.0),
+        2 => (0..12_i32).prop_map(|v| f64::from(v) + 1e9),
+        1 => Just(f64::NAN),
+    ]
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Deed>> {
+    let deed = prop_oneof![
+        3 => (0..3_000_000_000_u64).prop_map(Deed::Wait),
+        3 => (0..100_000_000_u64).prop_map(Deed::Wait),
+        3 => prop_oneof![Just(10_u64), Just(100), Just(777)].prop_map(Deed::WaitUntilMultipleOf),
+        1 => (0..60_000_000_000_u64).prop_map(Deed::Wait),
+        6 => numbers().prop_map(Deed::Set),
+        4 => (0..50_u64).prop_map(Deed::Count),
+        6 => numbers().prop_map(Deed::Observe),
+        4 => Just(Deed::Ask),
+    ];
+    prop::collection::vec(deed, 1..150)
+}
+
+/// Everything that was done since the window was made, with its time in nanoseconds.
+struct Log {
+    made: u64,
+    width: u64,
+    slot: u64,
+    /// Begins with the value that the window found, if there was one.
+    sets: Vec<(u64, f64)>,
+    found: bool,
+    counts: Vec<(u64, u64)>,
+    observations: Vec<(u64, f64)>,
+    /// Whether a NaN has spoilt the running sum.
+    spoilt: bool,
+}
+
+impl Log {
+    fn start(&self, now: u64) -> u64 {
+        let start = now.saturating_sub(self.width);
+        if self.made >= start {
+            self.made
+        } else {
+            start.div_ceil(self.slot) * self.slot
+        }
+    }
+
+    /// A gauge's values with the nanoseconds for which they were held in the window. Some for none: those set and
+    /// replaced at once.
+    fn held(&self, now: u64) -> Vec<(f64, u64)> {
+        let start = self.start(now);
+        let mut held = Vec::new();
+        for (i, &(from, value)) in self.sets.iter().enumerate() {
+            let until = self.sets.get(i + 1).map_or(now, |next| next.0);
+            let was_set = from >= start && (i > 0 || !self.found);
+            if (until > start || was_set) && !value.is_nan() {
+                held.push((
+                    value,
+                    until.max(start) - from.max(start).min(until.max(start)),
+                ));
+            }
+        }
+        held
+    }
+
+    fn gauge_agrees(&self, seen: &WindowStats, now: u64) {
+        let start = self.start(now);
+        let held = self.held(now);
+        let set = || {
+            self.sets
+                .iter()
+                .skip(usize::from(self.found))
+                .filter(|s| s.0 >= start)
+        };
+        let counted = || set().filter(|s| !s.1.is_nan());
+        assert_eq!(seen.count, counted().count() as u64);
+        assert_eq!(seen.stale, usize::from(set().count() == 0));
+        let newest = self
+            .sets
+            .get(usize::from(self.found)..)
+            .and_then(|s| s.last());
+        assert_eq!(
+            seen.age.map(|age| age.as_nanos()),
+            newest.map(|n| u128::from(now - n.0))
+        );
+        assert_eq!(seen.coverage, (now - start) as f64 / self.width as f64);
+        let last = self.sets.last().map(|s| s.1).filter(|v| !v.is_nan());
+        assert_eq!(seen.last, last);
+
+        let total: u64 = held.iter().map(|h| h.1).sum();
+        if total > 0 {
+            let values = || held.iter().map(|h| h.0);
+            assert_eq!(seen.min, values().reduce(f64::min), "{held:?}");
+            assert_eq!(seen.max, values().reduce(f64::max));
+            let mean = |f: &dyn Fn(f64) -> f64| {
+                held.iter().map(|h| f(h.0) * h.1 as f64).sum::<f64>() / total as f64
+            };
+            let avg = mean(&|v| v);
+            assert!(close(seen.avg, avg), "{seen:?} {avg}");
+            let stddev = mean(&|v| (v - avg).powi(2)).sqrt();
+            let error = (seen.stddev.unwrap() - stddev).abs();
+            assert!(error <= 1e-6 * stddev.max(1.0), "{seen:?} {stddev}");
+            let longer: Vec<_> = held.iter().copied().filter(|h| h.1 > 0).collect();
+            quantiles_agree(seen, longer);
+        }
+        // The value at the start, or the first since.
+        let first = if start == self.made {
+            self.sets.first().filter(|_| self.found)
+        } else {
+            self.sets.iter().rev().find(|s| s.0 < start)
+        };
+        let first = first.map_or(f64::NAN, |s| s.1);
+        let first = if first.is_nan() {
+            counted().next().map_or(f64::NAN, |s| s.1)
+        } else {
+            first
+        };
+        let increase = Some(last.unwrap_or(f64::NAN) - first).filter(|i| !i.is_nan());
+        assert_eq!(seen.increase, increase);
+    }
+
+    fn counter_agrees(&self, seen: &WindowStats, now: u64) {
+        let start = self.start(now);
+        let increase: u64 = self
+            .counts
+            .iter()
+            .filter(|c| c.0 >= start)
+            .map(|c| c.1)
+            .sum();
+        assert_eq!(seen.increase, Some(increase as f64));
+        assert_eq!(seen.sum, seen.increase);
+        assert_eq!(seen.stale, usize::from(increase == 0));
+        assert_eq!(seen.coverage, (now - start) as f64 / self.width as f64);
+        if now - start >= self.slot {
+            assert!(close(
+                seen.rate,
+                increase as f64 / ((now - start) as f64 / 1e9)
+            ));
+        }
+        assert_eq!(
+            (seen.count, seen.avg, seen.min, seen.quantile(0.5)),
+            (0, None, None, None)
+        );
+        self.is_about(
+            seen,
+            self.counts.iter().rfind(|c| c.1 > 0).map(|c| c.0),
+            now,
+        );
+    }
+
+    /// The age is known to a slot.
+    fn is_about(&self, seen: &WindowStats, newest: Option<u64>, now: u64) {
+        let age = seen.age.map(|age| age.as_nanos() as u64);
+        assert_eq!(age.is_some(), newest.is_some());
+        if let (Some(age), Some(newest)) = (age, newest) {
+            let real = now - newest;
+            assert!(
+                age <= real && real <= age + self.slot,
+                "{age} is not about {real}"
+            );
+        }
+    }
+
+    fn histogram_agrees(&self, seen: &WindowStats, now: u64) {
+        let start = self.start(now);
+        let numbers = || self.observations.iter().filter(|o| !o.1.is_nan());
+        let all: Vec<f64> = numbers().filter(|o| o.0 >= start).map(|o| o.1).collect();
+        assert_eq!(seen.count, all.len() as u64);
+        assert_eq!(seen.increase, Some(all.len() as f64));
+        assert_eq!(seen.stale, usize::from(all.is_empty()));
+        assert_eq!(seen.min, all.iter().copied().reduce(f64::min));
+        assert_eq!(seen.max, all.iter().copied().reduce(f64::max));
+        self.is_about(seen, numbers().next_back().map(|o| o.0), now);
+        let n = all.len() as f64;
+        let sum: f64 = all.iter().sum();
+        let size: f64 = all.iter().map(|v| v.abs()).sum();
+        let allowed = if self.spoilt {
+            0.011 * size
+        } else {
+            1e-9 * size
+        };
+        assert!((seen.sum.unwrap() - sum).abs() <= allowed, "{seen:?} {sum}");
+        if n > 0.0 {
+            assert!((seen.avg.unwrap() - sum / n).abs() <= allowed / n + 1e-9);
+            let square = |f: &dyn Fn(f64) -> f64| {
+                (all.iter().map(|v| f(*v).powi(2)).sum::<f64>() / n).sqrt()
+            };
+            let (stddev, size) = (square(&|v| v - sum / n), square(&|v| v));
+            let error = (seen.stddev.unwrap() - stddev).abs();
+            assert!(error <= 0.010_84 * size + 1e-9, "{seen:?} {stddev}");
+            quantiles_agree(seen, all.iter().map(|v| (*v, 1)).collect());
+        } else {
+            assert_eq!(
+                (seen.avg, seen.stddev, seen.quantile(0.5)),
+                (None, None, None)
+            );
+        }
+    }
+}
+
+/// Every quantile is within 1.1 % of the value that it stands for.
+fn quantiles_agree(seen: &WindowStats, mut weighted: Vec<(f64, u64)>) {
+    weighted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let total: u64 = weighted.iter().map(|w| w.1).sum();
+    for percent in [1_u64, 10, 25, 50, 75, 90, 99] {
+        let wanted = (u128::from(total) * u128::from(percent)).div_ceil(100);
+        let mut reached = 0;
+        let exact = weighted.iter().find(|w| {
+            reached += u128::from(w.1);
+            reached >= wanted
+        });
+        let (exact, estimate) = (
+            exact.unwrap().0,
+            seen.quantile(percent as f64 / 100.0).unwrap(),
+        );
+        assert!(
+            (estimate - exact).abs() <= 0.011 * exact.abs(),
+            "{percent} %: {estimate} {exact}"
+        );
+    }
+    assert_eq!(
+        (seen.quantile(0.0), seen.quantile(1.0)),
+        (seen.min, seen.max)
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Against an evaluation as one would do it on paper: keep every change, cut off what lies before the window, add up.
+    /// Against an evaluation as one would do it on paper: keep everything, cut off what lies before the window, add up.
     #[test]
-    fn a_gauges_window_agrees_with_a_naive_evaluation(
-        steps in prop::collection::vec((0u64..700, -100i32..100), 1..120),
-        idle in 0u64..30_000,
+    fn windows_agree_with_a_naive_evaluation(
+        before in (0..3_000_000_000_u64),
+        found in any::<bool>(),
+        width in prop_oneof![
+            Just(100_000_000_u64), Just(1_000_000_000), Just(10_000_000_000), 100_000_000..20_000_000_000_u64,
+        ],
+        deeds in deeds(),
     ) {
         let (bus, clock) = bus();
         let gauge = bus.gauge("g", "g").unwrap();
-        gauge.set(0.0);
-        let window = gauge.series().window(secs(10.0));
-        let mut changes = vec![(0u64, 0.0f64)];
-        for (ms, v) in steps {
-            clock.advance(Duration::from_millis(ms));
-            gauge.set(f64::from(v));
-            changes.push((clock.now().as_nanos(), f64::from(v)));
+        let counter = bus.counter("c_total", "c").unwrap();
+        let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+        clock.advance(Duration::from_nanos(before));
+        counter.inc_by(7);
+        histogram.observe(0.3);
+        let mut log = Log {
+            made: before,
+            width,
+            slot: width.div_ceil(100).max(10_000_000),
+            sets: Vec::new(),
+            found,
+            counts: Vec::new(),
+            observations: Vec::new(),
+            spoilt: false,
+        };
+        if found {
+            gauge.set(3.0);
+            log.sets.push((before, 3.0));
         }
-        clock.advance(Duration::from_millis(idle));
-        let now = clock.now().as_nanos();
-        let (slot, width) = (100_000_000, 10_000_000_000u64);
-        let start = now.saturating_sub(width).div_ceil(slot) * slot;
-        let expected = naive(&changes, start, now);
-        let seen = window.stats();
-        prop_assert_eq!(seen.count, expected.count);
-        prop_assert_eq!((seen.min, seen.max, seen.last), (expected.min, expected.max, expected.last));
-        prop_assert!(close(seen.avg, expected.avg.unwrap()), "{:?} {:?}", seen, expected);
-        prop_assert_eq!(seen.coverage, (now - start) as f64 / width as f64);
-    }
-}
-
-#[derive(Debug)]
-struct Naive {
-    count: u64,
-    avg: Option<f64>,
-    min: Option<f64>,
-    max: Option<f64>,
-    last: Option<f64>,
-}
-
-fn naive(changes: &[(u64, f64)], start: u64, now: u64) -> Naive {
-    let (mut integral, mut values) = (0.0, Vec::new());
-    for (i, &(from, value)) in changes.iter().enumerate() {
-        let until = changes.get(i + 1).map_or(now, |next| next.0);
-        let held = until.max(start) - from.max(start).min(until.max(start));
-        integral += value * held as f64;
-        // Held at the start, or set since.
-        if from >= start || until > start || i + 1 == changes.len() {
-            values.push(value);
+        let of = |series: metricbus::Series| series.window(Duration::from_nanos(width));
+        let windows = [of(gauge.series()), of(counter.series()), of(histogram.series())];
+        for deed in deeds.into_iter().chain([Deed::Ask]) {
+            let now = clock.now().as_nanos();
+            match deed {
+                Deed::Wait(ns) => clock.advance(Duration::from_nanos(ns)),
+                Deed::WaitUntilMultipleOf(ms) => {
+                    let period = ms * 1_000_000;
+                    clock.advance(Duration::from_nanos(period - now % period));
+                }
+                Deed::Set(v) => {
+                    gauge.set(v);
+                    log.sets.push((now, v));
+                }
+                Deed::Count(n) => {
+                    counter.inc_by(n);
+                    log.counts.push((now, n));
+                }
+                Deed::Observe(v) => {
+                    histogram.observe(v);
+                    log.observations.push((now, v));
+                    log.spoilt |= v.is_nan();
+                }
+                Deed::Ask => {
+                    let [gauge, counter, histogram] = windows.each_ref().map(|w| w.stats());
+                    log.gauge_agrees(&gauge, now);
+                    log.counter_agrees(&counter, now);
+                    log.histogram_agrees(&histogram, now);
+                }
+            }
         }
-    }
-    let span = (now - start) as f64;
-    let fold = |f: fn(f64, f64) -> f64| values.iter().copied().reduce(f);
-    Naive {
-        count: changes
-            .iter()
-            .skip(1)
-            .filter(|(at, _)| *at >= start)
-            .count() as u64,
-        avg: if span > 0.0 {
-            Some(integral / span)
-        } else {
-            changes.last().map(|c| c.1)
-        },
-        min: fold(f64::min),
-        max: fold(f64::max),
-        last: changes.last().map(|c| c.1),
     }
 }
 
@@ -296,4 +530,157 @@ fn widths_beyond_all_reason_are_taken() {
     assert_eq!(zero.stats().width, Duration::from_millis(100));
     assert_eq!(zero.stats().increase, Some(0.0));
     assert_eq!(max.stats().increase, Some(1.0));
+}
+
+#[test]
+fn slots_of_all_windows_begin_at_the_same_times() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let first = counter.series().window(secs(10.0));
+    clock.advance(Duration::from_millis(1_234));
+    let second = counter.series().window(secs(10.0));
+    for _ in 0..400 {
+        counter.inc();
+        clock.advance(Duration::from_millis(77));
+    }
+    assert_eq!(first.stats(), second.stats());
+    // The first boundary that is not older than 10 s.
+    let now = clock.now().as_secs_f64();
+    let start = ((now - 10.0) * 10.0).ceil() / 10.0;
+    assert!(close(Some(first.stats().coverage), (now - start) / 10.0));
+}
+
+#[test]
+fn age_is_since_the_newest_mutation_and_stale_is_who_had_none() {
+    let (bus, clock) = bus();
+    let family = bus
+        .family::<Gauge>(Desc::new("g", "g").labels(["i"]))
+        .unwrap();
+    let windows = bus.window("g", secs(10.0)).unwrap();
+    for i in ["a", "b"] {
+        family.with_label_values(&[i]).unwrap().set(1.0);
+    }
+    let counter = bus.counter("c_total", "c").unwrap();
+    let counted = counter.series().window(secs(10.0));
+    assert_eq!((counted.stats().age, counted.stats().stale), (None, 1));
+    counter.inc();
+    assert_eq!(counted.stats().age, Some(Duration::ZERO));
+    clock.advance(secs(7.0));
+    // Set to what it is already: a mutation all the same.
+    family.with_label_values(&["b"]).unwrap().set(1.0);
+    clock.advance(secs(5.0));
+    let seen = windows.stats();
+    assert_eq!(
+        (seen.age, seen.sources, seen.stale),
+        (Some(secs(5.0)), 2, 1)
+    );
+    let each = windows.each();
+    assert_eq!((each[0].1.age, each[0].1.stale), (Some(secs(12.0)), 1));
+    // Known to a slot: it was seen at the first boundary after it.
+    let seen = counted.stats();
+    assert_eq!((seen.age, seen.stale), (Some(secs(11.9)), 1));
+}
+
+#[test]
+fn groups_have_the_labels_that_were_asked_for() {
+    let (bus, _) = bus();
+    let family = bus
+        .family::<Counter>(Desc::new("c_total", "c").labels(["pod", "status"]))
+        .unwrap();
+    let windows = bus.window("c_total", secs(10.0)).unwrap();
+    for (pod, status, n) in [("a", "ok", 3), ("b", "ok", 4), ("b", "error", 5)] {
+        family.with_label_values(&[pod, status]).unwrap().inc_by(n);
+    }
+    let groups = |labels: &[&str]| -> Vec<(String, Option<f64>)> {
+        let show = |(name, value): &(String, String)| format!("{name}={value}");
+        windows
+            .stats_by(labels)
+            .iter()
+            .map(|(labels, seen)| (labels.iter().map(show).collect(), seen.increase))
+            .collect()
+    };
+    let group = |labels: &str, n| (labels.to_owned(), Some(n));
+    assert_eq!(groups(&["pod"]), [group("pod=a", 3.0), group("pod=b", 9.0)]);
+    assert_eq!(
+        groups(&["zone", "status"]),
+        [
+            group("zone=status=error", 5.0),
+            group("zone=status=ok", 7.0),
+        ]
+    );
+    assert_eq!(groups(&[]), [group("", 12.0)]);
+}
+
+#[test]
+fn a_removed_series_leaves_its_window_as_it_was() {
+    let (bus, clock) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+    let (counted, observed) = (
+        counter.series().window(secs(10.0)),
+        histogram.series().window(secs(10.0)),
+    );
+    counter.inc_by(6);
+    histogram.observe(2.0);
+    clock.advance(secs(3.0));
+    assert_eq!(bus.remove("{__name__=~\"c_total|h\"}").unwrap(), 2);
+    counter.inc_by(100);
+    histogram.observe(100.0);
+    clock.advance(secs(30.0));
+    let seen = counted.stats();
+    assert_eq!(
+        (seen.increase, seen.rate, seen.coverage),
+        (Some(6.0), Some(2.0), 0.3)
+    );
+    let seen = observed.stats();
+    assert_eq!((seen.count, seen.max, seen.sum), (1, Some(2.0), Some(2.0)));
+}
+
+#[test]
+fn a_histogram_that_is_born_later_has_been_empty_until_then() {
+    let (bus, clock) = bus();
+    let windows = bus.window("h", secs(10.0)).unwrap();
+    clock.advance(secs(5.0));
+    let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+    histogram.observe(1.0);
+    clock.advance(secs(5.0));
+    let seen = windows.stats();
+    assert_eq!((seen.count, seen.rate, seen.coverage), (1, Some(0.1), 1.0));
+}
+
+#[test]
+fn what_is_infinite_is_an_average_but_has_no_spread() {
+    let (bus, clock) = bus();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let window = gauge.series().window(secs(10.0));
+    for v in [1.0, f64::INFINITY] {
+        gauge.set(v);
+        clock.advance(secs(1.0));
+    }
+    let seen = window.stats();
+    assert_eq!(
+        (seen.avg, seen.max),
+        (Some(f64::INFINITY), Some(f64::INFINITY))
+    );
+    assert_eq!((seen.min, seen.stddev), (Some(1.0), None));
+    assert_eq!(seen.quantile(0.75), Some(f64::INFINITY));
+    gauge.set(f64::NEG_INFINITY);
+    clock.advance(secs(1.0));
+    assert_eq!(window.stats().avg, None);
+}
+
+#[test]
+fn an_average_of_large_values_with_a_small_spread_loses_nothing() {
+    let (bus, clock) = bus();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let window = gauge.series().window(secs(10.0));
+    for i in 0..9_000_u32 {
+        gauge.set(1e12 + f64::from(i % 3));
+        clock.advance(Duration::from_millis(1));
+    }
+    let seen = window.stats();
+    assert_eq!(seen.avg, Some(1e12 + 1.0));
+    // Off by what a double of this size is rounded to, and no more.
+    let error = seen.stddev.unwrap() - (2.0_f64 / 3.0).sqrt();
+    assert!(error.abs() < 1e-6, "{seen:?}");
 }

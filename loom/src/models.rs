@@ -8,7 +8,13 @@ use std::{
     task::{Wake, Waker},
 };
 
-use loom::{sync::Arc, thread};
+use loom::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
 
 use crate::{
     cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
@@ -354,6 +360,66 @@ struct Tap {
     start: Said<u64>,
     moves: Said<(u64, u64)>,
     sequences: Said<u64>,
+}
+
+/// What a histogram's window does where a slot begins: it takes the extremes, which re-arms the band, and only then reads
+/// how many there were. An observation that races with that is counted in a slot and an extreme of that or of the next one.
+#[test]
+fn an_observation_is_an_extreme_no_earlier_than_it_is_counted_and_is_never_lost() {
+    struct Range(ExtremesState);
+    impl Listener for Range {
+        fn id(&self) -> u64 {
+            1
+        }
+        fn judge(&mut self, value: f64, mutated: bool, _: &mut Stamp<'_>) {
+            if mutated {
+                self.0.step(value);
+            }
+        }
+        fn quiet(&self) -> Interval {
+            self.0.quiet()
+        }
+    }
+    model(3, || {
+        let cell = Arc::new(Cell::new::<Real>(0));
+        let mut wakes = Wakes::new();
+        let range = Box::new(Range(ExtremesState::new()));
+        cell.attach::<Real>(range, Signal::Observation, &NoClock, &mut wakes);
+        let counted = Arc::new(AtomicU64::new(0));
+        let observe = |cell: &Cell, counted: &AtomicU64, v| {
+            cell.observe(v, &NoClock, || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        observe(&cell, &counted, 1.0);
+        let observer = {
+            let (cell, counted) = (cell.clone(), counted.clone());
+            thread::spawn(move || observe(&cell, &counted, 1.0))
+        };
+        let take = || {
+            let extremes = cell.visit::<Real, _>(
+                1,
+                Signal::Observation,
+                &NoClock,
+                &mut Wakes::new(),
+                |l, _| {
+                    let any: &mut dyn std::any::Any = l;
+                    let range = any.downcast_mut::<Range>().unwrap();
+                    let seen = range.0.get();
+                    range.0.reset();
+                    seen
+                },
+            );
+            (extremes.unwrap(), counted.load(Ordering::Relaxed))
+        };
+        let (first, counted_first) = take();
+        observer.join().unwrap();
+        let (second, counted_both) = take();
+        assert_eq!(counted_both, 2);
+        assert_eq!(first, Some((1.0, 1.0)));
+        // Who was not counted in the first slot is an extreme of the second.
+        assert!(counted_first == 2 || second == Some((1.0, 1.0)));
+    });
 }
 
 /// A tap, the value at which it began, the moves it was told of, and their sequence numbers.

@@ -156,6 +156,15 @@ pub enum Quality {
 }
 
 impl Quality {
+    /// The worse of two; those named later are.
+    pub(crate) fn or_worse(self, other: Quality) -> Quality {
+        if other as u8 > self as u8 {
+            other
+        } else {
+            self
+        }
+    }
+
     /// `good`, `nan`, `no_data`, `stale` or `gone`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -336,10 +336,6 @@ impl Computation {
         self.operands[input].latest
     }
 
-    pub(crate) fn has_own(&self, input: usize) -> bool {
-        self.operands[input].series > 0
-    }
-
     /// Its windows, to be looked at.
     pub(crate) fn glances(&self) -> Vec<Glance> {
         let windows = self.operands.iter().enumerate();

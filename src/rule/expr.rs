@@ -17,15 +17,16 @@ use crate::{
 /// | | is evaluated |
 /// |---|---|
 /// | [`value`](Expr::value), sums and other gatherings of values | by each mutation, in the thread that makes it, with its own value |
-/// | [`over`](Expr::over): windows; [`ewma`](Expr::ewma) | at each slot boundary of the narrowest window, at most a second apart |
-/// | arithmetic on these | whenever one of them is |
+/// | [`over`](Expr::over): windows | at each slot boundary of the narrowest window, at most a second apart |
+/// | [`ewma`](Expr::ewma) | when what it averages is, and in between at each hundredth of its time constant (10 ms to 1 s) |
+/// | arithmetic on these | whenever one of them is; windows count as they were last evaluated |
 ///
 /// An expression is evaluated once for each set of labels. Operands with the same labels belong together, whatever the
 /// names of their metrics; an operand without labels (a single metric, a sum over all) goes with all of them.
 ///
 /// *No data* is not a number: a gauge that was never set, a window that has seen nothing, an operand whose series does
-/// not exist, 0/0. Whatever is computed from it is no data either. NaN is a number that somebody has measured, and goes
-/// through arithmetic as such.
+/// not exist, and arithmetic on numbers that has no result (0/0, ∞−∞). Whatever is computed from it is no data either. NaN
+/// is a number that somebody has measured, and goes through arithmetic as such.
 ///
 /// A series that is an operand takes the slow path with each change of its value (some 100 ns); one that is compared
 /// with a threshold alone does not.

@@ -53,7 +53,10 @@ impl MetricBus {
     ///
     /// When the rule is wrong, or there is one of its name.
     pub fn add_rule(&self, rule: Rule) -> Result<LiveRule, RuleError> {
-        self.inner().rules.add(self.inner(), rule, false)
+        self.inner()
+            .rules
+            .insert(self.inner(), rule, None)
+            .map(LiveRule)
     }
 
     /// Runs a rule, in the place of the one of its name if there is one: see [`LiveRule::update`].
@@ -62,7 +65,7 @@ impl MetricBus {
     ///
     /// When the rule is wrong; the one before goes on, then.
     pub fn set_rule(&self, rule: Rule) -> Result<LiveRule, RuleError> {
-        self.inner().rules.add(self.inner(), rule, true)
+        self.inner().rules.set(self.inner(), rule)
     }
 
     /// Ends a rule: what is firing is resolved, because of [`AlertCause::RuleRemoved`]. `false`: there was none of that
@@ -140,7 +143,7 @@ impl LiveRule {
 
     /// The rule as it is now.
     pub fn rule(&self) -> Rule {
-        self.0.engine().rule.clone()
+        (*self.0.engine().rule()).clone()
     }
 
     /// How it stands.
@@ -190,6 +193,9 @@ impl LiveRule {
     /// on without a word; with a hold longer than the condition has held for, it becomes pending and is resolved; what
     /// has been pending for long enough fires. Such alerts have the cause [`RuleChanged`](AlertCause::RuleChanged).
     /// Epochs, history and subscriptions go on.
+    ///
+    /// Where conditions, groups and [`every`](Rule::every) stay the same, conditions go on, too, where they are: between
+    /// the bounds of a threshold, in the middle of a window. Otherwise they begin anew, and so do their windows.
     ///
     /// # Errors
     ///
@@ -292,18 +298,18 @@ impl RuleStatus {
     fn of(slot: &Slot) -> RuleStatus {
         let engine = slot.engine();
         let view: View = engine.view();
-        let rule = &engine.rule;
+        let rule = engine.rule();
         let active: Vec<_> = view
             .active
             .iter()
             .map(|group| RuleGroup {
-                labels: group.labels.clone(),
+                labels: group.kept.labels.clone(),
                 state: group.state,
                 level: group.level.as_deref().map(str::to_owned),
                 since: group.since,
                 value: group.value,
                 quality: group.quality,
-                epoch: group.epoch,
+                epoch: group.kept.epoch,
             })
             .collect();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -371,6 +377,12 @@ impl Slot {
             .upgrade()
             .filter(|_| !*removed)
             .ok_or(RuleError::Removed { rule: name })?;
+        if self.engine().rule().judges_as(&rule) {
+            self.engine().change(rule, &mut wakes);
+            drop(removed);
+            wake_all(&mut wakes);
+            return Ok(());
+        }
         let next = Engine::new(&inner, rule, plan, self.log.clone(), None);
         next.start(&inner);
         let before = {
@@ -389,9 +401,8 @@ impl Slot {
     /// Puts a feed in place: it hears what is firing, then every transition.
     fn subscribe(&self, feed: &Arc<Feed>, wakes: &mut Wakes) {
         let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
-        engine.with_firing(|firing| {
-            self.log
-                .subscribe(feed, &engine.rule, firing, &self.clock, wakes);
+        engine.with_firing(|rule, firing| {
+            self.log.subscribe(feed, rule, firing, &self.clock, wakes);
         });
     }
 
@@ -463,18 +474,21 @@ impl Rules {
         self.table().rules.values().cloned().collect()
     }
 
-    fn add(&self, inner: &Arc<Inner>, rule: Rule, replace: bool) -> Result<LiveRule, RuleError> {
-        if replace {
-            // One that is removed meanwhile is added anew.
+    fn set(&self, inner: &Arc<Inner>, rule: Rule) -> Result<LiveRule, RuleError> {
+        loop {
+            // Others may add and remove rules of this name meanwhile.
             let found = self.table().rules.get(&rule.name).cloned();
-            if let Some(found) = found {
-                match found.update(rule.clone()) {
-                    Err(RuleError::Removed { .. }) => {}
-                    done => return done.map(|()| LiveRule(found)),
+            let Some(found) = found else {
+                match self.insert(inner, rule.clone(), None) {
+                    Err(RuleError::Exists { .. }) => continue,
+                    done => return done.map(LiveRule),
                 }
+            };
+            match found.update(rule.clone()) {
+                Err(RuleError::Removed { .. }) => {}
+                done => return done.map(|()| LiveRule(found)),
             }
         }
-        self.insert(inner, rule, None).map(LiveRule)
     }
 
     fn insert(
@@ -514,7 +528,7 @@ impl Rules {
             engine.start(inner);
             let now = inner.clock.now();
             let (inherited, grace) =
-                restored.map_or_else(Default::default, |r| r.groups(&engine.rule, now));
+                restored.map_or_else(Default::default, |r| r.groups(&engine.rule(), now));
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }
         wake_all(&mut wakes);

@@ -134,6 +134,14 @@ impl Machine {
         self.flow(timing, holds, now);
     }
 
+    /// Forgets in which slots the condition held: the rule has slots of another width from `now` on.
+    pub(crate) fn reslot(&mut self, slots: Option<Slots>, now: Time) {
+        self.tally = Tally {
+            bits: 0,
+            slot: slots.map_or(0, |slots| now.0 / nanos(slots.width)),
+        };
+    }
+
     /// The rule has other times from `now` on. A hold that is longer than the condition has held for makes a firing
     /// machine pending.
     pub(crate) fn retime(&mut self, timing: &Timing, now: Time) {

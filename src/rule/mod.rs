@@ -22,6 +22,7 @@ pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
 pub(crate) use live::Rules;
+use machine::Timing;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).
@@ -296,6 +297,22 @@ impl Rule {
     pub fn annotation(mut self, name: impl Into<String>, text: impl Into<String>) -> Rule {
         self.annotations.push((name.into(), text.into()));
         self
+    }
+
+    pub(crate) fn timing(&self) -> Timing {
+        Timing {
+            hold: self.hold,
+            keep: self.keep,
+            slots: self.slots,
+        }
+    }
+
+    /// Whether it has the same conditions and groups as another: all else can be changed while it runs.
+    pub(crate) fn judges_as(&self, other: &Rule) -> bool {
+        self.levels == other.levels
+            && self.group == other.group
+            && self.by == other.by
+            && self.every == other.every
     }
 
     /// Its thresholds, as numbers.

@@ -6,7 +6,6 @@ use super::{
     Group, Rule, Test,
     compute::{Judge, PERIOD_MIN, Program, Truth},
     expr::{Node, Source},
-    machine::Timing,
 };
 use crate::{error::RuleError, labels, selector::Selector, series::SeriesCore};
 
@@ -14,11 +13,16 @@ use crate::{error::RuleError, labels, selector::Selector, series::SeriesCore};
 pub(crate) struct Plan {
     pub(crate) leaves: Vec<Leaf>,
     pub(crate) levels: Vec<(Option<Arc<str>>, Tree)>,
-    pub(crate) timing: Timing,
     pub(crate) group: Group,
     pub(crate) by: Vec<String>,
+    /// Where series come in.
+    pub(crate) places: Vec<Place>,
     /// One metric by one selector: its name tells series apart, too.
     pub(crate) single: bool,
+    /// Whether the name is shown: where the selector does not say it.
+    pub(crate) shows_name: bool,
+    /// Whether there is a leaf about absence.
+    pub(crate) has_absence: bool,
     /// How often time alone changes something.
     pub(crate) period: Option<Duration>,
 }
@@ -42,6 +46,27 @@ pub(crate) enum Leaf {
         selector: Selector,
         keep: Duration,
     },
+}
+
+/// A place for series in a rule: an input of a leaf.
+pub(crate) struct Place {
+    pub(crate) leaf: usize,
+    pub(crate) input: usize,
+    pub(crate) selector: Selector,
+    /// Of series that are gathered: by which labels.
+    by: Option<Vec<String>>,
+}
+
+impl Place {
+    /// The labels by which it tells series apart, sorted.
+    pub(crate) fn labels_of(&self, series: &SeriesCore) -> Vec<(String, String)> {
+        let mut pairs = labels::pairs(&series.text);
+        if let Some(by) = &self.by {
+            pairs.retain(|(name, _)| by.contains(name));
+        }
+        pairs.sort();
+        pairs
+    }
 }
 
 /// Parts put together.
@@ -90,96 +115,83 @@ impl Plan {
             let tree = plant(&level.test, &mut leaves)?;
             levels.push((level.name.as_deref().map(Arc::from), tree));
         }
-        let sources: Vec<_> = leaves.iter().flat_map(Leaf::sources).collect();
-        if sources.is_empty() {
+        let mut plan = Plan::of(leaves, levels)?;
+        plan.group = rule.group;
+        plan.by = rule.by.clone();
+        plan.period = plan.period.map(|period| rule.every.unwrap_or(period));
+        Ok(plan)
+    }
+
+    fn of(leaves: Vec<Leaf>, levels: Vec<(Option<Arc<str>>, Tree)>) -> Result<Plan, RuleError> {
+        let places: Vec<_> = leaves
+            .iter()
+            .enumerate()
+            .flat_map(|(leaf, l)| l.places(leaf))
+            .collect();
+        let Some(first) = places.first() else {
             return Err(RuleError::Expression {
-                expression: rule.levels[0].test.to_string(),
+                expression: "the condition".to_owned(),
                 why: "it looks at no metric".to_owned(),
             });
-        }
-        let single = sources.iter().all(|(selector, gathered)| {
-            !gathered && selector.to_string() == sources[0].0.to_string()
-        });
-        let period = leaves
+        };
+        let single = places
             .iter()
-            .filter_map(Leaf::period)
-            .min()
-            .map(|period| rule.every.unwrap_or(period));
+            .all(|place| place.by.is_none() && place.selector == first.selector);
         Ok(Plan {
             single,
-            period,
+            shows_name: single && first.selector.metric_name().is_none(),
+            has_absence: leaves.iter().any(Leaf::is_about_absence),
+            period: leaves.iter().filter_map(Leaf::period).min(),
+            places,
             leaves,
             levels,
-            timing: Timing {
-                hold: rule.hold,
-                keep: rule.keep,
-                slots: rule.slots,
-            },
-            group: rule.group,
-            by: rule.by.clone(),
+            group: Group::Each,
+            by: Vec::new(),
         })
     }
 
     /// The plan of an expression alone, of a derived gauge.
     pub(crate) fn of_expression(node: &Node) -> Result<Plan, RuleError> {
         let program = Program::new(node)?;
-        if program.inputs.is_empty() {
-            return Err(RuleError::Expression {
-                expression: node.to_string(),
-                why: "it looks at no metric".to_owned(),
-            });
-        }
         let leaf = Leaf::Computed {
             program,
             judge: Judge::Changed,
         };
-        Ok(Plan {
-            period: leaf.period(),
-            leaves: vec![leaf],
-            levels: vec![(None, Tree::Leaf(0))],
-            timing: Timing {
-                hold: Duration::ZERO,
-                keep: Duration::ZERO,
-                slots: None,
-            },
-            group: Group::Each,
-            by: Vec::new(),
-            // A derived gauge has a name of its own.
-            single: false,
-        })
-    }
-
-    /// The labels by which a source tells series apart, and the metric's name where it does.
-    pub(crate) fn labels_of(
-        &self,
-        series: &SeriesCore,
-        by: Option<&[String]>,
-    ) -> Vec<(String, String)> {
-        let mut pairs = labels::pairs(&series.text);
-        if let Some(by) = by {
-            pairs.retain(|(name, _)| by.contains(name));
-        }
-        pairs.sort();
-        pairs
+        let mut plan = Plan::of(vec![leaf], vec![(None, Tree::Leaf(0))])?;
+        // A derived gauge has a name of its own.
+        plan.single = false;
+        plan.shows_name = false;
+        Ok(plan)
     }
 }
 
 impl Leaf {
-    /// Its selectors, and whether what they select is gathered.
-    fn sources(&self) -> Vec<(&Selector, bool)> {
+    fn places(&self, leaf: usize) -> Vec<Place> {
+        let place = |input, selector: &Selector, by| Place {
+            leaf,
+            input,
+            selector: selector.clone(),
+            by,
+        };
         match self {
             Leaf::Direct { selector, .. }
             | Leaf::Stale { selector, .. }
-            | Leaf::Gone { selector, .. } => vec![(selector, false)],
-            Leaf::Computed { program, .. } => program
-                .inputs
-                .iter()
-                .filter_map(|input| {
-                    let selector = input.source.selector.as_ref().ok()?;
-                    Some((selector, input.source.gather.is_some()))
-                })
-                .collect(),
+            | Leaf::Gone { selector, .. } => vec![place(0, selector, None)],
+            Leaf::Computed { program, .. } => {
+                let inputs = program.inputs.iter().enumerate();
+                inputs
+                    .filter_map(|(i, input)| {
+                        let selector = input.source.selector.as_ref().ok()?;
+                        let gather = input.source.gather.as_ref();
+                        Some(place(i, selector, gather.map(|gather| gather.by.clone())))
+                    })
+                    .collect()
+            }
         }
+    }
+
+    fn is_about_absence(&self) -> bool {
+        matches!(self, Leaf::Stale { .. } | Leaf::Gone { .. })
     }
 
     fn period(&self) -> Option<Duration> {

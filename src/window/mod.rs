@@ -88,7 +88,8 @@ pub struct WindowStats {
     /// The width in force: what was asked for, at least 100 ms.
     pub width: Duration,
     /// The share of the width that was observed, 0 to 1. Small until the window has existed for its width; after that
-    /// at most one slot less than 1, since only whole slots are let go. Of several series, the mean.
+    /// at most one slot less than 1, since only whole slots are let go; of counters and histograms less still where the
+    /// clock's thread was held up, as they are known only when it comes. Of several series, the mean.
     pub coverage: f64,
     /// How many series took part.
     pub sources: usize,

@@ -574,3 +574,117 @@ impl Listener for HistogramFeeder {
         self.feed.leave();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Buckets, Clock, MetricBus, Series, stats::next_id, window::merge};
+
+    const WIDTH: Duration = Duration::from_secs(10);
+
+    fn bus() -> (MetricBus, Clock) {
+        let clock = Clock::manual();
+        (MetricBus::builder().clock(clock.clone()).build(), clock)
+    }
+
+    fn attached(series: &Series) -> Arc<Pane> {
+        let core = series.core();
+        let (pane, feeder) = pane(next_id(), core, false, Time::ZERO, WIDTH);
+        let mut wakes = Wakes::new();
+        assert!(core.attach(feeder, &mut wakes));
+        pane
+    }
+
+    /// Asks at every slot's beginning.
+    fn ask_at_boundaries(clock: &Clock, pane: &Arc<Pane>, said: &Arc<Mutex<Vec<String>>>) {
+        let next = clock.now() + slot_of(WIDTH);
+        let (clock, pane, said) = (clock.clone(), pane.clone(), said.clone());
+        clock.clone().at(next, move || {
+            let stats = merge(&[pane.part(clock.now(), Detail::Numbers)], WIDTH);
+            lock(&said).push(format!("{stats:?}"));
+            ask_at_boundaries(&clock, &pane, &said);
+        });
+    }
+
+    #[test]
+    fn at_a_slots_beginning_the_answer_is_the_same_before_and_after_the_tick() {
+        let (bus, clock) = bus();
+        let counter = bus.counter("c_total", "c").unwrap();
+        let gauge = bus.gauge("g", "g").unwrap();
+        let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+        for series in [counter.series(), gauge.series(), histogram.series()] {
+            let (before, after) = (Arc::default(), Arc::default());
+            // Not yet ticking: the timer of the first is set before the ticks' and runs before them.
+            let core = series.core();
+            let make = || pane(next_id(), core, false, Time::ZERO, WIDTH);
+            let early = attached(&series);
+            ask_at_boundaries(&clock, &early, &before);
+            let (late, feeder) = make();
+            assert!(core.attach(feeder, &mut Wakes::new()));
+            ask_at_boundaries(&clock, &late, &after);
+            for i in 0..2_000_u32 {
+                clock.advance(Duration::from_millis(37));
+                if i % 50 < 20 {
+                    counter.inc();
+                    gauge.set(f64::from(i % 7));
+                    histogram.observe(f64::from(i % 11));
+                }
+            }
+            assert_eq!(*lock(&before), *lock(&after));
+            assert!(lock(&before).len() > 700);
+        }
+    }
+
+    #[test]
+    fn many_windows_share_a_timer_which_ends_with_them() {
+        let (bus, clock) = bus();
+        let counter = bus.counter("c_total", "c").unwrap();
+        let windows: Vec<_> = (0..100).map(|_| counter.series().window(WIDTH)).collect();
+        let other = counter.series().window(2 * WIDTH);
+        assert_eq!(clock.timers(), 2);
+        drop((windows, other));
+        clock.advance(WIDTH);
+        assert_eq!(clock.timers(), 0);
+    }
+
+    #[test]
+    fn a_window_keeps_neither_bus_nor_series() {
+        let (bus, clock) = bus();
+        let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+        let series = Arc::downgrade(histogram.series().core());
+        let window = histogram.series().window(WIDTH);
+        let windows = bus.window("h", WIDTH).unwrap();
+        histogram.observe(1.0);
+        drop((bus, histogram));
+        clock.advance(WIDTH);
+        // It saw the last of its series when the bus ended.
+        assert_eq!(window.stats().max, Some(1.0));
+        drop((window, windows));
+        assert!(series.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_histogram_without_windows_keeps_no_sketch() {
+        let (bus, _) = bus();
+        let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+        let core = histogram.series().core().clone();
+        let buckets = core.buckets.as_ref().unwrap();
+        let counted = || {
+            buckets
+                .sketch()
+                .map(|s| s.snapshot().iter().map(|b| b.1).sum::<u64>())
+        };
+        histogram.observe(1.0);
+        assert_eq!(counted(), None);
+        let (one, other) = (
+            attached(&histogram.series()),
+            histogram.series().window(WIDTH),
+        );
+        histogram.observe(1.0);
+        drop(one);
+        histogram.observe(1.0);
+        drop(other);
+        histogram.observe(1.0);
+        assert_eq!(counted(), Some(2));
+    }
+}

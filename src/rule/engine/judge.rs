@@ -1,0 +1,393 @@
+//! Judging: from a leaf that turns to an alert.
+
+use std::sync::{Arc, Mutex, atomic::Ordering};
+
+use super::{
+    Batch, Engine, lock,
+    state::{GroupState, State, Work},
+};
+use crate::{
+    cell::Wakes,
+    rule::{
+        AlertCause, Group, Quality,
+        compute::{Edge, Program, Reading, Truth},
+        log::Turn,
+        machine::Machine,
+        plan::Leaf,
+    },
+    time::Time,
+};
+
+impl Engine {
+    /// Changes a computation and hears what has become of the leaf; also of those that go by this one.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn work(
+        &self,
+        work: &Arc<Mutex<Work>>,
+        member: usize,
+        leaf: usize,
+        at: Time,
+        batch: &mut Batch,
+        wakes: &mut Wakes,
+        change: impl FnOnce(&mut Work),
+    ) {
+        let Some(program) = self.program(leaf) else {
+            return;
+        };
+        let mut guard = lock(work);
+        change(&mut guard);
+        if !self.settled.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        self.evaluate(&mut guard, program, member, leaf, at, batch, wakes);
+        // This one's lock keeps the order for the others.
+        let others: Vec<_> = {
+            let state = lock(&self.state);
+            if self.common(&state) != Some(member) {
+                return;
+            }
+            let others = state.members.indices().into_iter();
+            others
+                .filter(|&other| other != member)
+                .filter_map(|other| Some((other, state.members.get(other)?.works[leaf].clone()?)))
+                .collect()
+        };
+        for (other, work) in others {
+            let mut work = lock(&work);
+            for input in 0..program.inputs.len() {
+                work.computation.share(input, guard.computation.own(input));
+            }
+            self.evaluate(&mut work, program, other, leaf, at, batch, wakes);
+        }
+    }
+
+    /// Looks at the windows of a computation, and evaluates it. Without any lock: windows take those of their series.
+    pub(super) fn look(
+        &self,
+        work: &Arc<Mutex<Work>>,
+        member: usize,
+        leaf: usize,
+        now: Time,
+        batch: &mut Batch,
+        wakes: &mut Wakes,
+    ) {
+        let glances = lock(work).computation.glances();
+        let seen: Vec<_> = glances.iter().map(|glance| glance.look(now)).collect();
+        self.work(work, member, leaf, now, batch, wakes, |work| {
+            for (input, reading) in seen {
+                work.computation.see(input, reading);
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn evaluate(
+        &self,
+        work: &mut Work,
+        program: &Program,
+        member: usize,
+        leaf: usize,
+        at: Time,
+        batch: &mut Batch,
+        wakes: &mut Wakes,
+    ) {
+        let reading = work.computation.evaluate(program, at);
+        let Some(sink) = &self.sink else {
+            let edge = work.leaf.step(reading);
+            return self.edge(member, leaf, edge, reading, work.leaf.nan, at, batch);
+        };
+        let shown = {
+            let state = lock(&self.state);
+            let takes_part = self.common(&state) != Some(member) || state.by_key.len() == 1;
+            let member = state.members.get(member).filter(|_| takes_part);
+            member.map(|member| (member.key.clone(), member.labels.clone()))
+        };
+        if let Some((key, labels)) = shown {
+            sink.put(&key, &labels, reading, wakes);
+        }
+    }
+
+    /// A leaf of a member has turned, or shows another value.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn edge(
+        &self,
+        member: usize,
+        leaf: usize,
+        edge: Option<Edge>,
+        reading: Reading,
+        nan: bool,
+        at: Time,
+        batch: &mut Batch,
+    ) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if state.closed {
+            return;
+        }
+        state.value = reading;
+        state.evaluated = Some(at);
+        let Some(slot) = state.slot(member, leaf) else {
+            return;
+        };
+        slot.value = reading;
+        slot.nan = nan;
+        match edge {
+            None => self.requalify(state, member),
+            Some(Edge::Is(truth)) => {
+                slot.truth = truth;
+                self.spread(state, member, leaf, batch);
+            }
+            Some(Edge::Pulse) if state.settled => batch.pulses.push((member, leaf, reading)),
+            Some(Edge::Pulse) => {}
+        }
+    }
+
+    /// Counts a member anew, and those that go by it, after one of its leaves has turned.
+    pub(super) fn spread(&self, state: &mut State, member: usize, leaf: usize, batch: &mut Batch) {
+        if !state.settled || state.closed {
+            return;
+        }
+        batch.dirty.extend(self.count(state, member, leaf));
+        if self.common(state) != Some(member) {
+            return;
+        }
+        let common = state.members.get(member);
+        let truth = common.map_or(Truth::Unknown, |common| common.leaves[leaf].truth());
+        for other in state.members.indices() {
+            if other == member {
+                continue;
+            }
+            if let Some(slot) = state.slot(other, leaf) {
+                slot.shared = truth;
+            }
+            batch.dirty.extend(self.count(state, other, leaf));
+        }
+    }
+
+    /// Judges every group that a batch has to do with, once. What holds for the moment only is judged as holding, and
+    /// then as over.
+    pub(super) fn finish(&self, mut batch: Batch, at: Time, wakes: &mut Wakes) {
+        std::mem::take(&mut batch.sets).run(self, at, &mut batch, wakes);
+        if batch.dirty.is_empty() && batch.pulses.is_empty() && !self.plan.has_absence {
+            return;
+        }
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        self.finish_under(state, batch, at, wakes);
+        self.arm(state);
+    }
+
+    pub(super) fn finish_under(
+        &self,
+        state: &mut State,
+        mut batch: Batch,
+        at: Time,
+        wakes: &mut Wakes,
+    ) {
+        if !state.settled || state.closed {
+            return;
+        }
+        let pulses = std::mem::take(&mut batch.pulses);
+        for &(member, leaf, value) in &pulses {
+            if let Some(slot) = state.slot(member, leaf) {
+                slot.truth = Truth::True;
+                slot.value = value;
+            }
+            self.spread(state, member, leaf, &mut batch);
+        }
+        for group in std::mem::take(&mut batch.dirty) {
+            self.judge_group(state, group, at, AlertCause::Condition, wakes);
+        }
+        for &(member, leaf, _) in &pulses {
+            if let Some(slot) = state.slot(member, leaf) {
+                slot.truth = Truth::False;
+            }
+            self.spread(state, member, leaf, &mut batch);
+        }
+        for group in batch.dirty {
+            self.judge_group(state, group, at, AlertCause::Condition, wakes);
+        }
+    }
+
+    pub(super) fn truths(&self, state: &State, member: usize) -> Box<[Truth]> {
+        let Some(member) = state.members.get(member) else {
+            return Box::new([]);
+        };
+        let levels = self.plan.levels.iter();
+        levels
+            .map(|(_, tree)| tree.truth(&|leaf| member.leaves[leaf].truth()))
+            .collect()
+    }
+
+    /// Counts a member in its group as it is now. The group.
+    fn count(&self, state: &mut State, index: usize, leaf: usize) -> Option<usize> {
+        let truths = self.truths(state, index);
+        let member = state.members.get_mut(index)?;
+        let at = member.group?;
+        let value = member.leaves[leaf].value;
+        let before = std::mem::replace(&mut member.truths, truths.clone());
+        let group = state.groups.get_mut(at)?;
+        for ((count, before), after) in group.trues.iter_mut().zip(before).zip(truths) {
+            *count += usize::from(after == Truth::True);
+            *count -= usize::from(before == Truth::True);
+        }
+        group.value = value;
+        self.requalify(state, index);
+        Some(at)
+    }
+
+    /// How good what is known of a member is, for its group.
+    pub(super) fn requalify(&self, state: &mut State, index: usize) {
+        let Some(member) = state.members.get(index) else {
+            return;
+        };
+        let mut quality = Quality::Good;
+        for (slot, leaf) in member.leaves.iter().zip(&self.plan.leaves) {
+            let own = match (leaf, slot.truth()) {
+                (Leaf::Gone { .. }, Truth::True) => Quality::Gone,
+                (Leaf::Stale { .. }, Truth::True) => Quality::Stale,
+                (Leaf::Gone { .. } | Leaf::Stale { .. }, _) => Quality::Good,
+                (_, Truth::Unknown) => Quality::NoData,
+                _ if slot.nan => Quality::Nan,
+                _ => Quality::Good,
+            };
+            quality = quality.or_worse(own);
+        }
+        let value = member.leaves.iter().find_map(|slot| slot.value);
+        let group = member.group;
+        if let Some(group) = group.and_then(|group| state.groups.get_mut(group)) {
+            group.quality = quality;
+            group.value = group.value.or(value);
+        }
+    }
+
+    /// Judges a group as it is counted now.
+    pub(super) fn judge_group(
+        &self,
+        state: &mut State,
+        at: usize,
+        now: Time,
+        cause: AlertCause,
+        wakes: &mut Wakes,
+    ) {
+        let now = now.max(state.latest);
+        state.latest = now;
+        if cause != AlertCause::RuleChanged {
+            self.pass(state, at, now, wakes);
+        }
+        let timing = state.timing;
+        let Some(group) = state.groups.get_mut(at) else {
+            return;
+        };
+        let unknown = group.quality == Quality::NoData
+            && (0..group.machines.len()).all(|level| !self.holds(group, level));
+        if unknown && group.grace.is_some_and(|grace| now < grace) {
+            // From before a restart, and nothing is known yet: it stays what it was.
+            return self.schedule(state, at);
+        }
+        group.grace = None;
+        for level in 0..group.machines.len() {
+            let holds = self.holds(group, level);
+            let machine = &mut group.machines[level];
+            if cause == AlertCause::RuleChanged {
+                machine.retime(&timing, now);
+            }
+            machine.step(&timing, holds, now);
+            if cause == AlertCause::Initial {
+                group.initial[level] = holds;
+            }
+        }
+        self.settle_level(state, at, now, cause, wakes);
+        self.schedule(state, at);
+    }
+
+    pub(super) fn holds(&self, group: &GroupState, level: usize) -> bool {
+        let trues = group.trues[level];
+        match self.plan.group {
+            Group::Each | Group::Any => trues > 0,
+            Group::All => trues > 0 && trues == group.members,
+            Group::AtLeast(k) => trues >= k,
+        }
+    }
+
+    /// Tells when the level in force is another.
+    pub(super) fn settle_level(
+        &self,
+        state: &mut State,
+        at: usize,
+        now: Time,
+        cause: AlertCause,
+        wakes: &mut Wakes,
+    ) {
+        let Some(group) = state.groups.get_mut(at) else {
+            return;
+        };
+        for (initial, machine) in group.initial.iter_mut().zip(&group.machines) {
+            *initial &= machine.since().is_some();
+        }
+        let firing = group.machines.iter().rposition(Machine::is_firing);
+        let level = firing.map_or(0, |level| level + 1);
+        if level == group.level {
+            return;
+        }
+        // It held when the rule was added, and has since: by a hold it is told only now.
+        let initial = firing.is_some_and(|level| group.initial[level]) && group.epoch == 0;
+        let cause = if initial && cause == AlertCause::Condition {
+            AlertCause::Initial
+        } else {
+            cause
+        };
+        self.tell(state, at, level, now, cause, wakes);
+    }
+
+    pub(super) fn tell(
+        &self,
+        state: &mut State,
+        at: usize,
+        level: usize,
+        now: Time,
+        cause: AlertCause,
+        wakes: &mut Wakes,
+    ) {
+        let Some(group) = state.groups.get_mut(at) else {
+            return;
+        };
+        if let Some(machine) = level.checked_sub(1).and_then(|l| group.machines.get(l)) {
+            group.since = machine.since().unwrap_or(now);
+        }
+        if cause == AlertCause::Initial && !state.rule.initial {
+            group.level = level;
+            return;
+        }
+        group.epoch += 1;
+        let turn = self.turn(group, level, now, cause);
+        group.level = level;
+        self.log.tell(&state.rule, turn, &self.clock, wakes);
+    }
+
+    pub(super) fn turn(
+        &self,
+        group: &GroupState,
+        level: usize,
+        at: Time,
+        cause: AlertCause,
+    ) -> Turn {
+        let previous = match cause {
+            AlertCause::Initial => 0,
+            _ => group.level,
+        };
+        Turn {
+            firing: level > 0,
+            level: self.level_name(level).flatten(),
+            previous: self.level_name(previous).flatten(),
+            group: group.labels.clone(),
+            series: group.series.upgrade(),
+            value: group.value,
+            quality: group.quality,
+            epoch: group.epoch,
+            cause,
+            at,
+            since: group.since,
+        }
+    }
+}

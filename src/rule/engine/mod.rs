@@ -1,0 +1,407 @@
+//! The engine of one rule: its members, groups and timers, fed by listeners in the threads that mutate.
+//!
+//! ```text
+//!  mutation ─► listener ─► leaf ──────────────► member ─────► group ──────► machine ────► alert ─► feeds
+//!              (in the     (threshold, delta,   (and, or,     (each, any,   (hold, keep,
+//!              desk)       computation)         not: levels)  all, k of n)  m of n)
+//! ```
+//!
+//! A *member* is all series with the same labels; a *group* the members that are judged together. A leaf about the value
+//! of one series is a machine of `interest.rs` in that series' cell, with its quiet band: a mutation that crosses nothing
+//! costs what it always does. Operands of an expression come to the engine with each change, and meet in the member's
+//! own *work*, whose lock only the series of that member share. Only a leaf that turns takes the rule's lock.
+//!
+//! # Locks
+//!
+//! Family table → watches → cell desk → work (that of the member without labels first) → state → log → mailbox. Nothing
+//! is woken, and no other series is touched, while one is held.
+//!
+//! # Time
+//!
+//! Each step first lets pass what was due before it, so an alert has the time at which it was due, however late a timer
+//! runs. A rule has one timer at a time with the clock, for the earliest thing that is due; one that comes too early does
+//! nothing. Windows and moving averages are evaluated at multiples of the plan's period.
+//!
+//! # Settling
+//!
+//! While the present series are being attached, leaves note what they find and nobody is judged: a rule about *all*
+//! series must not fire for the first. Then all groups are judged at once.
+//!
+//! # Batches
+//!
+//! One mutation, or one tick, may turn several leaves and members. They are counted first, and then each group is judged
+//! once. Another thread that turns a leaf of the same group in between judges what is there.
+
+mod judge;
+mod listener;
+mod members;
+mod slab;
+mod state;
+mod time;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    AlertCause, Rule,
+    compute::{Program, Reading},
+    log::{Log, Turn},
+    plan::{Leaf, Plan},
+};
+use crate::{
+    bus::Inner,
+    cell::{Wakes, wake_all},
+    clock::Clock,
+    mailbox::Mailbox,
+    series::SeriesCore,
+    stats::next_id,
+    time::Time,
+    watch::{Make, Watch},
+};
+use listener::Sets;
+use state::{Due, GroupState, State, Work};
+
+pub(crate) use state::{GroupView, Inherited, View};
+
+/// Where what is computed goes.
+pub(crate) trait Sink: Send + Sync {
+    /// The expression has this value for these labels. Under the member's lock: hands what is to be done to `wakes`.
+    fn put(&self, key: &str, labels: &[(String, String)], value: Reading, wakes: &mut Wakes);
+    /// There are no such series any more.
+    fn end(&self, key: &str, wakes: &mut Wakes);
+    /// Whether the engine must not look at this series, since it may come of what it computes. `named`: the selector says
+    /// the metric's name.
+    fn is_own(&self, series: &SeriesCore, named: bool) -> bool;
+}
+
+pub(crate) struct Engine {
+    me: Weak<Engine>,
+    /// Of its listeners.
+    id: u64,
+    plan: Plan,
+    inner: Weak<Inner>,
+    clock: Clock,
+    log: Arc<Log>,
+    sink: Option<Arc<dyn Sink>>,
+    /// When it was made: windows look from here on.
+    since: Time,
+    watches: Mutex<Vec<Arc<Watch>>>,
+    settled: AtomicBool,
+    closed: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// What one mutation, or one tick, has turned.
+#[derive(Default)]
+struct Batch {
+    sets: Sets,
+    /// Groups of which a member was counted anew.
+    dirty: BTreeSet<usize>,
+    /// Leaves that hold for this moment: member, leaf, value.
+    pulses: SmallVec<[(usize, usize, Reading); 1]>,
+}
+
+impl Batch {
+    fn set(
+        &mut self,
+        work: &Arc<Mutex<Work>>,
+        member: usize,
+        leaf: usize,
+        input: (usize, usize),
+        value: f64,
+    ) {
+        self.sets.add(work, member, leaf, input, value);
+    }
+}
+
+impl Engine {
+    /// Ready to [start](Engine::start).
+    pub(crate) fn new(
+        inner: &Arc<Inner>,
+        rule: Rule,
+        plan: Plan,
+        log: Arc<Log>,
+        sink: Option<Arc<dyn Sink>>,
+    ) -> Arc<Engine> {
+        Arc::new_cyclic(|me| Engine {
+            me: me.clone(),
+            id: next_id(),
+            plan,
+            inner: Arc::downgrade(inner),
+            clock: inner.clock.clone(),
+            log,
+            sink,
+            since: inner.clock.now(),
+            watches: Mutex::default(),
+            settled: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            state: Mutex::new(State::new(rule)),
+        })
+    }
+
+    /// The rule as it is now.
+    pub(crate) fn rule(&self) -> Arc<Rule> {
+        lock(&self.state).rule.clone()
+    }
+
+    /// Attaches to all series there are. Nobody is judged before [`settle`](Engine::settle).
+    pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>) {
+        // One id for all: a series that several selectors match is refused the second time.
+        let mut seen = Vec::new();
+        for place in &self.plan.places {
+            if seen.contains(&&place.selector) {
+                continue;
+            }
+            seen.push(&place.selector);
+            let engine = self.clone();
+            let make: Make =
+                Box::new(move |series, newborn, wakes| engine.listener(series, newborn, wakes));
+            let nothing = Arc::new(Mailbox::<()>::new(1));
+            let watch = Arc::new(Watch::of_rule(
+                self.id,
+                place.selector.clone(),
+                make,
+                nothing,
+            ));
+            lock(&self.watches).push(watch.clone());
+            inner.watch(&watch);
+        }
+    }
+
+    /// Judges all groups for the first time, as `cause`. `inherited`: what they were before, by group; those that do not
+    /// come back until `grace` are let go then.
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        inherited: HashMap<Box<str>, Inherited>,
+        cause: AlertCause,
+        grace: Option<Time>,
+        wakes: &mut Wakes,
+    ) {
+        let now = self.clock.now();
+        let works = self.works();
+        self.settled.store(true, Ordering::SeqCst);
+        let mut batch = Batch::default();
+        for (member, leaf, work) in works {
+            self.look(&work, member, leaf, now, &mut batch, wakes);
+        }
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        state.latest = state.latest.max(now);
+        state.settled = true;
+        state.inherited = inherited;
+        if let Some(grace) = grace.filter(|_| !state.inherited.is_empty()) {
+            state.due.insert((grace, Due::Grace));
+        }
+        for member in state.members.indices() {
+            self.inherit_shared(state, member);
+        }
+        for member in state.members.indices() {
+            self.regroup(state, member, wakes);
+        }
+        for group in state.groups.indices() {
+            self.judge_group(state, group, now, cause, wakes);
+        }
+        if cause == AlertCause::RuleChanged {
+            // Groups that the changed rule does not have.
+            for (key, was) in std::mem::take(&mut state.inherited) {
+                self.let_go(state, &key, was, now, cause, wakes);
+            }
+        }
+        self.arm(state);
+        drop(guard);
+        if let Some(period) = self.plan.period {
+            self.tick_after(now, period);
+        }
+    }
+
+    /// Goes on with a rule that differs in what is not about conditions and groups.
+    pub(crate) fn change(&self, rule: Rule, wakes: &mut Wakes) {
+        let now = self.clock.now();
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        for group in state.groups.indices() {
+            self.pass(state, group, now, wakes);
+        }
+        let before = std::mem::replace(&mut state.timing, rule.timing());
+        state.rule = Arc::new(rule);
+        if before.slots != state.timing.slots {
+            for group in state.groups.indices() {
+                let machines = state.groups.get_mut(group).map(|group| &mut group.machines);
+                for machine in machines.into_iter().flatten() {
+                    machine.reslot(state.timing.slots, now);
+                }
+            }
+        }
+        for group in state.groups.indices() {
+            self.judge_group(state, group, now, AlertCause::RuleChanged, wakes);
+        }
+        self.arm(state);
+    }
+
+    /// Ends it. `cause`: what is firing is resolved for this reason; `None`: it goes on elsewhere, as what is returned.
+    pub(crate) fn close(
+        &self,
+        cause: Option<AlertCause>,
+        wakes: &mut Wakes,
+    ) -> HashMap<Box<str>, Inherited> {
+        let now = self.clock.now();
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if state.closed {
+            return HashMap::new();
+        }
+        for group in state.groups.indices() {
+            self.pass(state, group, now, wakes);
+        }
+        state.closed = true;
+        self.closed.store(true, Ordering::SeqCst);
+        let mut kept = std::mem::take(&mut state.inherited);
+        for index in state.groups.indices() {
+            let Some(group) = state.groups.get(index) else {
+                continue;
+            };
+            match cause {
+                None => {
+                    kept.insert(group.key.clone(), self.inherit(group));
+                }
+                Some(cause) if group.level > 0 => self.tell(state, index, 0, now, cause, wakes),
+                Some(_) => {}
+            }
+        }
+        kept
+    }
+
+    /// Takes its listeners out. After [`close`](Engine::close), without any lock.
+    pub(crate) fn stop(&self, inner: &Inner) {
+        for watch in std::mem::take(&mut *lock(&self.watches)) {
+            inner.unwatch(&watch);
+        }
+        let mut state = lock(&self.state);
+        let gone = (
+            std::mem::take(&mut state.members),
+            std::mem::take(&mut state.groups),
+        );
+        drop(state);
+        drop(gone);
+    }
+
+    fn inherit(&self, group: &GroupState) -> Inherited {
+        let names = self.plan.levels.iter();
+        let phases = names
+            .zip(&group.machines)
+            .map(|((name, _), machine)| (name.as_deref().map(str::to_owned), machine.phase()));
+        Inherited {
+            labels: group.labels.clone(),
+            phases: phases.collect(),
+            level: self
+                .level_name(group.level)
+                .map(|name| name.map(|n| n.to_string())),
+            epoch: group.epoch,
+            since: group.since,
+            grace: None,
+        }
+    }
+
+    /// `None` for no level; `Some(None)` for the only one.
+    fn level_name(&self, level: usize) -> Option<Option<Arc<str>>> {
+        let (name, _) = self.plan.levels.get(level.checked_sub(1)?)?;
+        Some(name.clone())
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let now = self.clock.now();
+        let mut wakes = Wakes::new();
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let mut view = View {
+            series: state.series,
+            matched: state.matched,
+            value: state.value,
+            evaluated: state.evaluated,
+            ..View::default()
+        };
+        for index in state.groups.indices() {
+            // As it is, even where a timer is late.
+            if state.settled && !state.closed {
+                self.pass(state, index, now, &mut wakes);
+            }
+            let Some(group) = state.groups.get(index) else {
+                continue;
+            };
+            let rule_state = group.state();
+            view.by_state[rule_state as usize] += 1;
+            if rule_state != Default::default() || group.level > 0 {
+                view.active.push(GroupView {
+                    state: rule_state,
+                    level: self.level_name(group.level).flatten(),
+                    since: group.machines.iter().rev().find_map(|m| m.since()),
+                    value: group.value,
+                    quality: group.quality,
+                    key: group.key.clone(),
+                    kept: self.inherit(group),
+                });
+            }
+        }
+        drop(guard);
+        self.wake(wakes);
+        view
+    }
+
+    /// Calls `f` with what is firing, under the rule's lock: nothing fires or is resolved meanwhile.
+    pub(crate) fn with_firing(&self, f: impl FnOnce(&Rule, Vec<Turn>)) {
+        let state = lock(&self.state);
+        let firing = if state.closed || !state.settled {
+            Vec::new()
+        } else {
+            let groups = state.groups.indices().into_iter();
+            groups
+                .filter_map(|at| state.groups.get(at))
+                .filter(|group| group.level > 0)
+                .map(|group| self.turn(group, group.level, state.latest, AlertCause::Initial))
+                .collect()
+        };
+        f(&state.rule, firing);
+    }
+
+    /// Groups that have not come back yet after a restart.
+    pub(crate) fn waiting(&self) -> HashMap<Box<str>, Inherited> {
+        lock(&self.state).inherited.clone()
+    }
+
+    fn program(&self, leaf: usize) -> Option<&Program> {
+        match &self.plan.leaves[leaf] {
+            Leaf::Computed { program, .. } => Some(program),
+            _ => None,
+        }
+    }
+
+    /// The member without labels, whose series take part everywhere.
+    fn common(&self, state: &State) -> Option<usize> {
+        if self.plan.single {
+            return None;
+        }
+        state.by_key.get("").copied()
+    }
+
+    /// Wakes in this thread on a virtual clock, where the test wants to see what comes of it. Elsewhere the threads of
+    /// the bus do: this one may be the clock's, and all buses share it.
+    fn wake(&self, mut wakes: Wakes) {
+        if self.clock.is_manual() {
+            return wake_all(&mut wakes);
+        }
+        if let Some(inner) = self.inner.upgrade() {
+            inner.wake_elsewhere(wakes);
+        }
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

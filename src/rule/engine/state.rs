@@ -1,0 +1,200 @@
+//! What an engine knows: members, groups, and what is due. Plain data, under the engine's lock.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, Weak},
+};
+
+use super::slab::Slab;
+use crate::{
+    rule::{
+        Pairs, Quality, Rule, RuleState,
+        compute::{Computation, LeafState, Reading, Truth},
+        machine::{Machine, Phase, Timing},
+    },
+    series::SeriesCore,
+    time::Time,
+};
+
+pub(super) struct State {
+    /// The rule as it is now: its conditions are the engine's for life, the rest can change.
+    pub(super) rule: Arc<Rule>,
+    pub(super) timing: Timing,
+    pub(super) settled: bool,
+    pub(super) closed: bool,
+    pub(super) members: Slab<Member>,
+    pub(super) by_key: HashMap<Box<str>, usize>,
+    pub(super) groups: Slab<GroupState>,
+    pub(super) by_group: HashMap<Box<str>, usize>,
+    pub(super) due: BTreeSet<(Time, Due)>,
+    pub(super) armed: Option<Time>,
+    /// Time never goes back, whichever thread comes late.
+    pub(super) latest: Time,
+    pub(super) evaluated: Option<Time>,
+    pub(super) value: Reading,
+    pub(super) matched: u64,
+    pub(super) series: usize,
+    /// Epochs of groups that have gone, so that they go on should they come back; and their order, the oldest first.
+    pub(super) past: HashMap<Box<str>, u64>,
+    pub(super) past_order: VecDeque<Box<str>>,
+    /// Groups as they were before a restart or a change of the rule, until they are here again.
+    pub(super) inherited: HashMap<Box<str>, Inherited>,
+}
+
+impl State {
+    pub(super) fn new(rule: Rule) -> State {
+        State {
+            timing: rule.timing(),
+            rule: Arc::new(rule),
+            settled: false,
+            closed: false,
+            members: Slab::default(),
+            by_key: HashMap::new(),
+            groups: Slab::default(),
+            by_group: HashMap::new(),
+            due: BTreeSet::new(),
+            armed: None,
+            latest: Time::ZERO,
+            evaluated: None,
+            value: None,
+            matched: 0,
+            series: 0,
+            past: HashMap::new(),
+            past_order: VecDeque::new(),
+            inherited: HashMap::new(),
+        }
+    }
+
+    pub(super) fn slot(&mut self, member: usize, leaf: usize) -> Option<&mut Slot> {
+        self.members
+            .get_mut(member)
+            .map(|member| &mut member.leaves[leaf])
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    Group(usize),
+    Stale(usize, usize),
+    Rearm(usize, usize),
+    Forget(usize, usize),
+    /// What was restored and has not come back is let go.
+    Grace,
+}
+
+/// A set of labels and what is known of it.
+pub(super) struct Member {
+    pub(super) key: Box<str>,
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) name: Arc<str>,
+    pub(super) series: Weak<SeriesCore>,
+    pub(super) group: Option<usize>,
+    pub(super) leaves: Box<[Slot]>,
+    /// Of computed leaves.
+    pub(super) works: Box<[Option<Arc<Mutex<Work>>>]>,
+    /// Per level.
+    pub(super) truths: Box<[Truth]>,
+    /// Series times the places they take, and memories of those that are gone.
+    pub(super) seats: usize,
+}
+
+/// What a member knows of one leaf.
+#[derive(Clone, Default)]
+pub(super) struct Slot {
+    pub(super) truth: Truth,
+    /// Series of the member's own that feed it; without any, what those without labels say counts.
+    pub(super) own: usize,
+    pub(super) shared: Truth,
+    pub(super) value: Reading,
+    pub(super) nan: bool,
+    /// Of `stale`: the last mutation known, and when that is looked at next.
+    pub(super) last: Time,
+    pub(super) due: Option<Time>,
+    /// Of `stale`: the series, to be asked to be heard again.
+    pub(super) series: Weak<SeriesCore>,
+    /// Of `gone`: a memory holds a seat.
+    pub(super) remembered: bool,
+}
+
+impl Slot {
+    pub(super) fn truth(&self) -> Truth {
+        if self.own > 0 || self.remembered {
+            self.truth
+        } else {
+            self.shared
+        }
+    }
+}
+
+/// A computed leaf of one member.
+pub(super) struct Work {
+    pub(super) computation: Computation,
+    pub(super) leaf: LeafState,
+}
+
+pub(super) struct GroupState {
+    pub(super) key: Box<str>,
+    pub(super) labels: Pairs,
+    pub(super) machines: Box<[Machine]>,
+    /// Per level: it has held since the rule was added.
+    pub(super) initial: Box<[bool]>,
+    /// Per level: members of which the condition is true.
+    pub(super) trues: Box<[usize]>,
+    pub(super) members: usize,
+    /// The level in force: 0 for none.
+    pub(super) level: usize,
+    pub(super) epoch: u64,
+    pub(super) due: Option<Time>,
+    pub(super) since: Time,
+    pub(super) value: Reading,
+    pub(super) quality: Quality,
+    pub(super) series: Weak<SeriesCore>,
+    /// Until then it stays as it was before the restart while nothing is known.
+    pub(super) grace: Option<Time>,
+}
+
+impl GroupState {
+    pub(super) fn state(&self) -> RuleState {
+        let states = self.machines.iter().map(Machine::state);
+        states.max().unwrap_or_default()
+    }
+}
+
+/// A group as it was.
+#[derive(Clone, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) labels: Pairs,
+    /// By the level's name.
+    pub(crate) phases: Vec<(Option<String>, Phase)>,
+    /// `None` for no level in force; `Some(None)` for the only one.
+    pub(crate) level: Option<Option<String>>,
+    pub(crate) epoch: u64,
+    pub(crate) since: Time,
+    /// Of one from before a restart: how long it waits to be known again.
+    pub(crate) grace: Option<Time>,
+}
+
+/// One group, as it is shown.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupView {
+    pub(crate) state: RuleState,
+    pub(crate) level: Option<Arc<str>>,
+    pub(crate) since: Option<Time>,
+    pub(crate) value: Reading,
+    pub(crate) quality: Quality,
+    /// What goes on after a restart.
+    pub(crate) key: Box<str>,
+    pub(crate) kept: Inherited,
+}
+
+/// An engine, as it is shown.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub(crate) by_state: [usize; 4],
+    pub(crate) series: usize,
+    pub(crate) matched: u64,
+    pub(crate) value: Reading,
+    pub(crate) evaluated: Option<Time>,
+    /// Those that are not inactive.
+    pub(crate) active: Vec<GroupView>,
+}
