@@ -95,9 +95,10 @@ impl Machine {
     pub(crate) fn since(&self) -> Option<Time> {
         match self.phase {
             Phase::Inactive => None,
-            Phase::Pending { since } | Phase::Firing { since } | Phase::Clearing { since, .. } => {
-                Some(since)
-            }
+            Phase::Pending { since }
+            | Phase::Restored { since, .. }
+            | Phase::Firing { since }
+            | Phase::Clearing { since, .. } => Some(since),
         }
     }
 
