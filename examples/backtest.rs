@@ -347,7 +347,7 @@ fn demo_rules(arguments: &Arguments) -> Vec<Rule> {
             "Burst",
             Condition::when(
                 Expr::rate("requests_total", Duration::from_secs(60)),
-                Threshold::above(12.0).clear_below(9.0),
+                Threshold::above(9.0).clear_below(7.0),
             ),
         ),
     ]
@@ -367,16 +367,23 @@ fn record_demo(path: &Path) -> Result<(), Failure> {
     let requests: Counter = bus.declare(Desc::new("requests_total", "Requests that came."))?;
     let recorder = Recorder::start(&bus, "{}", path)?;
     let mut random = Random(7);
+    let mut made = 0;
     for step in 0..36_000 {
         let minute = f64::from(step) / 600.0;
         let load = 0.55 + 0.3 * (minute / 7.0).sin() + 0.15 * (minute / 1.7).sin();
         if random.next() < load * 1.4 {
             requests.inc();
+            made += 1;
         }
         for (i, worker) in workers.iter().enumerate() {
             let noise = 0.06 * (random.next() - 0.5);
             let skew = 0.03 * i as f64;
             worker.set((load + skew + noise).clamp(0.0, 1.0));
+            made += 1;
+        }
+        // An hour in the blink of an eye is more than any disk keeps up with. A real load doesn't wait.
+        while made > recorder.stats().mutations + 10_000 && !recorder.stats().failed {
+            std::thread::yield_now();
         }
         clock.advance(Duration::from_millis(100));
     }
@@ -617,15 +624,17 @@ mod tests {
         let path = scratch.path().join("demo.rec");
         record_demo(&path).unwrap();
         let arguments = Arguments::parse_from(["backtest"]);
+
         let report = Replay::new(Recording::open(&path).unwrap())
             .rules(demo_rules(&arguments))
             .run(|_| {})
             .unwrap();
+        assert_eq!(report.dropped, 0);
         assert!(report.rules.iter().all(|rule| rule.fired > 0), "{report:?}");
         let shown = render(&report, 5);
         for part in [
             "KvCacheFull5s",
-            "worker=a",
+            "worker=c",
             "firing",
             "more; --show",
             "|",

@@ -32,7 +32,8 @@ use clap::Parser;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use metricbus::{
-    Alert, Condition, Expr, MetricBus, Rule, SelectorError, Threshold, Time, Windows,
+    Alert, Condition, Derived, Desc, Expr, MetricBus, Rule, RuleError, SelectorError, Threshold,
+    Time,
     service::{Flap, HttpMetrics, Repeat, Rolled, Rollup, channel},
 };
 use tokio::{
@@ -251,7 +252,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Outcome, Bo
     });
 
     let rule = bus.add_rule(args.rule())?;
-    let rates = Rates::watch(&bus, args)?;
+    let rates = Rates::derive(&bus, args)?;
 
     // The way of an alert: silence if it flaps, a reminder every other second, and what comes within 50 ms as one message.
     let (sender, mut messages) = mpsc::channel::<Rolled>(16);
@@ -304,7 +305,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Outcome, Bo
                 }
             }
             _ = ticks.tick() => {
-                outcome.burn.push(rates.now(since(bus.clock().now())));
+                outcome.burn.push(rates.now(since(bus.clock().now()))?);
             }
             () = sleep_until(next) => {
                 let now = since(bus.clock().now());
@@ -384,45 +385,38 @@ fn line(alert: &Alert) -> String {
     line
 }
 
-/// Burn rates for the plot, of windows as wide as the rule's.
+/// The burn rates as gauges of the bus, where an exporter, other rules and the plot find them.
 struct Rates {
-    budget: f64,
-    long: Ratio,
-    short: Ratio,
-}
-
-struct Ratio {
-    failed: Windows,
-    all: Windows,
+    bus: MetricBus,
+    /// Dropped, they would be gone.
+    _derived: [Derived; 2],
 }
 
 impl Rates {
-    fn watch(bus: &MetricBus, args: &Args) -> Result<Rates, SelectorError> {
-        let ratio = |width| {
-            let width = Duration::from_secs_f64(width);
-            Ok(Ratio {
-                failed: bus.window(r#"http_requests_total{code="5xx"}"#, width)?,
-                all: bus.window("http_requests_total", width)?,
-            })
-        };
+    fn derive(bus: &MetricBus, args: &Args) -> Result<Rates, RuleError> {
+        let long = Desc::new("slo_burn_rate_long", "Burn rate over the long window.");
+        let short = Desc::new("slo_burn_rate_short", "Burn rate over the short window.");
         Ok(Rates {
-            budget: 1.0 - args.objective,
-            long: ratio(args.long)?,
-            short: ratio(args.short())?,
+            bus: bus.clone(),
+            _derived: [
+                bus.derive(long, args.burn_rate(args.long))?,
+                bus.derive(short, args.burn_rate(args.short()))?,
+            ],
         })
     }
 
-    fn now(&self, at: f64) -> Burn {
-        let burn = |ratio: &Ratio| {
-            let failed = ratio.failed.stats().sum.unwrap_or(0.0);
-            let all = ratio.all.stats().sum.filter(|all| *all > 0.0)?;
-            Some(failed / all / self.budget)
+    fn now(&self, at: f64) -> Result<Burn, SelectorError> {
+        let value = |name| {
+            let found = self.bus.series(name)?;
+            let value = found.first().map(|series| series.value().as_f64());
+            // NaN: no data.
+            Ok(value.filter(|value| !value.is_nan()))
         };
-        Burn {
+        Ok(Burn {
             at,
-            long: burn(&self.long),
-            short: burn(&self.short),
-        }
+            long: value("slo_burn_rate_long")?,
+            short: value("slo_burn_rate_short")?,
+        })
     }
 }
 

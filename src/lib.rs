@@ -1,7 +1,7 @@
-#![cfg_attr(all(feature = "derive", feature = "http"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(feature = "derive", feature = "http", feature = "backtest"), doc = include_str!("../README.md"))]
 #![cfg_attr(
-    not(all(feature = "derive", feature = "http")),
-    doc = "Metrics that react. The guide needs the features `derive` and `http`."
+    not(all(feature = "derive", feature = "http", feature = "backtest")),
+    doc = "Metrics that react. The guide needs the features `derive`, `http` and `backtest`."
 )]
 
 mod bus;

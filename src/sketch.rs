@@ -1,8 +1,8 @@
 //! A sketch of a distribution: base-2 exponential buckets, 32 to the octave, without gaps or limits.
 //!
 //! The schema is that of Prometheus's native histograms (schema 5) and OpenTelemetry's exponential histograms (scale 5):
-//! bucket `n` holds what is greater than 2^((n−1)/32) and at most 2^(n/32). Negative numbers mirror positive ones, and zero
-//! has a bucket of its own. The schema is fixed, so sketches merge without loss, whoever made them.
+//! bucket `n` holds what is greater than 2^((n−1)/32) and at most 2^(n/32). Negative numbers mirror positive ones; zero has
+//! a bucket of its own. The schema is fixed, so sketches merge without loss, whoever made them.
 //!
 //! An *index* is a bucket's number as an `i32` that is ordered as the values are: zero is 0, the smallest double 1.
 

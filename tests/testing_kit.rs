@@ -201,6 +201,6 @@ fn what_is_wrong_with_the_test_itself_is_said() {
     says(&message(|| drop(kit.add_rule(full()))), &["already"]);
     kit.advance(secs(2));
     says(&message(|| kit.advance_to(at(1.0))), &["2s already"]);
-    says(&message(|| drop(kit.remove("}"))), &["expected"]);
+    says(&message(|| assert_eq!(kit.remove("}"), 0)), &["expected"]);
     says(&message(|| assert_eq!(at(-1.0), at(0.0))), &["at(-1)"]);
 }

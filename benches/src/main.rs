@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`],
+//! [`window`], [`replay`],
 //! [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
 //!
@@ -18,6 +18,7 @@ mod histogram;
 mod labels;
 mod memory;
 mod naive;
+mod replay;
 mod report;
 mod stats;
 mod tap;
@@ -98,6 +99,11 @@ const ENTRIES: &[Measure] = &[
         "quantile_query",
         "p99 of a histogram's window with 100 full slots",
         window::quantile_query,
+    ),
+    (
+        "replay",
+        "a mutation of a recording, replayed with a threshold rule",
+        replay::threshold,
     ),
     (
         "crossing_to_callback",

@@ -12,8 +12,7 @@
 //! The questions, each to a window with 100 slots in which something was done:
 //!
 //! - Subject: `Window::stats` of a gauge; `Window::stats().quantile(0.99)` of a histogram with log-normal data.
-//! - Floor: adding up 100 numbers; sorting the observations' buckets is no floor, so that of the quantile is the walk over
-//!   a plain array of its buckets.
+//! - Floor: adding up 100 numbers; for the quantile, a walk over an array of its buckets.
 //! - Peer: the observations themselves, kept for the whole window: their mean; and sorting a copy for the quantile.
 
 use std::{

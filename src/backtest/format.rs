@@ -883,3 +883,150 @@ fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, ReadErro
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shape(kind: MetricKind, numbers: Numbers) -> Shape {
+        Shape {
+            name: "m".to_owned(),
+            help: "h".to_owned(),
+            unit: None,
+            kind,
+            numbers,
+            label_names: Vec::new(),
+            bounds: match kind {
+                MetricKind::Histogram => vec![1.0],
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    fn read(bytes: &[u8]) -> (Vec<Step>, Result<(), ReadError>) {
+        let mut steps = Vec::new();
+        let mut decoder = match Decoder::new(bytes) {
+            Ok(decoder) => decoder,
+            Err(error) => return (steps, Err(error)),
+        };
+        loop {
+            match decoder.step() {
+                Ok(Some(step)) => steps.push(step),
+                Ok(None) => return (steps, Ok(())),
+                Err(error) => return (steps, Err(error)),
+            }
+        }
+    }
+
+    /// A file whose sizes and checksums are right, and whose records are these bytes.
+    fn file(records: &[u8]) -> Vec<u8> {
+        let header = Header {
+            start: 5,
+            origin: 0,
+        };
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        let shapes = [
+            shape(MetricKind::Counter, Numbers::Whole),
+            shape(MetricKind::Gauge, Numbers::Real),
+            shape(MetricKind::Histogram, Numbers::Real),
+        ];
+        for (i, shape) in shapes.iter().enumerate() {
+            encoder.metric(shape).unwrap();
+            let base = match shape.kind {
+                MetricKind::Histogram => Base::Histogram {
+                    sum: 0.0,
+                    counts: vec![0; 2],
+                },
+                _ => Base::Value(0),
+            };
+            encoder.series(i, shape, 5, &[], &base).unwrap();
+        }
+        encoder.block.extend(records);
+        encoder.flush().unwrap();
+        encoder.into_inner()
+    }
+
+    proptest! {
+        #[test]
+        fn records_that_nobody_wrote_are_refused_without_a_panic(
+            records in prop::collection::vec(prop_oneof![0..8_u8, any::<u8>()], 1..200),
+        ) {
+            let (steps, ended) = read(&file(&records));
+            prop_assert!(steps.len() >= 3);
+            // By chance it can be the record that ends a file.
+            let finished = matches!(steps.last(), Some(Step::End { .. }));
+            prop_assert!(ended.is_err() || finished);
+        }
+
+        #[test]
+        fn bytes_after_a_header_are_refused_without_a_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let mut all = file(&[]);
+            all.truncate(HEADER_LEN);
+            all.extend(&bytes);
+            let (steps, ended) = read(&all);
+            prop_assert!(steps.is_empty() && ended.is_err());
+        }
+
+        #[test]
+        fn values_and_times_come_back_to_the_bit(
+            told in prop::collection::vec((0..3_usize, any::<u64>(), any::<u64>()), 0..300),
+        ) {
+            let header = Header { start: 0, origin: -1 };
+            let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+            let shape = shape(MetricKind::Counter, Numbers::Whole);
+            encoder.metric(&shape).unwrap();
+            let real = Shape { numbers: Numbers::Amount, ..shape.clone() };
+            encoder.metric(&real).unwrap();
+            encoder.series(0, &shape, 0, &[], &Base::Value(7)).unwrap();
+            encoder.series(1, &real, 0, &[], &Base::Value(8)).unwrap();
+            encoder.series(1, &real, 0, &[], &Base::Value(9)).unwrap();
+            let mut last = [7, 8, 9];
+            let mut expected = Vec::new();
+            for &(series, at, bits) in &told {
+                // Any two times that a clock can give are within 2^63 of each other.
+                let at = at >> 1;
+                encoder.mutation(series, at, bits).unwrap();
+                let before = std::mem::replace(&mut last[series], bits);
+                expected.push(Step::Mutation { at, series, before, after: bits });
+            }
+            encoder.end(encoder.now()).unwrap();
+            let (steps, ended) = read(&encoder.into_inner());
+            prop_assert!(ended.is_ok());
+            prop_assert_eq!(&steps[3..steps.len() - 1], &expected[..]);
+        }
+    }
+
+    #[test]
+    fn a_claim_of_gigabytes_takes_no_memory() {
+        let mut bytes = file(&[]);
+        bytes.truncate(HEADER_LEN);
+        bytes.extend(u32::MAX.to_le_bytes());
+        bytes.extend(u32::MAX.to_le_bytes());
+        bytes.extend([0; 4]);
+        let (_, ended) = read(&bytes);
+        assert!(matches!(ended, Err(ReadError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_text_too_long_is_cut_between_characters() {
+        let header = Header {
+            start: 0,
+            origin: 0,
+        };
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        let shape = Shape {
+            help: "é".repeat(TEXT_MAX),
+            ..shape(MetricKind::Gauge, Numbers::Real)
+        };
+        encoder.metric(&shape).unwrap();
+        encoder.series(0, &shape, 0, &[], &Base::Value(0)).unwrap();
+        encoder.end(0).unwrap();
+        let bytes = encoder.into_inner();
+        let mut decoder = Decoder::new(&bytes[..]).unwrap();
+        decoder.step().unwrap();
+        assert_eq!(decoder.series(0).help().len(), TEXT_MAX);
+    }
+}

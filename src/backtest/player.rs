@@ -104,11 +104,9 @@ impl Player {
         })?;
         let core = family.child(&text);
         match (&series.base, &core.buckets) {
-            (Base::Histogram { sum, counts }, Some(buckets)) => {
-                if counts.iter().any(|n| *n > 0) {
-                    buckets.add(counts);
-                    core.cell.set_real(*sum, &*core);
-                }
+            (Base::Histogram { sum, counts }, Some(buckets)) if counts.iter().any(|n| *n > 0) => {
+                buckets.add(counts);
+                core.cell.set_real(*sum, &*core);
             }
             (Base::Value(bits), _) => match Handle::of(core.clone()) {
                 Handle::Whole(counter) if *bits > 0 => counter.inc_by(*bits),

@@ -37,6 +37,11 @@ pub(crate) enum Phase {
     Firing {
         since: Time,
     },
+    /// Pending since before a restart, and until `due`: time in which the process was down does not count.
+    Restored {
+        since: Time,
+        due: Time,
+    },
     /// Fires since, and does not hold since `ceased`.
     Clearing {
         since: Time,
@@ -64,7 +69,7 @@ impl Machine {
     pub(crate) fn restored(phase: Phase) -> Machine {
         Machine {
             phase,
-            holds: matches!(phase, Phase::Pending { .. } | Phase::Firing { .. }),
+            holds: !matches!(phase, Phase::Inactive | Phase::Clearing { .. }),
             tally: Tally::default(),
         }
     }
@@ -76,7 +81,7 @@ impl Machine {
     pub(crate) fn state(&self) -> RuleState {
         match self.phase {
             Phase::Inactive => RuleState::Inactive,
-            Phase::Pending { .. } => RuleState::Pending,
+            Phase::Pending { .. } | Phase::Restored { .. } => RuleState::Pending,
             Phase::Firing { .. } => RuleState::Firing,
             Phase::Clearing { .. } => RuleState::Clearing,
         }
@@ -90,9 +95,10 @@ impl Machine {
     pub(crate) fn since(&self) -> Option<Time> {
         match self.phase {
             Phase::Inactive => None,
-            Phase::Pending { since } | Phase::Firing { since } | Phase::Clearing { since, .. } => {
-                Some(since)
-            }
+            Phase::Pending { since }
+            | Phase::Restored { since, .. }
+            | Phase::Firing { since }
+            | Phase::Clearing { since, .. } => Some(since),
         }
     }
 
@@ -112,6 +118,7 @@ impl Machine {
     fn phase_due(&self, timing: &Timing) -> Option<Time> {
         match self.phase {
             Phase::Pending { since } => Some(since + timing.hold),
+            Phase::Restored { due, .. } => Some(due),
             Phase::Clearing { ceased, .. } => Some(ceased + timing.keep),
             Phase::Inactive | Phase::Firing { .. } => None,
         }
@@ -178,7 +185,7 @@ impl Machine {
             return;
         }
         self.phase = match self.phase {
-            Phase::Pending { since } => Phase::Firing { since },
+            Phase::Pending { since } | Phase::Restored { since, .. } => Phase::Firing { since },
             _ => Phase::Inactive,
         };
     }
@@ -186,7 +193,7 @@ impl Machine {
     fn flow(&mut self, timing: &Timing, holds: bool, now: Time) {
         self.phase = match (self.phase, holds) {
             (Phase::Inactive, true) => Phase::Pending { since: now },
-            (Phase::Pending { .. }, false) => Phase::Inactive,
+            (Phase::Pending { .. } | Phase::Restored { .. }, false) => Phase::Inactive,
             (Phase::Firing { since }, false) => Phase::Clearing { since, ceased: now },
             (Phase::Clearing { since, .. }, true) => Phase::Firing { since },
             (phase, _) => phase,

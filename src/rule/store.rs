@@ -1,20 +1,84 @@
-//! Rules across restarts: what was firing and pending is kept in a file, and goes on from there.
+//! Rules across restarts: what is firing and pending is kept in a file, and goes on from there.
+//!
+//! What goes on how is Prometheus's way (`rules/manager.go`, `RestoreForState`): time in which the process was down counts
+//! neither for nor against a hold.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use super::{Rule, engine::Inherited};
+use super::{Rule, engine::Inherited, machine::Phase};
 use crate::time::Time;
 
 /// What a file said of a rule.
-pub(crate) struct Restored {}
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    pub(crate) groups: Vec<Kept>,
+    /// Of groups that were inactive.
+    pub(crate) epochs: HashMap<Box<str>, u64>,
+    pub(crate) grace_period: Duration,
+}
+
+/// A group in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kept {
+    pub(crate) key: Box<str>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) epoch: u64,
+    /// `None` for no level in force; `Some(None)` for the only one.
+    pub(crate) level: Option<Option<String>>,
+    pub(crate) phases: Vec<(Option<String>, KeptPhase)>,
+}
+
+/// How far a group had come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum KeptPhase {
+    Inactive,
+    /// Had held for so long.
+    Pending(Duration),
+    Firing(Duration),
+}
 
 impl Restored {
-    /// Its groups as they go on from now, and until when they are waited for.
+    /// Its groups as they go on from `now`, and until when they are waited for.
     pub(crate) fn groups(
         self,
-        _rule: &Rule,
-        _now: Time,
+        rule: &Rule,
+        now: Time,
     ) -> (HashMap<Box<str>, Inherited>, Option<Time>) {
-        Default::default()
+        let grace = now + self.grace_period;
+        let back = |by: Duration| Time(now.0.saturating_sub(crate::time::nanos(by)));
+        let group = |kept: Kept| {
+            let mut since = now;
+            let phases = kept.phases.into_iter().map(|(level, phase)| {
+                let phase = match phase {
+                    KeptPhase::Inactive => Phase::Inactive,
+                    // Too short for it to matter: it begins anew, as Prometheus has it.
+                    KeptPhase::Pending(_) if rule.hold < self.grace_period => Phase::Inactive,
+                    KeptPhase::Pending(held) => {
+                        // What is left of the hold, and at least the grace period.
+                        let left = rule.hold.saturating_sub(held).max(self.grace_period);
+                        Phase::Restored {
+                            due: now + left,
+                            since: back(held),
+                        }
+                    }
+                    KeptPhase::Firing(held) => {
+                        since = back(held);
+                        Phase::Firing { since }
+                    }
+                };
+                (level, phase)
+            });
+            let phases = phases.collect();
+            let inherited = Inherited {
+                labels: kept.labels.into(),
+                phases,
+                level: kept.level,
+                epoch: kept.epoch,
+                since,
+                grace: Some(grace),
+            };
+            (kept.key, inherited)
+        };
+        (self.groups.into_iter().map(group).collect(), Some(grace))
     }
 }

@@ -332,10 +332,11 @@ impl Engine {
         }
         // It held when the rule was added, and has since: by a hold it is told only now.
         let initial = firing.is_some_and(|level| group.initial[level]) && group.epoch == 0;
-        let cause = if initial && cause == AlertCause::Condition {
-            AlertCause::Initial
-        } else {
-            cause
+        let cause = match cause {
+            AlertCause::Condition if initial => AlertCause::Initial,
+            // It was firing before a restart, and is not any more.
+            AlertCause::Initial if level == 0 => AlertCause::Condition,
+            cause => cause,
         };
         self.tell(state, at, level, now, cause, wakes);
     }
