@@ -1458,6 +1458,17 @@ fn what_is_forgotten_is_not_there_again() {
 }
 
 #[test]
+fn a_group_that_is_forgotten_is_not_kept_firing() {
+    let rule = Rule::new("r", Condition::gone("g", secs(5.0))).keep_firing_for(secs(60.0));
+    let mut bench = Bench::with(rule);
+    bench.g("a");
+    bench.g.remove(&["a"]).unwrap();
+    assert_eq!(bench.told(), "a:firing");
+    bench.at(100.0);
+    assert_eq!(bench.told(), "a:resolved (Removed) at 5");
+}
+
+#[test]
 fn a_condition_about_no_labels_has_one_state_for_all() {
     let mut bench = Bench::new();
     let v = Condition::when("v", Threshold::above(5.0).clear_below(3.0));
