@@ -95,8 +95,8 @@ impl sealed::Event for Notice {
 pub(crate) struct Log {
     pub(crate) name: Arc<str>,
     said: Mutex<Said>,
-    pub(crate) fired: AtomicU64,
-    pub(crate) resolved: AtomicU64,
+    fired: AtomicU64,
+    resolved: AtomicU64,
     missed: Arc<AtomicU64>,
     /// Told after each transition, for whoever keeps the state on disk.
     pub(crate) changed: Arc<dyn Fn() + Send + Sync>,
@@ -191,6 +191,26 @@ impl Log {
 
     pub(crate) fn history(&self) -> Vec<Alert> {
         self.said().history.iter().cloned().collect()
+    }
+
+    /// So many of the last, the newest first.
+    #[cfg(feature = "http")]
+    pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
+        let said = self.said();
+        said.history
+            .iter()
+            .rev()
+            .take(transitions)
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn fired(&self) -> u64 {
+        self.fired.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn resolved(&self) -> u64 {
+        self.resolved.load(Ordering::Relaxed)
     }
 
     pub(crate) fn missed(&self) -> u64 {

@@ -9,6 +9,7 @@ mod expr;
 mod live;
 mod log;
 mod machine;
+mod metrics;
 mod plan;
 mod store;
 
@@ -23,6 +24,7 @@ pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 pub(crate) use condition::Test;
 pub(crate) use live::Rules;
 use machine::Timing;
+pub(crate) use metrics::families;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).

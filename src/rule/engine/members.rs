@@ -15,7 +15,7 @@ use crate::{
     cell::{Listener, Wakes},
     labels::push_label,
     rule::{
-        AlertCause, Group, Quality,
+        AlertCause, Group, Quality, RuleState,
         compute::{Computation, LeafState, Truth},
         machine::Machine,
         plan::{Leaf, Place},
@@ -407,6 +407,7 @@ impl Engine {
             self.tell(state, at, 0, now, AlertCause::Removed, wakes);
         }
         let group = state.groups.remove(at)?;
+        state.by_state[group.counted as usize] -= 1;
         state.by_group.remove(&group.key);
         if let Some(due) = group.due {
             state.due.remove(&(due, Due::Group(at)));
@@ -475,6 +476,8 @@ impl Engine {
                 if let Some(epoch) = state.past.remove(key.as_str()) {
                     group.epoch = group.epoch.max(epoch);
                 }
+                group.counted = group.state();
+                state.by_state[group.counted as usize] += 1;
                 let at = state.groups.add(group);
                 state.by_group.insert(key.into(), at);
                 at
@@ -504,6 +507,7 @@ impl Engine {
             key: key.into(),
             labels: labels.into(),
             machines: vec![Machine::default(); levels.len()].into(),
+            counted: RuleState::default(),
             initial: vec![false; levels.len()].into(),
             trues: vec![0; levels.len()].into(),
             members: 0,

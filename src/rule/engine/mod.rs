@@ -40,6 +40,7 @@ mod state;
 mod time;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -288,6 +289,7 @@ impl Engine {
             std::mem::take(&mut state.members),
             std::mem::take(&mut state.groups),
         );
+        state.by_state = [0; 4];
         drop(state);
         drop(gone);
     }
@@ -315,7 +317,26 @@ impl Engine {
         Some(name.clone())
     }
 
+    /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them.
+    pub(crate) fn summary(&self) -> (Arc<Rule>, View) {
+        let state = lock(&self.state);
+        let view = View {
+            by_state: state.by_state,
+            series: state.series,
+            matched: state.matched,
+            value: state.value,
+            evaluated: state.evaluated,
+            ..View::default()
+        };
+        (state.rule.clone(), view)
+    }
+
     pub(crate) fn view(&self) -> View {
+        self.view_up_to(usize::MAX).1
+    }
+
+    /// The rule, and how it stands, with so many groups at most, the gravest first to be shown.
+    pub(crate) fn view_up_to(&self, groups_max: usize) -> (Arc<Rule>, View) {
         let now = self.clock.now();
         let mut wakes = Wakes::new();
         let mut guard = lock(&self.state);
@@ -327,6 +348,7 @@ impl Engine {
             evaluated: state.evaluated,
             ..View::default()
         };
+        let mut active = Vec::new();
         for index in state.groups.indices() {
             // As it is, even where a timer is late.
             if state.settled && !state.closed {
@@ -338,20 +360,33 @@ impl Engine {
             let rule_state = group.state();
             view.by_state[rule_state as usize] += 1;
             if rule_state != Default::default() || group.level > 0 {
-                view.active.push(GroupView {
-                    state: rule_state,
-                    level: self.level_name(group.level).flatten(),
-                    since: group.machines.iter().rev().find_map(|m| m.since()),
-                    value: group.value,
-                    quality: group.quality,
-                    key: group.key.clone(),
-                    kept: self.inherit(group),
-                });
+                active.push((rule_state, index));
             }
         }
+        debug_assert!(!state.settled || view.by_state == state.by_state);
+        if active.len() > groups_max {
+            active.sort_by_key(|&(rule_state, _)| Reverse(rule_state));
+            view.left_out = active.len() - groups_max;
+            active.truncate(groups_max);
+        }
+        for (rule_state, index) in active {
+            let Some(group) = state.groups.get(index) else {
+                continue;
+            };
+            view.active.push(GroupView {
+                state: rule_state,
+                level: self.level_name(group.level).flatten(),
+                since: group.machines.iter().rev().find_map(|m| m.since()),
+                value: group.value,
+                quality: group.quality,
+                key: group.key.clone(),
+                kept: self.inherit(group),
+            });
+        }
+        let rule = state.rule.clone();
         drop(guard);
         self.wake(wakes);
-        view
+        (rule, view)
     }
 
     /// Calls `f` with what is firing, under the rule's lock: nothing fires or is resolved meanwhile.
