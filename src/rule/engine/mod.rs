@@ -51,7 +51,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    AlertCause, Rule,
+    AlertCause, Quality, Rule, RuleState,
     compute::{Program, Reading},
     log::{Log, Turn},
     plan::{Leaf, Plan},
@@ -97,6 +97,13 @@ pub(crate) struct Engine {
     settled: AtomicBool,
     closed: AtomicBool,
     state: Mutex<State>,
+}
+
+/// A group that is shown.
+enum Shown<'a> {
+    Here(usize),
+    /// From before a restart, and not here again yet.
+    Awaited(&'a str, &'a Inherited),
 }
 
 /// What one mutation, or one tick, has turned.
@@ -227,8 +234,9 @@ impl Engine {
         let now = self.clock.now();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
+        // What others have turned already is none of this change's doing.
         for group in state.groups.indices() {
-            self.pass(state, group, now, wakes);
+            self.judge_group(state, group, now, AlertCause::Condition, wakes);
         }
         let before = std::mem::replace(&mut state.timing, rule.timing());
         state.rule = Arc::new(rule);
@@ -317,10 +325,11 @@ impl Engine {
         Some(name.clone())
     }
 
-    /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them.
+    /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them, but
+    /// for those that are awaited after a restart.
     pub(crate) fn summary(&self) -> (Arc<Rule>, View) {
         let state = lock(&self.state);
-        let view = View {
+        let mut view = View {
             by_state: state.by_state,
             series: state.series,
             matched: state.matched,
@@ -328,9 +337,13 @@ impl Engine {
             evaluated: state.evaluated,
             ..View::default()
         };
+        for was in state.inherited.values() {
+            view.by_state[was.state() as usize] += 1;
+        }
         (state.rule.clone(), view)
     }
 
+    #[cfg(feature = "persist")]
     pub(crate) fn view(&self) -> View {
         self.view_up_to(usize::MAX).1
     }
@@ -359,29 +372,51 @@ impl Engine {
             };
             let rule_state = group.state();
             view.by_state[rule_state as usize] += 1;
-            if rule_state != Default::default() || group.level > 0 {
-                active.push((rule_state, index));
+            if rule_state != RuleState::Inactive {
+                active.push((rule_state, Shown::Here(index)));
             }
         }
         debug_assert!(!state.settled || view.by_state == state.by_state);
+        for (key, was) in &state.inherited {
+            let rule_state = was.state();
+            view.by_state[rule_state as usize] += 1;
+            if rule_state != RuleState::Inactive {
+                active.push((rule_state, Shown::Awaited(key, was)));
+            }
+        }
         if active.len() > groups_max {
             active.sort_by_key(|&(rule_state, _)| Reverse(rule_state));
             view.left_out = active.len() - groups_max;
             active.truncate(groups_max);
         }
-        for (rule_state, index) in active {
-            let Some(group) = state.groups.get(index) else {
-                continue;
+        view.active.reserve_exact(active.len());
+        for (rule_state, shown) in active {
+            let group = match shown {
+                Shown::Awaited(key, was) => GroupView {
+                    state: rule_state,
+                    level: was.level.clone().flatten().map(Arc::from),
+                    since: Some(was.since),
+                    value: None,
+                    quality: Quality::NoData,
+                    key: key.into(),
+                    kept: was.clone(),
+                },
+                Shown::Here(index) => {
+                    let Some(group) = state.groups.get(index) else {
+                        continue;
+                    };
+                    GroupView {
+                        state: rule_state,
+                        level: self.level_name(group.level).flatten(),
+                        since: group.machines.iter().rev().find_map(|m| m.since()),
+                        value: group.value,
+                        quality: group.quality,
+                        key: group.key.clone(),
+                        kept: self.inherit(group),
+                    }
+                }
             };
-            view.active.push(GroupView {
-                state: rule_state,
-                level: self.level_name(group.level).flatten(),
-                since: group.machines.iter().rev().find_map(|m| m.since()),
-                value: group.value,
-                quality: group.quality,
-                key: group.key.clone(),
-                kept: self.inherit(group),
-            });
+            view.active.push(group);
         }
         let rule = state.rule.clone();
         drop(guard);
@@ -405,9 +440,30 @@ impl Engine {
         f(&state.rule, firing);
     }
 
-    /// Groups that have not come back yet after a restart.
-    pub(crate) fn waiting(&self) -> HashMap<Box<str>, Inherited> {
-        lock(&self.state).inherited.clone()
+    /// Epochs of groups that are not here yet go on from these.
+    pub(crate) fn remember(&self, epochs: &HashMap<Box<str>, u64>) {
+        let mut state = lock(&self.state);
+        state.past_order.extend(epochs.keys().cloned());
+        state
+            .past
+            .extend(epochs.iter().map(|(key, epoch)| (key.clone(), *epoch)));
+    }
+
+    /// Epochs of groups that are inactive, or have gone.
+    #[cfg(feature = "persist")]
+    pub(crate) fn epochs(&self) -> HashMap<String, u64> {
+        let state = lock(&self.state);
+        let groups = state.groups.indices().into_iter();
+        let groups = groups.filter_map(|at| state.groups.get(at));
+        let inactive = groups.filter(|group| group.level == 0 && group.epoch > 0);
+        let past = state
+            .past
+            .iter()
+            .map(|(key, epoch)| (key.to_string(), *epoch));
+        inactive
+            .map(|group| (group.key.to_string(), group.epoch))
+            .chain(past)
+            .collect()
     }
 
     fn program(&self, leaf: usize) -> Option<&Program> {

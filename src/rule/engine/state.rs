@@ -179,6 +179,13 @@ pub(crate) struct Inherited {
     pub(crate) grace: Option<Time>,
 }
 
+impl Inherited {
+    pub(super) fn state(&self) -> RuleState {
+        let states = self.phases.iter().map(|(_, phase)| phase.state());
+        states.max().unwrap_or_default()
+    }
+}
+
 /// One group, as it is shown.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupView {
