@@ -48,11 +48,11 @@ use super::{
     collect::{Job, lock},
     foreign::Foreign,
     health::{self, Check, CheckResult},
-    rules::{self, Query},
     join_all,
     negotiate::{self, Encoding},
     own::Own,
     process,
+    rules::{self, Query},
     server::Limits,
     text::{self, Format},
 };
@@ -110,6 +110,36 @@ const PAGE: &str = "<!doctype html>\n\
 /// Other paths are 404, other methods than GET and HEAD 405. A family has one name and one type: where a merged registry
 /// or `process_*` has a name that the bus has too, the bus's stays, the other is left out, counted in
 /// `metricbus_exporter_skipped_families_total`, and logged once.
+///
+/// # Rules
+///
+/// `/rules` answers with `now`, the `rules` sorted by name, and `rules_left_out`: those that would begin behind 16 MiB.
+/// Fields that Prometheus's `/api/v1/rules` has, too, have its names. Dates are RFC 3339 in UTC, durations are seconds,
+/// and numbers that JSON does not have are text: `"NaN"`, `"+Inf"`, `"-Inf"`. `null` is no data.
+///
+/// | of a rule | |
+/// |---|---|
+/// | `name`, `labels`, `annotations`, `conditions`, `thresholds`, `hold_for`, `keep_firing_for`, `m_of_n`, `every`, `grouping`, `by`, `dry_run` | as the rule was [made](crate::Rule); `type` is `metric` |
+/// | `state` | the gravest of its groups: `inactive`, `pending`, `clearing` or `firing` |
+/// | `note` | only where there is reason for one: no series has ever matched, or none does now; a dry run |
+/// | `groups` | how many are in each state |
+/// | `series`, `ever_matched` | how many series match now, and whether any ever has |
+/// | `value`, `lastEvaluation`, `since_evaluation` | what was judged last, and when |
+/// | `fired`, `resolved`, `missed` | alerts, and those dropped from full mailboxes |
+/// | `alerts` | groups that are not inactive, the gravest first, 1 000 at most: `state`, `level`, `labels`, `value` (that which turned it last), `quality`, `activeAt` and `active_for` (since when the condition holds), `epoch`, and the `annotations` filled in |
+/// | `groups_left_out` | how many more there are |
+/// | `history` | its last transitions, the newest first: `at`, `state`, `level`, `previous_level`, `group`, `value`, `quality`, `cause`, `epoch` |
+///
+/// `?rule=NAME` and `?state=firing` choose rules by name and by `state`; each can be given more than once. `?history=N`
+/// gives so many transitions of each rule: 10 unless told otherwise, at most 1 000, and no more than the rule
+/// [remembers](crate::Rule::history). Any other question is answered with 400, and what would be right.
+///
+/// On `/metrics` each rule has `metricbus_rule_groups` by `state`, `_value`, `_threshold` by `bound`, `_series`,
+/// `_last_evaluation_seconds`, `_fired_total`, `_resolved_total` and `_missed_total`; beyond 2 000 rules the others are
+/// counted in `metricbus_rules_left_out`. `metricbus_rules_unmatched` is the number of rules that have never matched a
+/// series; alert on it.
+///
+/// # Where it runs
 ///
 /// It has to be called inside a tokio runtime, or it answers 503; one without timers makes it panic. Clones share the work
 /// of a scrape: where they serve on several runtimes, one that stands still holds up the scrapes that joined it.

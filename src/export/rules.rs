@@ -3,14 +3,17 @@
 //! Each rule is looked at, and its lock given back, before anything of it is written. The answer is bounded by the groups
 //! of a rule and by its size, and says what it left out.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::{
     Alert, LiveRule, MetricBus, Pairs, RuleGroup, RuleState, RuleStatus,
-    rule::{Group, Rule},
+    rule::{Group, Rule, annotations_of, labels_of},
     time::Time,
 };
 
@@ -26,13 +29,6 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// Rules that are named to someone who asked for one that is not there.
 const NAMES_MAX: usize = 10;
-
-const STATES: [RuleState; 4] = [
-    RuleState::Inactive,
-    RuleState::Pending,
-    RuleState::Clearing,
-    RuleState::Firing,
-];
 
 /// What is asked for.
 #[derive(Debug, PartialEq)]
@@ -102,7 +98,9 @@ impl Query {
             match &*name {
                 "rule" => query.rules.push(value.into_owned()),
                 "state" => {
-                    let known = STATES.into_iter().find(|state| state.as_str() == value);
+                    let known = RuleState::ALL
+                        .into_iter()
+                        .find(|state| state.as_str() == value);
                     let state = known.ok_or_else(|| QueryError::State(value.into_owned()))?;
                     query.states.push(state);
                 }
@@ -173,13 +171,32 @@ fn write_rule(
         .active
         .sort_by(|a, b| b.state.cmp(&a.state).then_with(|| a.labels.cmp(&b.labels)));
     let mut fields = Fields { out, any: false };
+    // First how it stands, then what it is; what can be long comes last.
     fields.add("name", &status.name);
     fields.add("type", &"metric");
     fields.add("state", &status.state.as_str());
-    if let Some(note) = note(&status) {
+    let note = note(&status);
+    if !note.is_empty() {
         fields.add("note", &note);
     }
     fields.rows("conditions", status.conditions.iter().map(Conditions::of));
+    let groups = Groups {
+        inactive: status.inactive,
+        pending: status.pending,
+        clearing: status.clearing,
+        firing: status.firing,
+    };
+    fields.add("groups", &groups);
+    fields.add("series", &status.series);
+    fields.add("ever_matched", &status.ever_matched);
+    fields.add("value", &Number(status.value));
+    let evaluated = status.since_evaluated;
+    fields.add("lastEvaluation", &evaluated.and_then(|age| now.ago(age)));
+    fields.add("since_evaluation", &evaluated.map(seconds));
+    fields.add("fired", &status.fired);
+    fields.add("resolved", &status.resolved);
+    fields.add("missed", &status.missed);
+    fields.add("dry_run", &status.dry_run);
     let thresholds = status.thresholds.iter().map(|threshold| Threshold {
         level: threshold.level.as_deref(),
         input: &threshold.input,
@@ -204,42 +221,29 @@ fn write_rule(
     };
     fields.add("grouping", &grouping);
     fields.add("by", &rule.by);
-    let groups = Groups {
-        inactive: status.inactive,
-        pending: status.pending,
-        clearing: status.clearing,
-        firing: status.firing,
-    };
-    fields.add("groups", &groups);
-    fields.add("series", &status.series);
-    fields.add("ever_matched", &status.ever_matched);
-    fields.add("value", &Number(status.value));
-    let evaluated = status.since_evaluated;
-    fields.add("lastEvaluation", &evaluated.and_then(|age| now.ago(age)));
-    fields.add("since_evaluation", &evaluated.map(seconds));
-    fields.add("fired", &status.fired);
-    fields.add("resolved", &status.resolved);
-    fields.add("missed", &status.missed);
-    fields.add("dry_run", &status.dry_run);
     fields.add("labels", &Map(&rule.labels));
     fields.add("annotations", &Map(&rule.annotations));
-    fields.rows(
-        "alerts",
-        status.active.iter().map(|group| Active::of(group, now)),
-    );
+    let active = status.active.iter();
+    fields.rows("alerts", active.map(|group| Active::of(rule, group, now)));
     fields.add("groups_left_out", &groups_left_out);
     fields.rows("history", history.iter().map(Transition::of));
     fields.end();
 }
 
-/// What an operator should know who wonders why a rule is quiet.
-fn note(status: &RuleStatus) -> Option<&'static str> {
+/// What an operator should know who wonders why a rule is quiet. Mostly nothing.
+fn note(status: &RuleStatus) -> String {
+    let mut notes = Vec::new();
     if !status.ever_matched {
-        return Some(
+        notes.push(
             "no series has ever matched: the rule is about nothing; see whether the names and labels in its conditions are those of a metric",
         );
+    } else if status.series == 0 {
+        notes.push("no series matches now: those that did have been removed");
     }
-    (status.series == 0).then_some("no series matches now: those that did have been removed")
+    if status.dry_run {
+        notes.push("a dry run: nobody is told when it fires");
+    }
+    notes.join("; ")
 }
 
 /// The time of the answer, by which every other date in it is reckoned.
@@ -302,7 +306,7 @@ struct Map<'a>(&'a [(String, String)]);
 
 impl Serialize for Map<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let unique: std::collections::BTreeMap<_, _> = self.0.iter().map(|(n, v)| (n, v)).collect();
+        let unique: BTreeMap<_, _> = self.0.iter().map(|(n, v)| (n, v)).collect();
         serializer.collect_map(unique)
     }
 }
@@ -364,10 +368,20 @@ struct Active<'a> {
     active_at: Option<Date>,
     active_for: Option<f64>,
     epoch: u64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
 }
 
 impl<'a> Active<'a> {
-    fn of(group: &'a RuleGroup, now: &Now) -> Self {
+    fn of(rule: &Rule, group: &'a RuleGroup, now: &Now) -> Self {
+        let annotations = if rule.annotations.is_empty() {
+            BTreeMap::new()
+        } else {
+            let labels = labels_of(rule, &group.labels);
+            annotations_of(rule, &labels, group.value)
+                .into_iter()
+                .collect()
+        };
         Active {
             state: group.state.as_str(),
             level: group.level.as_deref(),
@@ -377,6 +391,7 @@ impl<'a> Active<'a> {
             active_at: group.since.and_then(|since| now.date(since)),
             active_for: group.since.map(|since| seconds(now.at.since(since))),
             epoch: group.epoch,
+            annotations,
         }
     }
 }

@@ -228,6 +228,14 @@ pub enum RuleState {
 }
 
 impl RuleState {
+    /// The gravest last.
+    pub(crate) const ALL: [RuleState; 4] = [
+        RuleState::Inactive,
+        RuleState::Pending,
+        RuleState::Clearing,
+        RuleState::Firing,
+    ];
+
     /// Whether the last alert said firing.
     pub fn is_firing(self) -> bool {
         matches!(self, RuleState::Firing | RuleState::Clearing)

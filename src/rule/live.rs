@@ -330,10 +330,9 @@ impl RuleStatus {
                 .map(|level| (level.name.clone(), level.test.to_string()))
                 .collect(),
             thresholds: rule.thresholds(),
-            state: active
-                .iter()
-                .map(|group| group.state)
-                .max()
+            state: RuleState::ALL
+                .into_iter()
+                .rfind(|&state| view.by_state[state as usize] > 0)
                 .unwrap_or_default(),
             inactive: view.by_state[RuleState::Inactive as usize],
             pending: view.by_state[RuleState::Pending as usize],

@@ -218,20 +218,8 @@ impl Log {
     }
 
     fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {
-        let mut labels = turn.group.to_vec();
-        for (name, value) in &rule.labels {
-            match labels.iter_mut().find(|(n, _)| n == name) {
-                Some((_, old)) => value.clone_into(old),
-                None => labels.push((name.clone(), value.clone())),
-            }
-        }
-        labels.sort();
-        let mut annotations: Vec<_> = rule
-            .annotations
-            .iter()
-            .map(|(name, text)| (name.clone(), fill(text, turn.value, &labels)))
-            .collect();
-        annotations.sort();
+        let labels = labels_of(rule, &turn.group);
+        let annotations = annotations_of(rule, &labels, turn.value);
         Alert {
             rule: self.name.clone(),
             state: if turn.firing {
@@ -255,6 +243,33 @@ impl Log {
             repeat: 0,
         }
     }
+}
+
+/// The labels of a group's alerts, sorted: those of the group and the rule's own, which win.
+pub(crate) fn labels_of(rule: &Rule, group: &[(String, String)]) -> Vec<(String, String)> {
+    let mut labels = group.to_vec();
+    for (name, value) in &rule.labels {
+        match labels.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => labels.push((name.clone(), value.clone())),
+        }
+    }
+    labels.sort();
+    labels
+}
+
+/// The rule's annotations, sorted and filled in, for an alert with these labels.
+pub(crate) fn annotations_of(
+    rule: &Rule,
+    labels: &[(String, String)],
+    value: Reading,
+) -> Vec<(String, String)> {
+    let annotations = rule.annotations.iter();
+    let mut filled: Vec<_> = annotations
+        .map(|(name, text)| (name.clone(), fill(text, value, labels)))
+        .collect();
+    filled.sort();
+    filled
 }
 
 /// Puts the value and labels into the places for them.

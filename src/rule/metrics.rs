@@ -23,13 +23,6 @@ use crate::{
 /// Rules that have series of their own; of those beyond, by name, only their number is told.
 const RULES_MAX: usize = 2_000;
 
-const STATES: [RuleState; 4] = [
-    RuleState::Inactive,
-    RuleState::Pending,
-    RuleState::Clearing,
-    RuleState::Firing,
-];
-
 struct Seen {
     slot: Arc<Slot>,
     rule: Arc<Rule>,
@@ -117,7 +110,9 @@ fn of_each(seen: &[Seen]) -> [FamilySnapshot; 8] {
             "metricbus_rule_threshold",
             "Bounds of a rule: where what it looks at begins to meet the condition, and where it ceases to.",
             MetricKind::Gauge,
-            seen.iter().flat_map(|seen| thresholds(&seen.rule)).collect(),
+            seen.iter()
+                .flat_map(|seen| thresholds(&seen.rule))
+                .collect(),
         ),
         number(
             "metricbus_rule_value",
@@ -127,10 +122,7 @@ fn of_each(seen: &[Seen]) -> [FamilySnapshot; 8] {
     ]
 }
 
-fn one_each(
-    seen: &[Seen],
-    sample: impl Fn(&Seen) -> Option<SampleValue>,
-) -> Vec<SeriesSnapshot> {
+fn one_each(seen: &[Seen], sample: impl Fn(&Seen) -> Option<SampleValue>) -> Vec<SeriesSnapshot> {
     let series = seen.iter().filter_map(|seen| {
         Some(SeriesSnapshot {
             labels: labels(&seen.rule, []),
@@ -141,7 +133,7 @@ fn one_each(
 }
 
 fn groups(seen: &Seen) -> [SeriesSnapshot; 4] {
-    STATES.map(|state| SeriesSnapshot {
+    RuleState::ALL.map(|state| SeriesSnapshot {
         labels: labels(&seen.rule, [("state", state.as_str())]),
         value: SampleValue::Gauge(seen.view.by_state[state as usize] as f64),
     })
@@ -187,12 +179,7 @@ fn labels<const N: usize>(rule: &Rule, others: [(&str, &str); N]) -> Vec<(String
         .collect()
 }
 
-fn family(
-    name: &str,
-    help: &str,
-    kind: MetricKind,
-    series: Vec<SeriesSnapshot>,
-) -> FamilySnapshot {
+fn family(name: &str, help: &str, kind: MetricKind, series: Vec<SeriesSnapshot>) -> FamilySnapshot {
     FamilySnapshot {
         name: name.to_owned(),
         help: help.to_owned(),

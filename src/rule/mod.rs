@@ -27,6 +27,8 @@ pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
 pub(crate) use live::Rules;
+#[cfg(feature = "http")]
+pub(crate) use log::{annotations_of, labels_of};
 use machine::Timing;
 pub(crate) use metrics::families;
 
