@@ -342,7 +342,7 @@ impl Engine {
         }
     }
 
-    /// Tells when the level in force is another.
+    /// Counts the group as what it is now, and tells when the level in force is another.
     pub(super) fn settle_level(
         &self,
         state: &mut State,
@@ -354,6 +354,10 @@ impl Engine {
         let Some(group) = state.groups.get_mut(at) else {
             return;
         };
+        let now_is = group.state();
+        state.by_state[group.counted as usize] -= 1;
+        state.by_state[now_is as usize] += 1;
+        group.counted = now_is;
         for (initial, machine) in group.initial.iter_mut().zip(&group.machines) {
             *initial &= machine.since().is_some();
         }
