@@ -14,7 +14,7 @@ use crate::{
     error::{DeclareError, SelectorError},
     lint::{Lint, lint},
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
-    rule::Rules,
+    rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
@@ -623,6 +623,7 @@ impl Inner {
     }
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
+        let of_rules = rule::families(&self.rules);
         let watches = read(&self.watches);
         let (feeds, missed) = self.rules.subscriptions();
         let mut families = self
@@ -668,6 +669,7 @@ impl Inner {
         if !components.is_empty() {
             families.push(component_info(&components));
         }
+        families.extend(of_rules);
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
     }

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Alert, AlertCause, Notice, Pairs, Quality, Rule, RuleState,
-    engine::{Engine, View},
+    engine::Engine,
     log::{Feed, Letter, Log},
     plan::Plan,
 };
@@ -148,7 +148,19 @@ impl LiveRule {
 
     /// How it stands.
     pub fn status(&self) -> RuleStatus {
-        RuleStatus::of(&self.0)
+        RuleStatus::of(&self.0, usize::MAX).1
+    }
+
+    /// The rule and how it stands, with so many active groups at most, the gravest; and how many were left out.
+    #[cfg(feature = "http")]
+    pub(crate) fn status_up_to(&self, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
+        RuleStatus::of(&self.0, groups_max)
+    }
+
+    /// So many of its last transitions, the newest first.
+    #[cfg(feature = "http")]
+    pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
+        self.0.log.last(transitions)
     }
 
     /// Its last transitions, the oldest first, dry runs included. How many: [`Rule::history`].
@@ -295,10 +307,8 @@ pub struct RuleGroup {
 }
 
 impl RuleStatus {
-    fn of(slot: &Slot) -> RuleStatus {
-        let engine = slot.engine();
-        let view: View = engine.view();
-        let rule = engine.rule();
+    fn of(slot: &Slot, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
+        let (rule, view) = slot.engine().view_up_to(groups_max);
         let active: Vec<_> = view
             .active
             .iter()
@@ -312,8 +322,7 @@ impl RuleStatus {
                 epoch: group.kept.epoch,
             })
             .collect();
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        RuleStatus {
+        let status = RuleStatus {
             name: rule.name.clone(),
             conditions: rule
                 .levels
@@ -321,10 +330,9 @@ impl RuleStatus {
                 .map(|level| (level.name.clone(), level.test.to_string()))
                 .collect(),
             thresholds: rule.thresholds(),
-            state: active
-                .iter()
-                .map(|group| group.state)
-                .max()
+            state: RuleState::ALL
+                .into_iter()
+                .rfind(|&state| view.by_state[state as usize] > 0)
                 .unwrap_or_default(),
             inactive: view.by_state[RuleState::Inactive as usize],
             pending: view.by_state[RuleState::Pending as usize],
@@ -335,11 +343,12 @@ impl RuleStatus {
             ever_matched: view.matched > 0,
             value: view.value,
             since_evaluated: view.evaluated.map(|at| slot.clock.now().since(at)),
-            fired: load(&slot.log.fired),
-            resolved: load(&slot.log.resolved),
+            fired: slot.log.fired(),
+            resolved: slot.log.resolved(),
             missed: slot.log.missed(),
             dry_run: rule.dry_run,
-        }
+        };
+        (rule, status, view.left_out)
     }
 }
 
@@ -347,7 +356,7 @@ impl RuleStatus {
 pub(crate) struct Slot {
     pub(crate) log: Arc<Log>,
     bus: Weak<Inner>,
-    clock: crate::clock::Clock,
+    pub(super) clock: crate::clock::Clock,
     engine: RwLock<Arc<Engine>>,
     /// Held while the rule is being changed, started or ended.
     changing: Mutex<bool>,

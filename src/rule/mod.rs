@@ -11,6 +11,7 @@ mod keeper;
 mod live;
 mod log;
 mod machine;
+mod metrics;
 mod plan;
 mod store;
 
@@ -26,7 +27,10 @@ pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
 pub(crate) use live::Rules;
+#[cfg(feature = "http")]
+pub(crate) use log::{annotations_of, labels_of};
 use machine::Timing;
+pub(crate) use metrics::families;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).

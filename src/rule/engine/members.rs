@@ -16,7 +16,7 @@ use crate::{
     desc::MetricKind,
     labels::push_label,
     rule::{
-        AlertCause, Group, Quality,
+        AlertCause, Group, Quality, RuleState,
         compute::{Computation, LeafState, Truth},
         machine::Machine,
         plan::{Leaf, Place},
@@ -414,6 +414,7 @@ impl Engine {
             }
         }
         let group = state.groups.remove(at)?;
+        state.by_state[group.counted as usize] -= 1;
         state.by_group.remove(&group.key);
         if let Some(due) = group.due {
             state.due.remove(&(due, Due::Group(at)));
@@ -483,6 +484,8 @@ impl Engine {
                 if let Some(epoch) = state.past.remove(key.as_str()) {
                     group.epoch = group.epoch.max(epoch);
                 }
+                group.counted = group.state();
+                state.by_state[group.counted as usize] += 1;
                 let at = state.groups.add(group);
                 state.by_group.insert(key.into(), at);
                 at
@@ -512,6 +515,7 @@ impl Engine {
             key: key.into(),
             labels: labels.into(),
             machines: vec![Machine::default(); levels.len()].into(),
+            counted: RuleState::default(),
             initial: vec![false; levels.len()].into(),
             trues: vec![0; levels.len()].into(),
             members: 0,

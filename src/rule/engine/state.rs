@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) members: Slab<Member>,
     pub(super) by_key: HashMap<Box<str>, usize>,
     pub(super) groups: Slab<GroupState>,
+    /// How many groups are in each state, so that a scrape need not go over them.
+    pub(super) by_state: [usize; 4],
     pub(super) by_group: HashMap<Box<str>, usize>,
     pub(super) due: BTreeSet<(Time, Due)>,
     pub(super) armed: Option<Time>,
@@ -51,6 +53,7 @@ impl State {
             members: Slab::default(),
             by_key: HashMap::new(),
             groups: Slab::default(),
+            by_state: [0; 4],
             by_group: HashMap::new(),
             due: BTreeSet::new(),
             armed: None,
@@ -136,6 +139,8 @@ pub(super) struct GroupState {
     pub(super) key: Box<str>,
     pub(super) labels: Pairs,
     pub(super) machines: Box<[Machine]>,
+    /// The state as which it is counted.
+    pub(super) counted: RuleState,
     /// Per level: it has held since the rule was added.
     pub(super) initial: Box<[bool]>,
     /// Per level: members of which the condition is true.
@@ -174,6 +179,13 @@ pub(crate) struct Inherited {
     pub(crate) grace: Option<Time>,
 }
 
+impl Inherited {
+    pub(super) fn state(&self) -> RuleState {
+        let states = self.phases.iter().map(|(_, phase)| phase.state());
+        states.max().unwrap_or_default()
+    }
+}
+
 /// One group, as it is shown.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupView {
@@ -197,4 +209,6 @@ pub(crate) struct View {
     pub(crate) evaluated: Option<Time>,
     /// Those that are not inactive.
     pub(crate) active: Vec<GroupView>,
+    /// How many more of them there are.
+    pub(crate) left_out: usize,
 }
