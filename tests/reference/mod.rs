@@ -805,7 +805,11 @@ impl Reference {
             _ => added.max(life.born),
         };
         let slot = slot_of(width);
-        let start = from.max(self.now.saturating_sub(width).div_ceil(slot) * slot);
+        // Nothing is let go of until the window is older than its width.
+        let start = match self.now.saturating_sub(width) {
+            oldest if oldest <= from => from,
+            oldest => oldest.div_ceil(slot) * slot,
+        };
         let known = life.since_rule();
         let inside = |i: usize, at: Ms| i >= known && at >= start;
         let mut pane = Pane {
