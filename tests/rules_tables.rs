@@ -219,7 +219,8 @@ fn which_series_have_to_hold_is_as_the_table_of_groups_says() {
             "*",
         ),
     ];
-    let rules: [(&str, fn(Rule) -> Rule); 4] = [
+    type Grouping = fn(Rule) -> Rule;
+    let rules: [(&str, Grouping); 4] = [
         ("each", |r| r.each()),
         ("any", |r| r.any()),
         ("all", |r| r.all()),

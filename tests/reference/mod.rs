@@ -4,8 +4,6 @@
 //! Simple and slow. Where the documents leave the order of two things at one instant open, it does not say which of the
 //! two orders is right; the tests choose times at which they do not meet.
 
-#![allow(dead_code)]
-
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
 use metricbus::{Condition, Delta, Expr, Rule, Threshold};
@@ -620,7 +618,7 @@ impl Reference {
                 continue;
             }
             self.run_timers();
-            if self.tick.is_some_and(|tick| t % tick == 0) {
+            if self.tick.is_some_and(|tick| t.is_multiple_of(tick)) {
                 self.settle(Why::Tick);
             } else if self.has_absence && self.absence_is_due() {
                 self.settle(Why::Absence);
@@ -680,9 +678,7 @@ impl Reference {
                     sets.extend(self.labels_of(*m).iter().map(only_pool));
                 }
                 E::Gather(_, m, false) | E::Window(m, _, _, Over::All) => {
-                    if !self.labels_of(*m).is_empty() {
-                        sets.insert(Vec::new());
-                    }
+                    sets.extend(self.ids_of(*m).map(|_| Vec::new()));
                 }
                 _ => {}
             });
@@ -1043,7 +1039,7 @@ impl Reference {
         let slot_begins = self
             .spec
             .m_of_n
-            .is_some_and(|(_, _, width)| now % width == 0);
+            .is_some_and(|(_, _, width)| now.is_multiple_of(width));
         let waits =
             |m: &Machine| matches!(m.state, State::Pending | State::Clearing) && m.due == now;
         let mut machines = self.groups.values().flat_map(|group| &group.machines);
@@ -1058,7 +1054,10 @@ impl Reference {
             };
             for machine in &mut grouped.machines {
                 machine.time(now);
-                if spec.m_of_n.is_some_and(|(_, _, width)| now % width == 0) {
+                if spec
+                    .m_of_n
+                    .is_some_and(|(_, _, width)| now.is_multiple_of(width))
+                {
                     let before = machine.state;
                     machine.take(machine.holding, now, &spec);
                     machine.initial &= before != State::Inactive;
