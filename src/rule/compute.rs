@@ -292,6 +292,9 @@ impl Stat {
             Stat::Increase => stats.increase,
             Stat::Stddev => stats.stddev,
             Stat::Quantile(q) => stats.quantile(q),
+            Stat::Coverage => Some(stats.coverage),
+            Stat::Age => stats.age.map(|age| age.as_secs_f64()),
+            Stat::Sources => Some(stats.sources as f64),
         }
     }
 }

@@ -202,8 +202,8 @@ impl Engine {
                     slot.own -= 1;
                 }
                 if empty {
-                    // It is over since it is forgotten, or goes though it would still hold.
-                    let cause = if holds {
+                    // It is over since it is forgotten; or goes though it would still hold, or be kept firing.
+                    let cause = if holds || !state.timing.keep.is_zero() {
                         AlertCause::Removed
                     } else {
                         AlertCause::Condition
