@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, atomic::Ordering};
 
 use super::{
-    Batch, Engine, lock,
+    Batch, Engine,
+    listener::Sets,
+    lock,
     state::{GroupState, State, Work},
 };
 use crate::{
@@ -31,6 +33,30 @@ impl Engine {
         wakes: &mut Wakes,
         change: impl FnOnce(&mut Work),
     ) {
+        self.work_with(
+            work,
+            (member, leaf),
+            at,
+            batch,
+            wakes,
+            &mut Sets::default(),
+            change,
+        );
+    }
+
+    /// As [`work`](Engine::work). `sets`: what the same mutation sets elsewhere. Those that go by this computation take it
+    /// together with what they get from here.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn work_with(
+        &self,
+        work: &Arc<Mutex<Work>>,
+        (member, leaf): (usize, usize),
+        at: Time,
+        batch: &mut Batch,
+        wakes: &mut Wakes,
+        sets: &mut Sets,
+        change: impl FnOnce(&mut Work),
+    ) {
         let Some(program) = self.program(leaf) else {
             return;
         };
@@ -53,7 +79,11 @@ impl Engine {
                 .collect()
         };
         for (other, work) in others {
+            let set = sets.take(&work);
             let mut work = lock(&work);
+            if let Some(set) = set {
+                set.apply(&mut work);
+            }
             for input in 0..program.inputs.len() {
                 work.computation.share(input, guard.computation.own(input));
             }

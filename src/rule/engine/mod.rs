@@ -481,6 +481,10 @@ impl Engine {
         state.by_key.get("").copied()
     }
 
+    fn common_member(&self) -> Option<usize> {
+        self.common(&lock(&self.state))
+    }
+
     /// Wakes in this thread on a virtual clock, where the test wants to see what comes of it. Elsewhere the threads of
     /// the bus do: this one may be the clock's, and all buses share it.
     fn wake(&self, mut wakes: Wakes) {
