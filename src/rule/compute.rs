@@ -151,7 +151,6 @@ impl Program {
 pub(crate) type Reading = Option<f64>;
 
 /// One operand for one set of labels.
-
 pub(crate) struct Operand {
     kind: Kind,
     /// How many series feed it.
@@ -300,7 +299,6 @@ impl Stat {
 }
 
 /// An expression for one set of labels.
-
 pub(crate) struct Computation {
     operands: Vec<Operand>,
     ewmas: Vec<Ewma>,

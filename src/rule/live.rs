@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     Alert, AlertCause, Notice, Pairs, Quality, Rule, RuleState,
-    engine::Engine,
+    engine::{Engine, Groups},
     log::{Feed, Letter, Log},
     plan::Plan,
+    store::Restored,
 };
 use crate::{
     bus::{Inner, MetricBus},
@@ -443,21 +444,19 @@ pub(crate) struct Rules {
 }
 
 /// Called after each transition of any rule.
-pub(crate) struct Changed(Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>>);
+#[derive(Default)]
+pub(crate) struct Changed(Arc<Mutex<Option<Told>>>);
 
-impl Default for Changed {
-    fn default() -> Self {
-        Changed(Arc::default())
-    }
-}
+/// What is done when something was told.
+pub(crate) type Told = Arc<dyn Fn() + Send + Sync>;
 
 impl Changed {
     #[cfg(feature = "persist")]
-    pub(crate) fn set(&self, f: Arc<dyn Fn() + Send + Sync>) {
+    pub(crate) fn set(&self, f: Told) {
         *lock(&self.0) = Some(f);
     }
 
-    fn caller(&self) -> Arc<dyn Fn() + Send + Sync> {
+    fn caller(&self) -> Told {
         let f = self.0.clone();
         Arc::new(move || {
             let f = lock(&f).clone();
@@ -474,7 +473,7 @@ pub(crate) struct Table {
     /// Those that hear of all rules.
     feeds: Vec<Arc<Feed>>,
     /// Groups from before a restart, by rule, until the rule is added.
-    pub(crate) restored: HashMap<String, super::store::Restored>,
+    pub(crate) restored: HashMap<String, Restored>,
 }
 
 impl Rules {
@@ -538,12 +537,7 @@ impl Rules {
             let _changing = lock(&slot.changing);
             let engine = slot.engine();
             engine.start(inner);
-            let now = inner.clock.now();
-            if let Some(restored) = &restored {
-                engine.remember(&restored.epochs);
-            }
-            let (inherited, grace) =
-                restored.map_or_else(Default::default, |r| r.groups(&engine.rule(), now));
+            let (inherited, grace) = go_on(&engine, restored, inner.clock.now());
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }
         wake_all(&mut wakes);
@@ -594,6 +588,15 @@ impl Rules {
             }
         }
     }
+}
+
+/// How a rule that was just added goes on from before a restart.
+fn go_on(engine: &Engine, restored: Option<Restored>, now: Time) -> (Groups, Option<Time>) {
+    let Some(restored) = restored else {
+        return Default::default();
+    };
+    engine.remember(&restored.epochs);
+    restored.groups(&engine.rule(), now)
 }
 
 impl Begin<'_, Letter> {

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::{Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading};
+use super::{
+    Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading,
+    live::Told,
+};
 use crate::{
     cell::Wakes,
     clock::Clock,
@@ -99,7 +102,7 @@ pub(crate) struct Log {
     resolved: AtomicU64,
     missed: Arc<AtomicU64>,
     /// Told after each transition, for whoever keeps the state on disk.
-    pub(crate) changed: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) changed: Told,
 }
 
 #[derive(Default)]
@@ -109,11 +112,7 @@ struct Said {
 }
 
 impl Log {
-    pub(crate) fn new(
-        name: &str,
-        feeds: Vec<Arc<Feed>>,
-        changed: Arc<dyn Fn() + Send + Sync>,
-    ) -> Arc<Log> {
+    pub(crate) fn new(name: &str, feeds: Vec<Arc<Feed>>, changed: Told) -> Arc<Log> {
         for feed in &feeds {
             bump(&feed.rules);
         }

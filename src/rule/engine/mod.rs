@@ -69,6 +69,9 @@ use crate::{
 use listener::Sets;
 use state::{Due, GroupState, State, Work};
 
+/// Groups as they were, by key.
+pub(crate) type Groups = HashMap<Box<str>, Inherited>;
+
 pub(crate) use state::{GroupView, Inherited, View};
 
 /// Where what is computed goes.
@@ -187,7 +190,7 @@ impl Engine {
     /// come back until `grace` are let go then.
     pub(crate) fn settle(
         self: &Arc<Self>,
-        inherited: HashMap<Box<str>, Inherited>,
+        inherited: Groups,
         cause: AlertCause,
         grace: Option<Time>,
         wakes: &mut Wakes,
@@ -255,11 +258,7 @@ impl Engine {
     }
 
     /// Ends it. `cause`: what is firing is resolved for this reason; `None`: it goes on elsewhere, as what is returned.
-    pub(crate) fn close(
-        &self,
-        cause: Option<AlertCause>,
-        wakes: &mut Wakes,
-    ) -> HashMap<Box<str>, Inherited> {
+    pub(crate) fn close(&self, cause: Option<AlertCause>, wakes: &mut Wakes) -> Groups {
         let now = self.clock.now();
         let mut guard = lock(&self.state);
         let state = &mut *guard;

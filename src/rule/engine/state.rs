@@ -194,7 +194,8 @@ pub(crate) struct GroupView {
     pub(crate) since: Option<Time>,
     pub(crate) value: Reading,
     pub(crate) quality: Quality,
-    /// What goes on after a restart.
+    /// What it goes on by after a restart.
+    #[cfg_attr(not(feature = "persist"), allow(dead_code))]
     pub(crate) key: Box<str>,
     pub(crate) kept: Inherited,
 }
