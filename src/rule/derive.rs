@@ -85,7 +85,7 @@ impl MetricBus {
         );
         let engine = Engine::new(inner, rule, plan, log, Some(sink.clone()));
         let mut wakes = Wakes::new();
-        engine.start(inner);
+        engine.start(inner, &mut wakes);
         engine.settle(HashMap::new(), AlertCause::Initial, None, &mut wakes);
         wake_all(&mut wakes);
         Ok(Derived {
@@ -129,8 +129,10 @@ impl Drop for Derived {
         let Some(inner) = self.bus.upgrade() else {
             return;
         };
-        self.engine.close(None, &mut Wakes::new());
-        self.engine.stop(&inner);
+        let mut wakes = Wakes::new();
+        self.engine.close(None, &mut wakes);
+        self.engine.stop(&inner, &mut wakes);
+        wake_all(&mut wakes);
         self.sink.family.remove_where(|_| true);
         inner.withdraw(self.name());
     }

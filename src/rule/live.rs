@@ -394,7 +394,7 @@ impl Slot {
             return Ok(());
         }
         let next = Engine::new(&inner, rule, plan, self.log.clone(), None);
-        next.start(&inner);
+        next.start(&inner, &mut wakes);
         let before = {
             // Whoever subscribes hears of the one or of the other.
             let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
@@ -402,7 +402,7 @@ impl Slot {
             next.settle(inherited, AlertCause::RuleChanged, None, &mut wakes);
             std::mem::replace(&mut *engine, next)
         };
-        before.stop(&inner);
+        before.stop(&inner, &mut wakes);
         drop(removed);
         wake_all(&mut wakes);
         Ok(())
@@ -425,7 +425,7 @@ impl Slot {
             }
             let engine = self.engine();
             engine.close(Some(AlertCause::RuleRemoved), &mut wakes);
-            engine.stop(inner);
+            engine.stop(inner, &mut wakes);
         }
         wake_all(&mut wakes);
         true
@@ -536,7 +536,7 @@ impl Rules {
         {
             let _changing = lock(&slot.changing);
             let engine = slot.engine();
-            engine.start(inner);
+            engine.start(inner, &mut wakes);
             let (inherited, grace) = go_on(&engine, restored, inner.clock.now());
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }

@@ -163,7 +163,7 @@ impl Engine {
     }
 
     /// Attaches to all series there are. Nobody is judged before [`settle`](Engine::settle).
-    pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>) {
+    pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>, wakes: &mut Wakes) {
         // One id for all: a series that several selectors match is refused the second time.
         let mut seen = Vec::new();
         for place in &self.plan.places {
@@ -182,7 +182,7 @@ impl Engine {
                 nothing,
             ));
             lock(&self.watches).push(watch.clone());
-            inner.watch(&watch);
+            inner.watch_waking(&watch, wakes);
         }
     }
 
@@ -287,9 +287,9 @@ impl Engine {
     }
 
     /// Takes its listeners out. After [`close`](Engine::close), without any lock.
-    pub(crate) fn stop(&self, inner: &Inner) {
+    pub(crate) fn stop(&self, inner: &Inner, wakes: &mut Wakes) {
         for watch in std::mem::take(&mut *lock(&self.watches)) {
-            inner.unwatch(&watch);
+            inner.unwatch_waking(&watch, wakes);
         }
         let mut state = lock(&self.state);
         let gone = (
