@@ -219,9 +219,15 @@ fn check(rule: &Rule) -> Result<(), RuleError> {
         return wrong("it has no level; give it at least one".into());
     }
     for (i, name) in names.iter().enumerate() {
-        if name.as_deref() == Some("") || names[..i].contains(name) {
+        if name.as_deref() == Some("") {
             return wrong(format!(
-                "level {} is named {:?}; levels need names that differ",
+                "the name of level {} is empty; it is what an alert says of it",
+                i + 1
+            ));
+        }
+        if names[..i].contains(name) {
+            return wrong(format!(
+                "level {} is named {:?} like another; names of levels must differ",
                 i + 1,
                 name.as_deref().unwrap_or_default()
             ));
