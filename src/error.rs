@@ -1,6 +1,8 @@
 //! What can go wrong, an enum per operation. Every message says what was wrong, with the value, and what would be right.
 
 use std::fmt;
+#[cfg(feature = "persist")]
+use std::path::PathBuf;
 
 use crate::desc::MetricKind;
 
@@ -173,6 +175,48 @@ pub enum RuleError {
     Declare(#[from] DeclareError),
 }
 
+/// Why the state of rules could not be kept in a file.
+#[cfg(feature = "persist")]
+#[derive(Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleStateError {
+    /// It can't be read.
+    #[error("the state of rules can't be read from {}: {why}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// It was read, and is not what it should be.
+    #[error(
+        "{} is no state of rules: {why}; move it away to begin anew, or name another file", path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It can't be written.
+    #[error("the state of rules can't be written to {}: {why}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// Rules were added before their state was read.
+    #[error("rule {rule:?} runs already; call keep_rule_state() before rules are added")]
+    Late {
+        /// One of the rules.
+        rule: String,
+    },
+    /// There is no file to write to.
+    #[error("no file keeps the state of rules; call keep_rule_state() first")]
+    NoFile,
+}
+
 /// Why label values were refused.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -333,3 +377,6 @@ debug_is_the_message!(
     RuleError,
     CounterError
 );
+
+#[cfg(feature = "persist")]
+debug_is_the_message!(RuleStateError);

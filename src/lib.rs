@@ -51,6 +51,8 @@ pub use component::{
     MetricHistogram, PrometheusContainer,
 };
 pub use desc::{Buckets, Desc, MetricKind};
+#[cfg(feature = "persist")]
+pub use error::RuleStateError;
 pub use error::{
     BucketError, CounterError, DeclareError, LabelError, RuleError, SelectorError, SubscribeError,
 };
@@ -64,6 +66,8 @@ pub use metric::{
 };
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
+#[cfg(feature = "persist")]
+pub use rule::RuleStateFile;
 pub use rule::{
     Alert, AlertCause, AlertState, Condition, Derived, Expr, LiveRule, Notice, Over, Pairs,
     Quality, Rule, RuleGroup, RuleState, RuleStatus, RuleThreshold,

@@ -39,6 +39,7 @@ pub(crate) struct Stats {
     pub(crate) panicked: AtomicU64,
     pub(crate) detached: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
+    pub(crate) rule_state_errors: AtomicU64,
     /// Alerts that the service behind a subscription or a layer did not take.
     #[cfg(feature = "tower")]
     pub(crate) delivery_errors: AtomicU64,
@@ -173,6 +174,11 @@ impl Stats {
                 "metricbus_refused_amounts_total",
                 "Amounts that counters refused: negative, NaN or infinite. Of the whole process.",
                 &REFUSED_AMOUNTS,
+            ),
+            total(
+                "metricbus_rule_state_errors_total",
+                "Times that the state of rules could not be written to its file.",
+                &self.rule_state_errors,
             ),
             total(
                 "metricbus_series_expired_total",

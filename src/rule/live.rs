@@ -429,6 +429,8 @@ pub(crate) struct Rules {
     /// Of all subscriptions to alerts.
     mailboxes: Mutex<Vec<Arc<Mailbox<Letter>>>>,
     pub(crate) changed: Changed,
+    #[cfg(feature = "persist")]
+    pub(crate) keeper: Mutex<Option<Arc<super::keeper::Keeper>>>,
 }
 
 /// Called after each transition of any rule.
@@ -441,6 +443,7 @@ impl Default for Changed {
 }
 
 impl Changed {
+    #[cfg(feature = "persist")]
     pub(crate) fn set(&self, f: Arc<dyn Fn() + Send + Sync>) {
         *lock(&self.0) = Some(f);
     }
@@ -527,6 +530,9 @@ impl Rules {
             let engine = slot.engine();
             engine.start(inner);
             let now = inner.clock.now();
+            if let Some(restored) = &restored {
+                engine.remember(&restored.epochs);
+            }
             let (inherited, grace) =
                 restored.map_or_else(Default::default, |r| r.groups(&engine.rule(), now));
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
@@ -566,6 +572,10 @@ impl Rules {
 
     /// The bus is gone: nobody is told anything any more, and what was told can still be read.
     pub(crate) fn end(&self) {
+        #[cfg(feature = "persist")]
+        if let Some(keeper) = &*lock(&self.keeper) {
+            keeper.close();
+        }
         for slot in self.all() {
             slot.engine().close(None, &mut Wakes::new());
         }

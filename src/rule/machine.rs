@@ -49,6 +49,17 @@ pub(crate) enum Phase {
     },
 }
 
+impl Phase {
+    pub(crate) fn state(self) -> RuleState {
+        match self {
+            Phase::Inactive => RuleState::Inactive,
+            Phase::Pending { .. } | Phase::Restored { .. } => RuleState::Pending,
+            Phase::Firing { .. } => RuleState::Firing,
+            Phase::Clearing { .. } => RuleState::Clearing,
+        }
+    }
+}
+
 /// In which of the last slots the condition held: bit 0 is the present one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
@@ -79,12 +90,7 @@ impl Machine {
     }
 
     pub(crate) fn state(&self) -> RuleState {
-        match self.phase {
-            Phase::Inactive => RuleState::Inactive,
-            Phase::Pending { .. } | Phase::Restored { .. } => RuleState::Pending,
-            Phase::Firing { .. } => RuleState::Firing,
-            Phase::Clearing { .. } => RuleState::Clearing,
-        }
+        self.phase.state()
     }
 
     pub(crate) fn is_firing(&self) -> bool {

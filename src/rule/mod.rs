@@ -6,6 +6,8 @@ mod condition;
 mod derive;
 mod engine;
 mod expr;
+#[cfg(feature = "persist")]
+mod keeper;
 mod live;
 mod log;
 mod machine;
@@ -18,6 +20,8 @@ pub use alert::{Alert, AlertCause, AlertState, Notice, Pairs, Quality, RuleState
 pub use condition::Condition;
 pub use derive::Derived;
 pub use expr::{Expr, Over};
+#[cfg(feature = "persist")]
+pub use keeper::RuleStateFile;
 pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;

@@ -12,7 +12,7 @@ use crate::{
         AlertCause, Group, Quality,
         compute::{Edge, Program, Reading, Truth},
         log::Turn,
-        machine::Machine,
+        machine::{Machine, Phase},
         plan::Leaf,
     },
     time::Time,
@@ -294,7 +294,9 @@ impl Engine {
             }
             machine.step(&timing, holds, now);
             if cause == AlertCause::Initial {
-                group.initial[level] = holds;
+                // What was pending before a restart is news when it fires.
+                let restored = matches!(machine.phase(), Phase::Restored { .. });
+                group.initial[level] = holds && !restored;
             }
         }
         self.settle_level(state, at, now, cause, wakes);

@@ -27,6 +27,8 @@ pub(super) struct RuleListener {
     pub(super) seats: SmallVec<[Seat; 1]>,
     /// When what was noted happened.
     noted: Option<Time>,
+    /// What its coming has turned.
+    born: Batch,
     pub(super) left: bool,
 }
 
@@ -96,12 +98,19 @@ impl Touch {
 }
 
 impl RuleListener {
-    pub(super) fn new(id: u64, engine: Arc<Engine>, seats: SmallVec<[Seat; 1]>) -> RuleListener {
+    pub(super) fn new(
+        id: u64,
+        engine: Arc<Engine>,
+        seats: SmallVec<[Seat; 1]>,
+        born: Batch,
+        now: Time,
+    ) -> RuleListener {
         RuleListener {
             id,
             engine,
             seats,
-            noted: None,
+            noted: Some(now),
+            born,
             left: false,
         }
     }
@@ -170,7 +179,7 @@ impl Listener for RuleListener {
             return;
         };
         let engine = &self.engine;
-        let mut batch = Batch::default();
+        let mut batch = std::mem::take(&mut self.born);
         for Seat {
             member,
             leaf,

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     cell::{Listener, Wakes},
+    desc::MetricKind,
     labels::push_label,
     rule::{
         AlertCause, Group, Quality,
@@ -50,8 +51,12 @@ impl Engine {
         if seats.is_empty() {
             return Box::new(Deaf { id: self.id });
         }
-        self.finish(batch, self.clock.now(), wakes);
-        Box::new(RuleListener::new(self.id, self.clone(), seats))
+        let now = self.clock.now();
+        if series.meta.kind == MetricKind::Histogram {
+            self.finish(std::mem::take(&mut batch), now, wakes);
+        }
+        // Of the others the cell shows the value next: they are judged with it.
+        Box::new(RuleListener::new(self.id, self.clone(), seats, batch, now))
     }
 
     fn seat(
@@ -290,7 +295,8 @@ impl Engine {
             for seat in &listener.seats {
                 if state.members.get(seat.member).is_some_and(|m| m.seats == 0) {
                     let now = at.unwrap_or(state.latest);
-                    self.drop_member(state, seat.member, now, at.is_some(), &mut batch, wakes);
+                    let cause = at.map(|_| AlertCause::Removed);
+                    self.drop_member(state, seat.member, now, cause, &mut batch, wakes);
                 }
             }
         }
@@ -330,19 +336,20 @@ impl Engine {
         }
     }
 
-    /// A member without series goes, and its group with the last one.
+    /// A member without series goes, and its group with the last one: it is resolved for `cause`. `None`: it was never
+    /// judged.
     pub(super) fn drop_member(
         &self,
         state: &mut State,
         index: usize,
         now: Time,
-        tells: bool,
+        cause: Option<AlertCause>,
         batch: &mut Batch,
         wakes: &mut Wakes,
     ) {
         batch
             .dirty
-            .extend(self.ungroup(state, index, now, tells, wakes));
+            .extend(self.ungroup(state, index, now, cause, wakes));
         let was_common = self.common(state) == Some(index);
         let Some(member) = state.members.remove(index) else {
             return;
@@ -386,7 +393,7 @@ impl Engine {
         state: &mut State,
         index: usize,
         now: Time,
-        tells: bool,
+        cause: Option<AlertCause>,
         wakes: &mut Wakes,
     ) -> Option<usize> {
         let member = state.members.get_mut(index)?;
@@ -400,11 +407,11 @@ impl Engine {
         if group.members > 0 {
             return Some(at);
         }
-        if tells {
+        if let Some(cause) = cause {
             self.pass(state, at, now, wakes);
-        }
-        if state.groups.get(at).is_some_and(|group| group.level > 0) {
-            self.tell(state, at, 0, now, AlertCause::Removed, wakes);
+            if state.groups.get(at).is_some_and(|group| group.level > 0) {
+                self.tell(state, at, 0, now, cause, wakes);
+            }
         }
         let group = state.groups.remove(at)?;
         state.by_group.remove(&group.key);
@@ -430,7 +437,8 @@ impl Engine {
             if common == index {
                 return;
             }
-            self.ungroup(state, common, state.latest, true, wakes);
+            let cause = Some(AlertCause::Removed);
+            self.ungroup(state, common, state.latest, cause, wakes);
         }
         let truths = self.truths(state, index);
         let Some(member) = state.members.get_mut(index).filter(|m| m.group.is_none()) else {

@@ -50,7 +50,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    AlertCause, Rule,
+    AlertCause, Quality, Rule, RuleState,
     compute::{Program, Reading},
     log::{Log, Turn},
     plan::{Leaf, Plan},
@@ -226,8 +226,9 @@ impl Engine {
         let now = self.clock.now();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
+        // What others have turned already is none of this change's doing.
         for group in state.groups.indices() {
-            self.pass(state, group, now, wakes);
+            self.judge_group(state, group, now, AlertCause::Condition, wakes);
         }
         let before = std::mem::replace(&mut state.timing, rule.timing());
         state.rule = Arc::new(rule);
@@ -337,7 +338,7 @@ impl Engine {
             };
             let rule_state = group.state();
             view.by_state[rule_state as usize] += 1;
-            if rule_state != Default::default() || group.level > 0 {
+            if rule_state != RuleState::Inactive {
                 view.active.push(GroupView {
                     state: rule_state,
                     level: self.level_name(group.level).flatten(),
@@ -346,6 +347,23 @@ impl Engine {
                     quality: group.quality,
                     key: group.key.clone(),
                     kept: self.inherit(group),
+                });
+            }
+        }
+        // From before a restart, and not here again yet.
+        for (key, was) in &state.inherited {
+            let phase = was.phases.iter().map(|(_, phase)| phase.state()).max();
+            let rule_state = phase.unwrap_or_default();
+            view.by_state[rule_state as usize] += 1;
+            if rule_state != RuleState::Inactive {
+                view.active.push(GroupView {
+                    state: rule_state,
+                    level: was.level.clone().flatten().map(Arc::from),
+                    since: Some(was.since),
+                    value: None,
+                    quality: Quality::NoData,
+                    key: key.clone(),
+                    kept: was.clone(),
                 });
             }
         }
@@ -370,9 +388,30 @@ impl Engine {
         f(&state.rule, firing);
     }
 
-    /// Groups that have not come back yet after a restart.
-    pub(crate) fn waiting(&self) -> HashMap<Box<str>, Inherited> {
-        lock(&self.state).inherited.clone()
+    /// Epochs of groups that are not here yet go on from these.
+    pub(crate) fn remember(&self, epochs: &HashMap<Box<str>, u64>) {
+        let mut state = lock(&self.state);
+        state.past_order.extend(epochs.keys().cloned());
+        state
+            .past
+            .extend(epochs.iter().map(|(key, epoch)| (key.clone(), *epoch)));
+    }
+
+    /// Epochs of groups that are inactive, or have gone.
+    #[cfg(feature = "persist")]
+    pub(crate) fn epochs(&self) -> HashMap<String, u64> {
+        let state = lock(&self.state);
+        let groups = state.groups.indices().into_iter();
+        let groups = groups.filter_map(|at| state.groups.get(at));
+        let inactive = groups.filter(|group| group.level == 0 && group.epoch > 0);
+        let past = state
+            .past
+            .iter()
+            .map(|(key, epoch)| (key.to_string(), *epoch));
+        inactive
+            .map(|group| (group.key.to_string(), group.epoch))
+            .chain(past)
+            .collect()
     }
 
     fn program(&self, leaf: usize) -> Option<&Program> {

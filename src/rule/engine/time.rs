@@ -192,18 +192,13 @@ impl Engine {
                 if !std::mem::replace(&mut slot.remembered, false) {
                     return;
                 }
-                slot.truth = Truth::False;
-                slot.own += 1;
-                let mut over = Batch::default();
-                self.spread(state, member, leaf, &mut over);
-                self.finish_under(state, over, at, wakes);
-                let Some(found) = state.members.get_mut(member) else {
-                    return;
-                };
-                found.leaves[leaf].own -= 1;
+                slot.truth = Truth::Unknown;
                 found.seats -= 1;
                 if found.seats == 0 {
-                    self.drop_member(state, member, at, true, batch, wakes);
+                    let cause = Some(AlertCause::Condition);
+                    self.drop_member(state, member, at, cause, batch, wakes);
+                } else {
+                    self.spread(state, member, leaf, batch);
                 }
             }
             Due::Grace => {
