@@ -14,7 +14,7 @@ use crate::{
     error::{DeclareError, SelectorError},
     lint::{Lint, lint},
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
-    rule::Rules,
+    rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
@@ -586,18 +586,28 @@ impl Inner {
     /// Attaches a watch to every series that matches and notes it for those to come. A series that is being made
     /// meanwhile is either found here or finds the watch; if both, the cell refuses the second.
     pub(crate) fn watch(&self, watch: &Arc<Watch>) {
+        let mut wakes = Wakes::new();
+        self.watch_waking(watch, &mut wakes);
+        wake_all(&mut wakes);
+    }
+
+    /// As [`watch`](Inner::watch), for a caller who holds a lock and wakes later.
+    pub(crate) fn watch_waking(&self, watch: &Arc<Watch>, wakes: &mut Wakes) {
         self.watches
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .add(watch.clone());
-        let mut wakes = Wakes::new();
-        self.for_each_match(&watch.selector, |series| {
-            watch.attach(series, false, &mut wakes)
-        });
-        wake_all(&mut wakes);
+        self.for_each_match(&watch.selector, |series| watch.attach(series, false, wakes));
     }
 
     pub(crate) fn unwatch(&self, watch: &Watch) {
+        let mut wakes = Wakes::new();
+        self.unwatch_waking(watch, &mut wakes);
+        wake_all(&mut wakes);
+    }
+
+    /// As [`unwatch`](Inner::unwatch), for a caller who holds a lock and wakes later.
+    pub(crate) fn unwatch_waking(&self, watch: &Watch, wakes: &mut Wakes) {
         watch.close(true);
         {
             // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
@@ -606,11 +616,10 @@ impl Inner {
                 self.stats.dropped(watch.dropped());
             }
         }
-        let (mut listeners, mut wakes) = (Vec::new(), Wakes::new());
+        let mut listeners = Vec::new();
         self.for_each_match(&watch.selector, |series| {
-            listeners.extend(series.detach(watch.id, &mut wakes));
+            listeners.extend(series.detach(watch.id, wakes));
         });
-        wake_all(&mut wakes);
     }
 
     /// Wakes on the dispatcher's threads rather than in this one.
@@ -623,6 +632,7 @@ impl Inner {
     }
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
+        let of_rules = rule::families(&self.rules);
         let watches = read(&self.watches);
         let (feeds, missed) = self.rules.subscriptions();
         let mut families = self
@@ -668,6 +678,7 @@ impl Inner {
         if !components.is_empty() {
             families.push(component_info(&components));
         }
+        families.extend(of_rules);
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
     }

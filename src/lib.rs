@@ -11,6 +11,7 @@ mod desc;
 mod dispatch;
 mod error;
 mod events;
+mod handoff;
 mod hint;
 mod inbox;
 mod interest;

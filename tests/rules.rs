@@ -462,3 +462,21 @@ fn the_share_of_errors_is_judged_over_series_merged_by_a_label() {
     // An idle service has no share of errors: nothing is known, and nothing fires.
     assert_eq!(told[1].1, "resolved");
 }
+
+#[test]
+fn a_share_of_a_sum_is_judged_once_by_a_mutation_that_changes_both() {
+    let (bus, _) = bus();
+    let worker = workers(&bus);
+    let share = Expr::value("kv") / Expr::sum("kv");
+    // Between the two changes the share would be 0, from where it would come back only at 2.
+    let low = Threshold::below(0.3).clear_at_least(2.0);
+    let rule = bus
+        .add_rule(Rule::new("Low", Condition::when(share, low)))
+        .unwrap();
+    worker("a").set(1.0);
+    worker("a").set(1e6);
+    worker("a").set(1.0);
+    assert!(rule.history().is_empty(), "{:?}", rule.history());
+    worker("b").set(9.0);
+    assert_eq!(told(&rule), [(0.0, "firing", "a".to_owned())]);
+}

@@ -20,13 +20,14 @@ use reference::{
 /// Enough to see every kind of rule within seconds.
 const CASES_DEFAULT: u32 = 200;
 
-fn config() -> ProptestConfig {
+/// `share`: one history in so many, for the properties whose every history has hundreds of ticks.
+fn config(share: u32) -> ProptestConfig {
     let cases = std::env::var("RULE_CASES").ok();
     let cases = cases.and_then(|text| text.parse().ok());
     ProptestConfig {
         failure_persistence: None,
         max_shrink_iters: 20_000,
-        ..ProptestConfig::with_cases(cases.unwrap_or(CASES_DEFAULT))
+        ..ProptestConfig::with_cases(cases.unwrap_or(CASES_DEFAULT) / share)
     }
 }
 
@@ -495,7 +496,7 @@ const LOT: Lot = Lot {
 };
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(1))]
 
     #[test]
     fn conditions_on_values_tell_what_the_reference_tells(
@@ -563,6 +564,11 @@ proptest! {
     ) {
         agree(&spec, &before, &after, 5)?;
     }
+
+}
+
+proptest! {
+    #![proptest_config(config(3))]
 
     #[test]
     fn windows_are_judged_at_ticks_as_the_reference_judges_them(

@@ -219,7 +219,8 @@ fn which_series_have_to_hold_is_as_the_table_of_groups_says() {
             "*",
         ),
     ];
-    let rules: [(&str, fn(Rule) -> Rule); 4] = [
+    type Grouping = fn(Rule) -> Rule;
+    let rules: [(&str, Grouping); 4] = [
         ("each", |r| r.each()),
         ("any", |r| r.any()),
         ("all", |r| r.all()),
@@ -1413,6 +1414,78 @@ fn a_sum_over_all_goes_with_each_series_that_is_there_when_the_rule_is_added() {
     assert_eq!(bench.told(), "a:resolved");
     bench.g("b").set(-2.0);
     assert_eq!(bench.told(), "c:resolved");
+}
+
+/// The series is in both operands: no state is passed on the way from one to the other.
+#[test]
+fn a_share_of_all_is_judged_with_the_new_value_in_both_places() {
+    let mut bench = Bench::new();
+    bench.g("a").set(INF);
+    let share = Expr::value("g") / Expr::sum("g");
+    let small = Condition::when(share, Threshold::below(0.4).clear_above(1.4));
+    bench.add(Rule::new("r", !small));
+    assert_eq!(bench.told(), "");
+    bench.g("a").set(1.0);
+    assert_eq!(bench.told(), "a:firing");
+}
+
+#[test]
+fn a_series_is_judged_with_its_value_when_it_is_born() {
+    let mut bench = Bench::new();
+    let f: Family<Counter> = bench
+        .bus
+        .family(Desc::new("f_total", "Of a table.").labels(["i"]))
+        .unwrap();
+    let idle = Condition::when("f_total", Threshold::below(1.0));
+    bench.add(Rule::new("r", idle | Condition::when("g", Threshold::above(5.0))).all());
+    bench.g("a").set(9.0);
+    assert_eq!(bench.told(), "firing");
+    // It holds for the newcomer, too: there is no moment in which that is unknown.
+    f.with_label_values(&["b"]).unwrap();
+    assert_eq!(bench.told(), "");
+    f.with_label_values(&["b"]).unwrap().inc();
+    assert_eq!(bench.told(), "resolved");
+}
+
+#[test]
+fn what_is_forgotten_is_not_there_again() {
+    let mut bench = Bench::with(Rule::new("r", !Condition::gone("g", secs(5.0))));
+    bench.g("a");
+    assert_eq!(bench.told(), "a:firing");
+    bench.g.remove(&["a"]).unwrap();
+    assert_eq!(bench.told(), "a:resolved");
+    bench.at(20.0);
+    assert_eq!(bench.told(), "");
+}
+
+#[test]
+fn a_group_that_is_forgotten_is_not_kept_firing() {
+    let rule = Rule::new("r", Condition::gone("g", secs(5.0))).keep_firing_for(secs(60.0));
+    let mut bench = Bench::with(rule);
+    bench.g("a");
+    bench.g.remove(&["a"]).unwrap();
+    assert_eq!(bench.told(), "a:firing");
+    bench.at(100.0);
+    assert_eq!(bench.told(), "a:resolved (Removed) at 5");
+}
+
+#[test]
+fn a_condition_about_no_labels_has_one_state_for_all() {
+    let mut bench = Bench::new();
+    let v = Condition::when("v", Threshold::above(5.0).clear_below(3.0));
+    bench.add(Rule::new(
+        "r",
+        v & Condition::when("g", Threshold::above(5.0)),
+    ));
+    bench.g("a").set(9.0);
+    bench.v.set(9.0);
+    assert_eq!(bench.told(), "a:firing");
+    bench.v.set(4.0);
+    // It has not cleared for anyone, nor for who comes now.
+    bench.g("b").set(9.0);
+    assert_eq!(bench.told(), "b:firing");
+    bench.v.set(2.0);
+    assert_eq!(bench.rule().history().len(), 4);
 }
 
 // Start and end.

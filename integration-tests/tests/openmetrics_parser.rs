@@ -4,10 +4,15 @@
 //! formats and parsed by the parser of each, many in one run of Python. What a parser understood must be what was set:
 //! no sample more, none less, the same values. A failure names its seed.
 
-use std::{collections::BTreeMap, error::Error, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    rc::Rc,
+};
 
 use metricbus::{
-    Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, MetricBus,
+    Buckets, Condition, Counter, DeclareError, Desc, Family, Gauge, Histogram, MetricBus, Rule,
+    Threshold,
     export::{Exporter, Format, text},
 };
 use metricbus_integration_tests::{
@@ -427,6 +432,103 @@ fn hostile_label_values_and_help_texts_are_read_back_equal_by_both_parsers() -> 
     };
     for ((parser, _), outcome) in documents.iter().zip(outcomes) {
         check(&wanted, *parser, &outcome?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_told_of_rules_is_read_back_by_both_parsers() -> Outcome {
+    let bus = MetricBus::new();
+    let load = bus.gauge("load_ratio", "Load.")?;
+    let above = |bound| Condition::when(&load, Threshold::above(bound));
+    for (i, name) in HOSTILE.iter().enumerate() {
+        // The number keeps apart what may be alike, and what may be empty.
+        let twice = above(0.5) & !above(0.5) & above(0.7);
+        bus.add_rule(Rule::levels(
+            format!("{i}{name}"),
+            [
+                (format!("{name}1"), twice),
+                (format!("{name}2"), above(0.9)),
+            ],
+        ))?;
+    }
+    bus.add_rule(Rule::new(
+        "typo",
+        Condition::when("laod_ratio", Threshold::above(0.5)),
+    ))?;
+    load.set(f64::INFINITY);
+    load.set(f64::NAN);
+
+    let server = Exporter::new(&bus).serve_in_background("127.0.0.1:0")?;
+    let mut documents = Vec::new();
+    for (parser, accept) in [
+        (
+            Parser::OpenMetrics,
+            "application/openmetrics-text;version=1.0.0",
+        ),
+        (Parser::Text, "text/plain;version=0.0.4"),
+    ] {
+        let answer = http::get(server.local_addr(), "/metrics", &[("Accept", accept)])?;
+        documents.push((parser, answer.body));
+    }
+    let texts: Vec<(Parser, &str)> = documents
+        .iter()
+        .map(|(parser, text)| (*parser, &**text))
+        .collect();
+    let Some(outcomes) = python::parse(&texts) else {
+        return Ok(());
+    };
+    for ((parser, _), outcome) in documents.iter().zip(outcomes) {
+        let families: BTreeMap<_, _> = outcome?
+            .into_iter()
+            .map(|family| (family.name.clone(), family))
+            .collect();
+        let samples = |name: &str| families.get(name).map_or(&[][..], |family| &family.samples);
+        let mut seen = BTreeSet::new();
+        for sample in families
+            .iter()
+            .filter(|(name, _)| name.starts_with("metricbus_rule"))
+            .flat_map(|(_, family)| &family.samples)
+        {
+            let series = (sample.name.clone(), sample.labels.clone());
+            assert!(seen.insert(series), "{parser:?} read twice: {sample:?}");
+        }
+        let fired: BTreeMap<&str, &str> = samples("metricbus_rule_fired")
+            .iter()
+            .map(|sample| (&*sample.labels["rule"], &*sample.value))
+            .collect();
+        for (i, name) in HOSTILE.iter().enumerate() {
+            let rule = format!("{i}{name}");
+            let fired = fired.get(&*rule).ok_or(format!("no {rule:?}"))?;
+            assert!(
+                Number::U64(1).is(fired) || Number::F64(1.0).is(fired),
+                "{fired}"
+            );
+            let bounds: BTreeSet<_> = samples("metricbus_rule_threshold")
+                .iter()
+                .filter(|sample| sample.labels["rule"] == rule && sample.labels["bound"] == "raise")
+                .map(|sample| (&*sample.labels["level"], &*sample.value))
+                .collect();
+            let (warn, critical) = (format!("{name}1"), format!("{name}2"));
+            let wanted = [(&*warn, "0.5"), (&*warn, "0.7"), (&*critical, "0.9")];
+            assert_eq!(bounds, BTreeSet::from(wanted));
+        }
+        let value = &samples("metricbus_rule_value")[0].value;
+        assert!(Number::F64(f64::NAN).is(value), "{value}");
+        let evaluated = &families["metricbus_rule_last_evaluation_seconds"];
+        if *parser == Parser::OpenMetrics {
+            assert_eq!(evaluated.unit, "seconds");
+        }
+        assert!(
+            evaluated
+                .samples
+                .iter()
+                .all(|sample| sample.labels["rule"] != "typo")
+        );
+        let [unmatched] = samples("metricbus_rules_unmatched") else {
+            return Err("no metricbus_rules_unmatched".into());
+        };
+        assert!(Number::F64(1.0).is(&unmatched.value));
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, error::Error};
 
 use metricbus::{
-    Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, MetricBus, MetricKind, Metrics,
-    Threshold, dynamo, export::Exporter,
+    Buckets, Condition, Counter, DeclareError, Desc, Family, Gauge, Histogram, MetricBus,
+    MetricKind, Metrics, Rule, Threshold, dynamo, export::Exporter,
 };
 use metricbus_integration_tests::{http, promtool, random::Random};
 
@@ -91,11 +91,38 @@ fn promtool_has_no_complaint_about_anything_the_exporter_writes() -> Outcome {
         .inline(|_| {})?;
     generate.inflight_requests.set(3.0);
 
+    // Rules: one that has seen NaN, one whose name needs escapes, with levels and the same bound twice, one about nothing.
+    let at_most =
+        |bound| Condition::when("dynamo_component_kv_usage_ratio", Threshold::at_most(bound));
+    bus.add_rule(Rule::new("KvEmpty", at_most(0.1)))?;
+    let twice = at_most(0.1) & !at_most(0.1);
+    bus.add_rule(Rule::levels(
+        "\"odd\" \\ \n name 🦀",
+        [("warn", twice.clone()), ("critical", twice & at_most(0.05))],
+    ))?;
+    bus.add_rule(Rule::new(
+        "Typo",
+        Condition::when(
+            r#"no_such_metric{label="a \"quoted\" value"}"#,
+            Threshold::above(1.0),
+        ),
+    ))?;
+    generate
+        .kv_usage_ratio
+        .with_label_values(&["1"])?
+        .set(f64::NAN);
+
     let text = exposition(&bus)?;
     for family in [
         "dynamo_component_requests_total",
         "dynamo_component_input_sequence_tokens",
         "metricbus_component_info",
+        "metricbus_rule_fired_total",
+        "metricbus_rule_groups",
+        "metricbus_rule_last_evaluation_seconds",
+        "metricbus_rule_threshold",
+        "metricbus_rule_value",
+        "metricbus_rules_unmatched",
         "metricbus_series",
         "process_resident_memory_bytes",
     ] {

@@ -1,4 +1,4 @@
-//! Loom models of metricbus's cell and mailbox.
+//! Loom models of metricbus's cell, mailbox and hand-off.
 //!
 //! The files modelled are those of the crate itself, compiled here with `cfg(metricbus_loom)`, which the build script
 //! sets: `sync.rs` then takes atomics and locks from loom. The models are tests; run them with
@@ -9,6 +9,8 @@
 
 #[path = "../../src/cell.rs"]
 mod cell;
+#[path = "../../src/handoff.rs"]
+mod handoff;
 #[path = "../../src/hint.rs"]
 mod hint;
 #[path = "../../src/interest.rs"]

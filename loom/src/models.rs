@@ -18,6 +18,7 @@ use loom::{
 
 use crate::{
     cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
+    handoff::{Handoff, Turn},
     interest::{ChangeState, Cuts, ExtremesState, Interval, ThresholdState},
     mailbox::{Letters, Mailbox, Taken},
     time::{Now, Stamp, Time},
@@ -646,4 +647,57 @@ fn a_parked_reader_is_woken_for_every_letter() {
             assert_eq!(got + lagged + dropped + letters.len() as u64, 2);
         }
     });
+}
+
+/// What two threads do, in the order in which it was done.
+fn hand_off(turn: usize) -> impl Fn() + Send + Sync + 'static {
+    move || {
+        let handoff = Arc::new(Handoff::new());
+        let done = Said::<(u64, u32)>::default();
+        let run = {
+            let (handoff, done) = (handoff.clone(), done.clone());
+            let at_it = Arc::new(AtomicU64::new(0));
+            move |me: u64| {
+                loop {
+                    let turn = handoff.run(me, turn, |thing| {
+                        assert_eq!(at_it.fetch_add(1, Ordering::Relaxed), 0, "two at once");
+                        done.lock().unwrap().push(thing);
+                        at_it.fetch_sub(1, Ordering::Relaxed);
+                    });
+                    if turn != Turn::More {
+                        return;
+                    }
+                }
+            }
+        };
+        let bringing = |me: u64| {
+            let (handoff, run) = (handoff.clone(), run.clone());
+            move || {
+                for n in 0..2 {
+                    handoff.push((me, n), 8);
+                    run(me);
+                }
+            }
+        };
+        let other = thread::spawn(bringing(2));
+        bringing(1)();
+        other.join().unwrap();
+        for me in [1, 2] {
+            let mine: Vec<_> = said(&done)
+                .into_iter()
+                .filter(|(who, _)| *who == me)
+                .collect();
+            assert_eq!(mine, [(me, 0), (me, 1)]);
+        }
+    }
+}
+
+#[test]
+fn what_is_handed_off_is_done_once_in_order_and_never_left_lying() {
+    model(3, hand_off(8));
+}
+
+#[test]
+fn a_turn_that_ends_early_leaves_the_rest_to_whoever_comes() {
+    model(3, hand_off(1));
 }

@@ -9,6 +9,9 @@
 //!    that read slowly hold on to older ones; from 64 MiB (or eight bodies) on further scrapes are refused with 503.
 //! 3. The batch is encoded on the blocking pool, off the async workers, into buffers that come back when the last
 //!    client has read its answer.
+//!
+//! `/rules` is written on the blocking pool, too, by itself each time, and a few at once at most; its buffers and their
+//! bound are its own, so that neither stands in the way of the other.
 
 use std::{
     collections::HashSet,
@@ -38,7 +41,7 @@ use http_body_util::Full;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, watch},
-    task::spawn_blocking,
+    task::{JoinError, spawn_blocking},
 };
 
 use super::{
@@ -49,6 +52,7 @@ use super::{
     negotiate::{self, Encoding},
     own::Own,
     process,
+    rules::{self, Query},
     server::Limits,
     text::{self, Format},
 };
@@ -72,34 +76,70 @@ const BUFFER_BYTES_MAX: usize = 64 << 20;
 const LENT_BODIES: usize = 8;
 const LENT_BYTES: usize = 64 << 20;
 
+/// Answers about rules that are written at a time.
+const RULE_WRITERS: usize = 2;
+
 /// Names of families left out that are remembered, so that each is logged once.
 const TOLD_MAX: usize = 1_000;
 
-const PATHS: &str = "/metrics\n/health\n/live\n";
+const PATHS: &str = "/metrics\n/rules\n/health\n/live\n";
 
 const PAGE: &str = "<!doctype html>\n\
 <html lang=\"en\"><head><meta charset=\"utf-8\"><title>metricbus</title></head><body>\n\
 <h1>metricbus</h1>\n\
 <ul>\n\
 <li><a href=\"metrics\">metrics</a>: Prometheus text 0.0.4, or OpenMetrics 1.0 where it is asked for</li>\n\
+<li><a href=\"rules\">rules</a>: how each rule stands, what it last said, and which have never matched anything; JSON</li>\n\
 <li><a href=\"health\">health</a>: whether all checks pass</li>\n\
 <li><a href=\"live\">live</a>: whether the process answers</li>\n\
 </ul>\n\
 </body></html>\n";
 
-/// Serves a bus over HTTP: `/metrics`, `/health`, `/live`.
+/// Serves a bus over HTTP: `/metrics`, `/rules`, `/health`, `/live`.
 ///
 /// It is a [tower service](tower_service::Service), so it mounts in axum, hyper or tonic, and it is a
 /// [server of its own](Exporter::serve) where there is none. Clones share everything.
 ///
 /// - `GET /metrics`: every family of the bus, what was merged, `process_*` (on Linux) and `metricbus_*`. Prometheus text
 ///   0.0.4, or OpenMetrics 1.0 for a client that names it in `Accept`; gzip for one that takes it.
+/// - `GET /rules`: JSON that says of each rule what it watches, how it stands, and what it said last. See
+///   [below](#rules).
 /// - `GET /health`: 200 where all checks pass, else 503; JSON that names each check and its error.
 /// - `GET /live`: 200, if anything answers at all.
 ///
 /// Other paths are 404, other methods than GET and HEAD 405. A family has one name and one type: where a merged registry
 /// or `process_*` has a name that the bus has too, the bus's stays, the other is left out, counted in
 /// `metricbus_exporter_skipped_families_total`, and logged once.
+///
+/// # Rules
+///
+/// `/rules` answers with `now`, the `rules` sorted by name, and `rules_left_out`: those that would begin behind 16 MiB.
+/// Fields that Prometheus's `/api/v1/rules` has, too, have its names. Dates are RFC 3339 in UTC, durations are seconds,
+/// and numbers that JSON does not have are text: `"NaN"`, `"+Inf"`, `"-Inf"`. `null` is no data.
+///
+/// | of a rule | |
+/// |---|---|
+/// | `name`, `labels`, `annotations`, `conditions`, `thresholds`, `hold_for`, `keep_firing_for`, `m_of_n`, `every`, `grouping`, `by`, `dry_run` | as the rule was [made](crate::Rule); `type` is `metric` |
+/// | `state` | the gravest of its groups: `inactive`, `pending`, `clearing` or `firing` |
+/// | `note` | only where there is reason for one: no series has ever matched, or none does now; a dry run |
+/// | `groups` | how many are in each state |
+/// | `series`, `ever_matched` | how many series match now, and whether any ever has |
+/// | `value`, `lastEvaluation`, `since_evaluation` | what was judged last, and when |
+/// | `fired`, `resolved`, `missed` | alerts, and those dropped from full mailboxes |
+/// | `alerts` | groups that are not inactive, the gravest first, 1 000 at most: `state`, `level`, `labels`, `value` (that which turned it last), `quality`, `activeAt` and `active_for` (since when the condition holds), `epoch`, and the `annotations` filled in |
+/// | `groups_left_out` | how many more there are |
+/// | `history` | its last transitions, the newest first: `at`, `state`, `level`, `previous_level`, `group`, `value`, `quality`, `cause`, `epoch` |
+///
+/// `?rule=NAME` and `?state=firing` choose rules by name and by `state`; each can be given more than once. `?history=N`
+/// gives so many transitions of each rule: 10 unless told otherwise, at most 1 000, and no more than the rule
+/// [remembers](crate::Rule::history). Any other question is answered with 400, and what would be right.
+///
+/// On `/metrics` each rule has `metricbus_rule_groups` by `state`, `_value`, `_threshold` by `bound`, `_series`,
+/// `_last_evaluation_seconds`, `_fired_total`, `_resolved_total` and `_missed_total`; beyond 2 000 rules the others are
+/// counted in `metricbus_rules_left_out`. `metricbus_rules_unmatched` is the number of rules that have never matched a
+/// series; alert on it.
+///
+/// # Where it runs
 ///
 /// It has to be called inside a tokio runtime, or it answers 503; one without timers makes it panic. Clones share the work
 /// of a scrape: where they serve on several runtimes, one that stands still holds up the scrapes that joined it.
@@ -140,6 +180,9 @@ pub(super) struct Inner {
     /// For each format and encoding, the batch that has not started yet.
     batches: [Mutex<Option<Batch>>; 4],
     buffers: Arc<Buffers>,
+    /// The same for `/rules`.
+    rule_writers: Arc<Semaphore>,
+    rule_buffers: Arc<Buffers>,
     told: Mutex<HashSet<String>>,
 }
 
@@ -451,6 +494,8 @@ impl ExporterBuilder {
                 encoders: Arc::new(Semaphore::new(encoders)),
                 batches: Default::default(),
                 buffers: Arc::default(),
+                rule_writers: Arc::new(Semaphore::new(RULE_WRITERS)),
+                rule_buffers: Arc::default(),
                 told: Mutex::default(),
             }),
         }
@@ -505,9 +550,14 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
         let head_only = request.method() == Method::HEAD;
         let format = negotiate::format(request.headers());
         let encoding = negotiate::encoding(request.headers());
+        let query = match route {
+            Route::Rules => Query::parse(request.uri().query().unwrap_or_default()),
+            _ => Ok(Query::default()),
+        };
         ResponseFuture(Box::pin(async move {
             let mut response = match route {
                 Route::Metrics => inner.metrics(format, encoding).await,
+                Route::Rules => inner.rules(query, encoding).await,
                 Route::Health => inner.health().await,
                 Route::Live => answer(StatusCode::OK, JSON, "{\"status\":\"ok\"}\n"),
                 Route::Page => answer(StatusCode::OK, "text/html; charset=utf-8", PAGE),
@@ -536,6 +586,7 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
 
 enum Route {
     Metrics,
+    Rules,
     Health,
     Live,
     Page,
@@ -547,6 +598,7 @@ impl Route {
     fn of(method: &Method, path: &str) -> Self {
         let route = match path {
             "/metrics" => Route::Metrics,
+            "/rules" => Route::Rules,
             "/health" => Route::Health,
             "/live" => Route::Live,
             "/" | "" => Route::Page,
@@ -589,6 +641,16 @@ enum ScrapeError {
     Closing,
     #[error("encoding panicked; this is a fault of metricbus")]
     Panicked,
+}
+
+impl ScrapeError {
+    fn of_task(error: &JoinError) -> Self {
+        if error.is_panic() {
+            ScrapeError::Panicked
+        } else {
+            ScrapeError::Closing
+        }
+    }
 }
 
 /// What a batch of scrapes gets.
@@ -641,6 +703,63 @@ impl Inner {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         response
+    }
+
+    async fn rules(
+        self: Arc<Self>,
+        query: Result<Query, rules::QueryError>,
+        encoding: Encoding,
+    ) -> Response<Full<Bytes>> {
+        let asked = match query {
+            Ok(query) => query,
+            Err(error) => return answer(StatusCode::BAD_REQUEST, JSON, error.json()),
+        };
+        let written = match Handle::try_current() {
+            Err(_) => Err(ScrapeError::NoRuntime),
+            Ok(_) => {
+                let inner = self.clone();
+                let writing = inner.write_rules(asked, encoding);
+                match tokio::time::timeout(SCRAPE_DEADLINE, writing).await {
+                    Ok(written) => written,
+                    Err(_elapsed) => Err(ScrapeError::Late),
+                }
+            }
+        };
+        let mut response = match written {
+            Ok(Ok(body)) => answer(StatusCode::OK, JSON, body),
+            Ok(Err(error)) => return answer(StatusCode::BAD_REQUEST, JSON, error.json()),
+            Err(error) => return self.no_answer(&error),
+        };
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        if encoding == Encoding::Gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
+    }
+
+    async fn write_rules(
+        self: Arc<Self>,
+        query: Query,
+        encoding: Encoding,
+    ) -> Result<Result<Bytes, rules::QueryError>, ScrapeError> {
+        let permit = self.rule_writers.clone().acquire_owned().await;
+        let writing = spawn_blocking(move || {
+            let _permit = permit;
+            self.rule_buffers.check()?;
+            let mut text = Buffer::from(&self.rule_buffers);
+            if let Err(error) = rules::write(&self.bus, &query, &mut text.bytes) {
+                return Ok(Err(error));
+            }
+            let body = match encoding {
+                Encoding::Identity => text,
+                Encoding::Gzip => text.gzip(),
+            };
+            Ok(Ok(body.lend()))
+        });
+        writing
+            .await
+            .unwrap_or_else(|error| Err(ScrapeError::of_task(&error)))
     }
 
     fn no_answer(&self, error: &ScrapeError) -> Response<Full<Bytes>> {
@@ -715,13 +834,9 @@ impl Inner {
                 let foreign = std::mem::take(&mut *lock(&foreign));
                 inner.encode(format, encoding, &foreign)
             });
-            let encoded = done.await.unwrap_or_else(|error| {
-                Err(Arc::new(if error.is_panic() {
-                    ScrapeError::Panicked
-                } else {
-                    ScrapeError::Closing
-                }))
-            });
+            let encoded = done
+                .await
+                .unwrap_or_else(|error| Err(Arc::new(ScrapeError::of_task(&error))));
             send.send_replace(Some(encoded));
         });
         encoded
@@ -734,17 +849,7 @@ impl Inner {
         encoding: Encoding,
         foreign: &[Option<Arc<Foreign>>],
     ) -> Encoded {
-        let lent = self.buffers.lent.load(Relaxed);
-        if lent
-            > self
-                .buffers
-                .last
-                .load(Relaxed)
-                .saturating_mul(LENT_BODIES)
-                .max(LENT_BYTES)
-        {
-            return Err(Arc::new(ScrapeError::Crowded(lent)));
-        }
+        self.buffers.check().map_err(Arc::new)?;
         let mut text = Buffer::from(&self.buffers);
         text::encode(&self.bus, format, &mut text.bytes);
         // Only now: a metric that is declared after this can't be in the text, and one declared before is known here.
@@ -816,6 +921,18 @@ struct Buffers {
     /// Bytes of bodies that clients are still reading, and of the body encoded last.
     lent: AtomicUsize,
     last: AtomicUsize,
+}
+
+impl Buffers {
+    /// Whether slow clients leave room for another body.
+    fn check(&self) -> Result<(), ScrapeError> {
+        let lent = self.lent.load(Relaxed);
+        let last = self.last.load(Relaxed);
+        if lent > last.saturating_mul(LENT_BODIES).max(LENT_BYTES) {
+            return Err(ScrapeError::Crowded(lent));
+        }
+        Ok(())
+    }
 }
 
 /// A buffer that goes back when the last response with its bytes is gone.

@@ -7,12 +7,14 @@
 //! | `server` | a server of its own: addresses, limits on clients, shutdown |
 //! | `negotiate` | `Accept` and `Accept-Encoding` |
 //! | `collect` | foreign code with a deadline: hooks, checks, registries |
+//! | `rules` | the JSON of `/rules` |
 //! | `health` | the JSON of `/health` |
 //! | `process`, `own` | `process_*` and `metricbus_exporter_*` |
 //! | `foreign` | what other registries say, and summaries as text |
 //! | `bridge` | to and from the `prometheus` crate |
 //!
-//! A scrape takes no lock that a mutation takes, and nothing here is ever on the path of one.
+//! A scrape takes no lock that a mutation takes, but for that of a rule, and that for as long as copying a few numbers
+//! takes; `/rules` takes it while it copies the rule's groups. Nothing here is ever on the path of a mutation.
 
 #[cfg(feature = "http")]
 use std::task::Poll;
@@ -33,6 +35,8 @@ mod negotiate;
 mod own;
 #[cfg(feature = "http")]
 mod process;
+#[cfg(feature = "http")]
+mod rules;
 #[cfg(feature = "http")]
 mod server;
 pub mod text;

@@ -138,6 +138,26 @@ pub enum AlertCause {
     Restored,
 }
 
+impl AlertCause {
+    /// `condition`, `initial`, `removed`, `rule_changed`, `rule_removed` or `restored`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AlertCause::Condition => "condition",
+            AlertCause::Initial => "initial",
+            AlertCause::Removed => "removed",
+            AlertCause::RuleChanged => "rule_changed",
+            AlertCause::RuleRemoved => "rule_removed",
+            AlertCause::Restored => "restored",
+        }
+    }
+}
+
+impl fmt::Display for AlertCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// How good what is known of a condition's inputs is. It stands beside the state and does not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -208,6 +228,14 @@ pub enum RuleState {
 }
 
 impl RuleState {
+    /// The gravest last.
+    pub(crate) const ALL: [RuleState; 4] = [
+        RuleState::Inactive,
+        RuleState::Pending,
+        RuleState::Clearing,
+        RuleState::Firing,
+    ];
+
     /// Whether the last alert said firing.
     pub fn is_firing(self) -> bool {
         matches!(self, RuleState::Firing | RuleState::Clearing)

@@ -153,7 +153,6 @@ impl Program {
 pub(crate) type Reading = Option<f64>;
 
 /// One operand for one set of labels.
-
 pub(crate) struct Operand {
     kind: Kind,
     /// How many series feed it.
@@ -296,12 +295,14 @@ impl Stat {
             Stat::Increase => stats.increase,
             Stat::Stddev => stats.stddev,
             Stat::Quantile(q) => stats.quantile(q),
+            Stat::Coverage => Some(stats.coverage),
+            Stat::Age => stats.age.map(|age| age.as_secs_f64()),
+            Stat::Sources => Some(stats.sources as f64),
         }
     }
 }
 
 /// An expression for one set of labels.
-
 pub(crate) struct Computation {
     operands: Vec<Operand>,
     ewmas: Vec<Ewma>,

@@ -42,6 +42,9 @@ use crate::{
 /// | true | no data | unknown |
 /// | unknown, was true | 0.85 | false: what it was before is forgotten |
 ///
+/// A counter that is there has a value, 0 included, from its birth on; a gauge that was never set, and a histogram without
+/// observations, have none. A part about a series without labels has one state for all sets of labels.
+///
 /// ```
 /// use std::time::Duration;
 /// use metricbus::{Condition, Expr, Threshold};
@@ -78,13 +81,26 @@ impl Condition {
     }
 
     /// The expression has moved by `delta` or more since it last had. Holds for that moment only: a rule fires and is
-    /// resolved at once, or stays firing for as long as [`keep_firing_for`](crate::Rule::keep_firing_for) says.
+    /// resolved at once, or stays firing for as long as [`keep_firing_for`](crate::Rule::keep_firing_for) says; with
+    /// [`hold_for`](crate::Rule::hold_for) it never fires. The first value is the reference and says nothing; NaN is passed over;
+    /// a series that was removed and comes back begins anew.
+    ///
+    /// | delta | values | fires at |
+    /// |---|---|---|
+    /// | absolute 1 | 10, 10.5, 11, 11.5, 12, 11 | 11, 12, 11 |
+    /// | relative 0.1 | 100, 109, 110, 120, 121, 108 | 110, 121, 108 |
+    /// | relative 0.1, floor 50 | 0, 4.9, 5, 9.9, 10 | 5, 10 |
+    /// | share 0.25 of the range 0 to 8 | 1, 2.9, 3, 1.1, 1 | 3, 1 |
     pub fn moved(input: impl Into<Expr>, delta: Delta) -> Condition {
         Condition(Test::Moved(input.into().0, delta))
     }
 
     /// The expression takes another value. Holds for that moment only, as [`moved`](Condition::moved). Every change is
     /// seen, not only the last.
+    ///
+    /// | values | fires at |
+    /// |---|---|
+    /// | 1, 1, 2, 2, 0, −0, 3 | 2, 0, 3 |
     pub fn changed(input: impl Into<Expr>) -> Condition {
         Condition(Test::Changed(input.into().0))
     }
@@ -95,11 +111,25 @@ impl Condition {
     /// Never early. To the moment as long as a series has at most 8 mutations in each hundredth of `ttl` (at least
     /// 10 ms, at most a second); a busier one is looked at so often, and found stale that much late at most. So
     /// it costs a busy series next to nothing.
+    ///
+    /// | time | `stale(selector, 5 s)`, added at 1 s | alert |
+    /// |---|---|---|
+    /// | 6 s | | firing |
+    /// | 8 s | a mutation | resolved |
+    /// | 12 s | a mutation | |
+    /// | 17 s | | firing |
     pub fn stale(selector: impl IntoSelector, ttl: Duration) -> Condition {
         Condition(Test::Stale(selector.into_selector(), ttl))
     }
 
     /// A series was removed or has expired. Holds until it is back, or for `keep`; then it is forgotten.
+    ///
+    /// | time | `gone(selector, 5 s)` | alert |
+    /// |---|---|---|
+    /// | 1 s | the series is removed | firing |
+    /// | 3 s | it is back | resolved |
+    /// | 4 s | it is removed | firing |
+    /// | 9 s | it is forgotten | resolved |
     pub fn gone(selector: impl IntoSelector, keep: Duration) -> Condition {
         Condition(Test::Gone(selector.into_selector(), keep))
     }

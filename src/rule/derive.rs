@@ -1,11 +1,11 @@
 //! Derived gauges: an expression as a metric like any other, so that rules, taps, windows and `/metrics` apply to it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     task::{Wake, Waker},
 };
@@ -22,6 +22,7 @@ use crate::{
     cell::{Wakes, wake_all},
     desc::Desc,
     error::RuleError,
+    handoff::{Handoff, Turn},
     labels::push_label,
     metric::FamilyCore,
     series::SeriesCore,
@@ -84,7 +85,7 @@ impl MetricBus {
         );
         let engine = Engine::new(inner, rule, plan, log, Some(sink.clone()));
         let mut wakes = Wakes::new();
-        engine.start(inner);
+        engine.start(inner, &mut wakes);
         engine.settle(HashMap::new(), AlertCause::Initial, None, &mut wakes);
         wake_all(&mut wakes);
         Ok(Derived {
@@ -128,8 +129,10 @@ impl Drop for Derived {
         let Some(inner) = self.bus.upgrade() else {
             return;
         };
-        self.engine.close(None, &mut Wakes::new());
-        self.engine.stop(&inner);
+        let mut wakes = Wakes::new();
+        self.engine.close(None, &mut wakes);
+        self.engine.stop(&inner, &mut wakes);
+        wake_all(&mut wakes);
         self.sink.family.remove_where(|_| true);
         inner.withdraw(self.name());
     }
@@ -151,33 +154,33 @@ struct Gauges {
 
 impl Sink for Gauges {
     fn put(&self, key: &str, labels: &[(String, String)], value: Reading, wakes: &mut Wakes) {
-        let setter = {
-            let mut series = lock(&self.series);
-            match series.get(key) {
-                Some(setter) => setter.clone(),
-                // Nobody has measured anything yet.
-                None if value.is_none() => return,
-                None => {
-                    let setter = Arc::new(self.setter(labels));
-                    series.insert(key.into(), setter.clone());
-                    setter
-                }
+        let mut series = lock(&self.series);
+        let setter = match series.get(key) {
+            Some(setter) => setter.clone(),
+            // Nobody has measured anything yet.
+            None if value.is_none() => return,
+            None => {
+                let setter = Arc::new(self.setter(labels));
+                series.insert(key.into(), setter.clone());
+                setter
             }
         };
-        let dropped = {
-            let mut values = lock(&setter.values);
-            values.push_back(value.unwrap_or(f64::NAN));
-            values.len() > VALUES_MAX && values.pop_front().is_some()
-        };
-        if dropped && let Some(bus) = self.bus.upgrade() {
+        let dropped = setter
+            .values
+            .push(Some(value.unwrap_or(f64::NAN)), VALUES_MAX);
+        drop(series);
+        if dropped.is_some()
+            && let Some(bus) = self.bus.upgrade()
+        {
             bus.stats.dropped(1);
         }
         wakes.push(Waker::from(setter));
     }
 
     fn end(&self, key: &str, wakes: &mut Wakes) {
-        if let Some(setter) = lock(&self.series).remove(key) {
-            setter.ended.store(true, Ordering::Release);
+        let setter = lock(&self.series).remove(key);
+        if let Some(setter) = setter {
+            setter.values.push(None, usize::MAX);
             wakes.push(Waker::from(setter));
         }
     }
@@ -192,13 +195,12 @@ struct Setter {
     family: Arc<FamilyCore>,
     bus: Weak<Inner>,
     text: String,
-    /// To be set, in order. A thread that comes while another is at it leaves its values to that one.
-    values: Mutex<VecDeque<f64>>,
-    /// The thread that is at it; 0 for none.
-    busy: AtomicUsize,
+    /// To be set, in order; `None` ends the series.
+    values: Handoff<Option<f64>>,
+    /// What it set last.
+    series: Mutex<Option<Arc<SeriesCore>>>,
     /// Times that setting led to setting again, by the thread that is at it.
     rounds: AtomicUsize,
-    ended: AtomicBool,
 }
 
 /// Values that may wait. They come as fast as one thread sets them; more wait only where several evaluate at once.
@@ -211,9 +213,9 @@ const TURN: usize = 64;
 const ROUNDS_MAX: usize = 64;
 
 /// A number that no other thread has now.
-fn this_thread() -> usize {
+fn this_thread() -> u64 {
     thread_local!(static HERE: u8 = const { 1 });
-    HERE.try_with(|here| std::ptr::from_ref(here).addr())
+    HERE.try_with(|here| std::ptr::from_ref(here).addr() as u64)
         .unwrap_or(1)
 }
 
@@ -231,63 +233,62 @@ impl Gauges {
             family: self.family.clone(),
             bus: self.bus.clone(),
             text,
-            values: Mutex::default(),
-            busy: AtomicUsize::new(0),
+            values: Handoff::new(),
+            series: Mutex::default(),
             rounds: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
         }
     }
 }
 
 impl Setter {
-    /// Sets what waits, for a turn. `true`: there is more.
-    fn set_some(&self) -> bool {
-        for _ in 0..TURN {
-            if self.ended.load(Ordering::Acquire) {
-                self.family.remove(&self.text);
-                return false;
+    fn set(&self, value: Option<f64>) {
+        let series = lock(&self.series).take();
+        let Some(value) = value else {
+            if let Some(series) = series {
+                self.family
+                    .remove_where(|found| Arc::ptr_eq(found, &series));
             }
-            // In a statement of its own, so that the lock is free while the value is set.
-            let value = lock(&self.values).pop_front();
-            let Some(value) = value else { return false };
-            let series = self.family.child(&self.text);
+            return;
+        };
+        let mut series = series.unwrap_or_else(|| self.family.child(&self.text));
+        series.cell.set_real(value, &*series);
+        if series.cell.is_retired() {
+            // By the setter before, whose labels have come back; or by the user.
+            series = self.family.child(&self.text);
             series.cell.set_real(value, &*series);
-            if self.rounds.load(Ordering::Relaxed) > ROUNDS_MAX {
-                lock(&self.values).clear();
-                tracing::error!(
-                    gauge = %self.family.meta.name,
-                    "metricbus: a derived gauge is derived from itself, by way of others; it was cut off"
-                );
-                return false;
-            }
         }
-        true
+        *lock(&self.series) = Some(series);
+        if self.rounds.load(Ordering::Relaxed) > ROUNDS_MAX {
+            self.values.clear();
+            tracing::error!(
+                gauge = %self.family.meta.name,
+                "metricbus: a derived gauge is derived from itself, by way of others; it was cut off"
+            );
+        }
     }
 }
 
 impl Wake for Setter {
     fn wake(self: Arc<Self>) {
         let me = this_thread();
-        loop {
-            if let Err(busy) =
-                self.busy
-                    .compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire)
-            {
-                if busy == me {
-                    self.rounds.fetch_add(1, Ordering::Relaxed);
+        let mut first = true;
+        let turn = self.values.run(me, TURN, |value| {
+            if std::mem::take(&mut first) {
+                self.rounds.store(0, Ordering::Relaxed);
+            }
+            self.set(value);
+        });
+        match turn {
+            Turn::Done => {}
+            Turn::Others(busy) if busy == me => {
+                self.rounds.fetch_add(1, Ordering::Relaxed);
+            }
+            Turn::Others(_) => {}
+            Turn::More => {
+                if let Some(bus) = self.bus.upgrade() {
+                    bus.pool.start();
+                    bus.pool.spawn(async move { self.wake() });
                 }
-                return;
-            }
-            self.rounds.store(0, Ordering::Relaxed);
-            let more = self.set_some();
-            self.busy.store(0, Ordering::Release);
-            if more && let Some(bus) = self.bus.upgrade() {
-                bus.pool.start();
-                return bus.pool.spawn(async move { self.wake() });
-            }
-            // Somebody may have come between the last look and the sign being taken down.
-            if lock(&self.values).is_empty() {
-                return;
             }
         }
     }

@@ -106,6 +106,9 @@ pub(crate) enum Stat {
     Increase,
     Stddev,
     Quantile(f64),
+    Coverage,
+    Age,
+    Sources,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,6 +317,21 @@ impl Over {
     /// The standard deviation.
     pub fn stddev(self) -> Expr {
         self.stat(Stat::Stddev)
+    }
+
+    /// The share of the width that was observed, 0 to 1: a rule about a long window may want most of it.
+    pub fn coverage(self) -> Expr {
+        self.stat(Stat::Coverage)
+    }
+
+    /// Seconds since the newest mutation in the window; no data where there was none.
+    pub fn age(self) -> Expr {
+        self.stat(Stat::Age)
+    }
+
+    /// How many series took part.
+    pub fn sources(self) -> Expr {
+        self.stat(Stat::Sources)
     }
 
     /// The `q`-quantile, 0 to 1, with a relative error of at most 1.1 %.

@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     Alert, AlertCause, Notice, Pairs, Quality, Rule, RuleState,
-    engine::{Engine, View},
+    engine::{Engine, Groups},
     log::{Feed, Letter, Log},
     plan::Plan,
+    store::Restored,
 };
 use crate::{
     bus::{Inner, MetricBus},
@@ -148,7 +149,19 @@ impl LiveRule {
 
     /// How it stands.
     pub fn status(&self) -> RuleStatus {
-        RuleStatus::of(&self.0)
+        RuleStatus::of(&self.0, usize::MAX).1
+    }
+
+    /// The rule and how it stands, with so many active groups at most, the gravest; and how many were left out.
+    #[cfg(feature = "http")]
+    pub(crate) fn status_up_to(&self, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
+        RuleStatus::of(&self.0, groups_max)
+    }
+
+    /// So many of its last transitions, the newest first.
+    #[cfg(feature = "http")]
+    pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
+        self.0.log.last(transitions)
     }
 
     /// Its last transitions, the oldest first, dry runs included. How many: [`Rule::history`].
@@ -295,10 +308,8 @@ pub struct RuleGroup {
 }
 
 impl RuleStatus {
-    fn of(slot: &Slot) -> RuleStatus {
-        let engine = slot.engine();
-        let view: View = engine.view();
-        let rule = engine.rule();
+    fn of(slot: &Slot, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
+        let (rule, view) = slot.engine().view_up_to(groups_max);
         let active: Vec<_> = view
             .active
             .iter()
@@ -312,8 +323,7 @@ impl RuleStatus {
                 epoch: group.kept.epoch,
             })
             .collect();
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        RuleStatus {
+        let status = RuleStatus {
             name: rule.name.clone(),
             conditions: rule
                 .levels
@@ -321,10 +331,9 @@ impl RuleStatus {
                 .map(|level| (level.name.clone(), level.test.to_string()))
                 .collect(),
             thresholds: rule.thresholds(),
-            state: active
-                .iter()
-                .map(|group| group.state)
-                .max()
+            state: RuleState::ALL
+                .into_iter()
+                .rfind(|&state| view.by_state[state as usize] > 0)
                 .unwrap_or_default(),
             inactive: view.by_state[RuleState::Inactive as usize],
             pending: view.by_state[RuleState::Pending as usize],
@@ -335,11 +344,12 @@ impl RuleStatus {
             ever_matched: view.matched > 0,
             value: view.value,
             since_evaluated: view.evaluated.map(|at| slot.clock.now().since(at)),
-            fired: load(&slot.log.fired),
-            resolved: load(&slot.log.resolved),
+            fired: slot.log.fired(),
+            resolved: slot.log.resolved(),
             missed: slot.log.missed(),
             dry_run: rule.dry_run,
-        }
+        };
+        (rule, status, view.left_out)
     }
 }
 
@@ -347,7 +357,7 @@ impl RuleStatus {
 pub(crate) struct Slot {
     pub(crate) log: Arc<Log>,
     bus: Weak<Inner>,
-    clock: crate::clock::Clock,
+    pub(super) clock: crate::clock::Clock,
     engine: RwLock<Arc<Engine>>,
     /// Held while the rule is being changed, started or ended.
     changing: Mutex<bool>,
@@ -384,7 +394,7 @@ impl Slot {
             return Ok(());
         }
         let next = Engine::new(&inner, rule, plan, self.log.clone(), None);
-        next.start(&inner);
+        next.start(&inner, &mut wakes);
         let before = {
             // Whoever subscribes hears of the one or of the other.
             let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
@@ -392,7 +402,7 @@ impl Slot {
             next.settle(inherited, AlertCause::RuleChanged, None, &mut wakes);
             std::mem::replace(&mut *engine, next)
         };
-        before.stop(&inner);
+        before.stop(&inner, &mut wakes);
         drop(removed);
         wake_all(&mut wakes);
         Ok(())
@@ -415,7 +425,7 @@ impl Slot {
             }
             let engine = self.engine();
             engine.close(Some(AlertCause::RuleRemoved), &mut wakes);
-            engine.stop(inner);
+            engine.stop(inner, &mut wakes);
         }
         wake_all(&mut wakes);
         true
@@ -434,21 +444,19 @@ pub(crate) struct Rules {
 }
 
 /// Called after each transition of any rule.
-pub(crate) struct Changed(Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>>);
+#[derive(Default)]
+pub(crate) struct Changed(Arc<Mutex<Option<Told>>>);
 
-impl Default for Changed {
-    fn default() -> Self {
-        Changed(Arc::default())
-    }
-}
+/// What is done when something was told.
+pub(crate) type Told = Arc<dyn Fn() + Send + Sync>;
 
 impl Changed {
     #[cfg(feature = "persist")]
-    pub(crate) fn set(&self, f: Arc<dyn Fn() + Send + Sync>) {
+    pub(crate) fn set(&self, f: Told) {
         *lock(&self.0) = Some(f);
     }
 
-    fn caller(&self) -> Arc<dyn Fn() + Send + Sync> {
+    fn caller(&self) -> Told {
         let f = self.0.clone();
         Arc::new(move || {
             let f = lock(&f).clone();
@@ -465,7 +473,7 @@ pub(crate) struct Table {
     /// Those that hear of all rules.
     feeds: Vec<Arc<Feed>>,
     /// Groups from before a restart, by rule, until the rule is added.
-    pub(crate) restored: HashMap<String, super::store::Restored>,
+    pub(crate) restored: HashMap<String, Restored>,
 }
 
 impl Rules {
@@ -528,13 +536,8 @@ impl Rules {
         {
             let _changing = lock(&slot.changing);
             let engine = slot.engine();
-            engine.start(inner);
-            let now = inner.clock.now();
-            if let Some(restored) = &restored {
-                engine.remember(&restored.epochs);
-            }
-            let (inherited, grace) =
-                restored.map_or_else(Default::default, |r| r.groups(&engine.rule(), now));
+            engine.start(inner, &mut wakes);
+            let (inherited, grace) = go_on(&engine, restored, inner.clock.now());
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }
         wake_all(&mut wakes);
@@ -585,6 +588,15 @@ impl Rules {
             }
         }
     }
+}
+
+/// How a rule that was just added goes on from before a restart.
+fn go_on(engine: &Engine, restored: Option<Restored>, now: Time) -> (Groups, Option<Time>) {
+    let Some(restored) = restored else {
+        return Default::default();
+    };
+    engine.remember(&restored.epochs);
+    restored.groups(&engine.rule(), now)
 }
 
 impl Begin<'_, Letter> {

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::{Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading};
+use super::{
+    Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading,
+    live::Told,
+};
 use crate::{
     cell::Wakes,
     clock::Clock,
@@ -95,11 +98,11 @@ impl sealed::Event for Notice {
 pub(crate) struct Log {
     pub(crate) name: Arc<str>,
     said: Mutex<Said>,
-    pub(crate) fired: AtomicU64,
-    pub(crate) resolved: AtomicU64,
+    fired: AtomicU64,
+    resolved: AtomicU64,
     missed: Arc<AtomicU64>,
     /// Told after each transition, for whoever keeps the state on disk.
-    pub(crate) changed: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) changed: Told,
 }
 
 #[derive(Default)]
@@ -109,11 +112,7 @@ struct Said {
 }
 
 impl Log {
-    pub(crate) fn new(
-        name: &str,
-        feeds: Vec<Arc<Feed>>,
-        changed: Arc<dyn Fn() + Send + Sync>,
-    ) -> Arc<Log> {
+    pub(crate) fn new(name: &str, feeds: Vec<Arc<Feed>>, changed: Told) -> Arc<Log> {
         for feed in &feeds {
             bump(&feed.rules);
         }
@@ -193,25 +192,33 @@ impl Log {
         self.said().history.iter().cloned().collect()
     }
 
+    /// So many of the last, the newest first.
+    #[cfg(feature = "http")]
+    pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
+        let said = self.said();
+        said.history
+            .iter()
+            .rev()
+            .take(transitions)
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn fired(&self) -> u64 {
+        self.fired.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn resolved(&self) -> u64 {
+        self.resolved.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 
     fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {
-        let mut labels = turn.group.to_vec();
-        for (name, value) in &rule.labels {
-            match labels.iter_mut().find(|(n, _)| n == name) {
-                Some((_, old)) => value.clone_into(old),
-                None => labels.push((name.clone(), value.clone())),
-            }
-        }
-        labels.sort();
-        let mut annotations: Vec<_> = rule
-            .annotations
-            .iter()
-            .map(|(name, text)| (name.clone(), fill(text, turn.value, &labels)))
-            .collect();
-        annotations.sort();
+        let labels = labels_of(rule, &turn.group);
+        let annotations = annotations_of(rule, &labels, turn.value);
         Alert {
             rule: self.name.clone(),
             state: if turn.firing {
@@ -235,6 +242,33 @@ impl Log {
             repeat: 0,
         }
     }
+}
+
+/// The labels of a group's alerts, sorted: those of the group and the rule's own, which win.
+pub(crate) fn labels_of(rule: &Rule, group: &[(String, String)]) -> Vec<(String, String)> {
+    let mut labels = group.to_vec();
+    for (name, value) in &rule.labels {
+        match labels.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => labels.push((name.clone(), value.clone())),
+        }
+    }
+    labels.sort();
+    labels
+}
+
+/// The rule's annotations, sorted and filled in, for an alert with these labels.
+pub(crate) fn annotations_of(
+    rule: &Rule,
+    labels: &[(String, String)],
+    value: Reading,
+) -> Vec<(String, String)> {
+    let annotations = rule.annotations.iter();
+    let mut filled: Vec<_> = annotations
+        .map(|(name, text)| (name.clone(), fill(text, value, labels)))
+        .collect();
+    filled.sort();
+    filled
 }
 
 /// Puts the value and labels into the places for them.

@@ -38,6 +38,7 @@ pub(crate) enum Phase {
         since: Time,
     },
     /// Pending since before a restart, and until `due`: time in which the process was down does not count.
+    #[cfg_attr(not(feature = "persist"), allow(dead_code))]
     Restored {
         since: Time,
         due: Time,

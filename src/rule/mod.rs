@@ -11,7 +11,10 @@ mod keeper;
 mod live;
 mod log;
 mod machine;
+mod metrics;
 mod plan;
+// Without a file there is nothing to go on from.
+#[cfg_attr(not(feature = "persist"), allow(dead_code))]
 mod store;
 
 use std::time::Duration;
@@ -26,7 +29,10 @@ pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
 pub(crate) use live::Rules;
+#[cfg(feature = "http")]
+pub(crate) use log::{annotations_of, labels_of};
 use machine::Timing;
+pub(crate) use metrics::families;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).
@@ -86,6 +92,12 @@ use machine::Timing;
 /// | 19 s | begins | firing | none |
 /// | 30 s | ceases | clearing | |
 /// | 33 s | | inactive | resolved, at 33 s |
+///
+/// At one instant holds end first, then slots, then windows are looked at, and mutations come last: a condition that
+/// ceases at the very instant at which its hold ends has held.
+///
+/// One mutation, one tick, a birth or a removal is judged once, however many parts of the condition, series and levels it
+/// turns: there is one alert per group and instant. (What holds [for a moment](Condition::moved) fires and is resolved.)
 ///
 /// # Levels
 ///
@@ -218,6 +230,8 @@ impl Rule {
     /// The condition counts as holding while it held, at least for a moment, in `m` of the last `n` slots of width
     /// `slot`, the present one included. Slots begin at multiples of their width on the bus's clock. `n` is at most 64,
     /// `slot` at least 10 ms.
+    ///
+    /// A condition that goes on holding does so in each slot from its beginning.
     ///
     /// | slot of 1 s | 0 | 1 | 2 | 3 | 4 | 5 | 6 |
     /// |---|---|---|---|---|---|---|---|

@@ -5,7 +5,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{Rule, engine::Inherited, machine::Phase};
+use super::{
+    Rule,
+    engine::{Groups, Inherited},
+    machine::Phase,
+};
 use crate::time::Time;
 
 /// What a file said of a rule.
@@ -39,11 +43,7 @@ pub(crate) enum KeptPhase {
 
 impl Restored {
     /// Its groups as they go on from `now`, and until when they are waited for.
-    pub(crate) fn groups(
-        self,
-        rule: &Rule,
-        now: Time,
-    ) -> (HashMap<Box<str>, Inherited>, Option<Time>) {
+    pub(crate) fn groups(self, rule: &Rule, now: Time) -> (Groups, Option<Time>) {
         let grace = now + self.grace_period;
         let back = |by: Duration| Time(now.0.saturating_sub(crate::time::nanos(by)));
         let group = |kept: Kept| {

@@ -4,8 +4,6 @@
 //! Simple and slow. Where the documents leave the order of two things at one instant open, it does not say which of the
 //! two orders is right; the tests choose times at which they do not meet.
 
-#![allow(dead_code)]
-
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
 use metricbus::{Condition, Delta, Expr, Rule, Threshold};
@@ -416,7 +414,7 @@ impl Spec {
     }
 
     /// How often windows are looked at.
-    fn tick(&self) -> Option<Ms> {
+    fn tick_of(&self) -> Option<Ms> {
         let mut narrowest = None;
         for atom in self.atoms() {
             if let Some(e) = atom.input() {
@@ -514,6 +512,8 @@ enum Why {
 
 pub struct Reference {
     spec: Spec,
+    tick: Option<Ms>,
+    has_absence: bool,
     now: Ms,
     added: Option<Ms>,
     lives: BTreeMap<Id, Life>,
@@ -532,6 +532,11 @@ pub struct Reference {
 impl Reference {
     pub fn new(spec: Spec) -> Reference {
         Reference {
+            tick: spec.tick_of(),
+            has_absence: spec
+                .atoms()
+                .iter()
+                .any(|atom| matches!(atom, Test::Stale(..) | Test::Gone(..))),
             spec,
             now: 0,
             added: None,
@@ -613,9 +618,9 @@ impl Reference {
                 continue;
             }
             self.run_timers();
-            if self.spec.tick().is_some_and(|tick| t % tick == 0) {
+            if self.tick.is_some_and(|tick| t.is_multiple_of(tick)) {
                 self.settle(Why::Tick);
-            } else if self.absence_is_due() {
+            } else if self.has_absence && self.absence_is_due() {
                 self.settle(Why::Absence);
             }
         }
@@ -673,9 +678,7 @@ impl Reference {
                     sets.extend(self.labels_of(*m).iter().map(only_pool));
                 }
                 E::Gather(_, m, false) | E::Window(m, _, _, Over::All) => {
-                    if !self.labels_of(*m).is_empty() {
-                        sets.insert(Vec::new());
-                    }
+                    sets.extend(self.ids_of(*m).map(|_| Vec::new()));
                 }
                 _ => {}
             });
@@ -798,7 +801,11 @@ impl Reference {
             _ => added.max(life.born),
         };
         let slot = slot_of(width);
-        let start = from.max(self.now.saturating_sub(width).div_ceil(slot) * slot);
+        // Nothing is let go of until the window is older than its width.
+        let start = match self.now.saturating_sub(width) {
+            oldest if oldest <= from => from,
+            oldest => oldest.div_ceil(slot) * slot,
+        };
         let known = life.since_rule();
         let inside = |i: usize, at: Ms| i >= known && at >= start;
         let mut pane = Pane {
@@ -1028,6 +1035,17 @@ impl Reference {
     }
 
     fn run_timers(&mut self) {
+        let now = self.now;
+        let slot_begins = self
+            .spec
+            .m_of_n
+            .is_some_and(|(_, _, width)| now.is_multiple_of(width));
+        let waits =
+            |m: &Machine| matches!(m.state, State::Pending | State::Clearing) && m.due == now;
+        let mut machines = self.groups.values().flat_map(|group| &group.machines);
+        if !slot_begins && !machines.any(waits) {
+            return;
+        }
         let (now, spec) = (self.now, self.spec.clone());
         let groups: Vec<Pairs> = self.groups.keys().cloned().collect();
         for group in groups {
@@ -1036,7 +1054,10 @@ impl Reference {
             };
             for machine in &mut grouped.machines {
                 machine.time(now);
-                if spec.m_of_n.is_some_and(|(_, _, width)| now % width == 0) {
+                if spec
+                    .m_of_n
+                    .is_some_and(|(_, _, width)| now.is_multiple_of(width))
+                {
                     let before = machine.state;
                     machine.take(machine.holding, now, &spec);
                     machine.initial &= before != State::Inactive;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, atomic::Ordering};
 use smallvec::SmallVec;
 
 use super::{
-    Batch, Engine, lock,
+    Batch, Engine,
+    listener::Sets,
+    lock,
     state::{GroupState, State, Work},
 };
 use crate::{
@@ -33,6 +35,30 @@ impl Engine {
         wakes: &mut Wakes,
         change: impl FnOnce(&mut Work),
     ) {
+        self.work_with(
+            work,
+            (member, leaf),
+            at,
+            batch,
+            wakes,
+            &mut Sets::default(),
+            change,
+        );
+    }
+
+    /// As [`work`](Engine::work). `sets`: what the same mutation sets elsewhere. Those that go by this computation take it
+    /// together with what they get from here.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn work_with(
+        &self,
+        work: &Arc<Mutex<Work>>,
+        (member, leaf): (usize, usize),
+        at: Time,
+        batch: &mut Batch,
+        wakes: &mut Wakes,
+        sets: &mut Sets<'_>,
+        change: impl FnOnce(&mut Work),
+    ) {
         let Some(program) = self.program(leaf) else {
             return;
         };
@@ -58,7 +84,11 @@ impl Engine {
                 .collect()
         };
         for (other, work) in others {
+            let set = sets.take(&work);
             let mut work = lock(&work);
+            if let Some(set) = set {
+                set.apply(&mut work);
+            }
             for input in 0..program.inputs.len() {
                 work.computation.share(input, guard.computation.own(input));
             }
@@ -319,7 +349,7 @@ impl Engine {
         }
     }
 
-    /// Tells when the level in force is another.
+    /// Counts the group as what it is now, and tells when the level in force is another.
     pub(super) fn settle_level(
         &self,
         state: &mut State,
@@ -331,6 +361,10 @@ impl Engine {
         let Some(group) = state.groups.get_mut(at) else {
             return;
         };
+        let now_is = group.state();
+        state.by_state[group.counted as usize] -= 1;
+        state.by_state[now_is as usize] += 1;
+        group.counted = now_is;
         for (initial, machine) in group.initial.iter_mut().zip(&group.machines) {
             *initial &= machine.since().is_some();
         }

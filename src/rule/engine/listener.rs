@@ -263,11 +263,11 @@ impl Listener for Deaf {
 
 /// Values that one mutation sets in computations, each of which is then evaluated once.
 #[derive(Default)]
-struct Sets<'a> {
+pub(super) struct Sets<'a> {
     works: SmallVec<[Set<'a>; 1]>,
 }
 
-struct Set<'a> {
+pub(super) struct Set<'a> {
     work: &'a Arc<Mutex<Work>>,
     member: usize,
     leaf: usize,
@@ -300,14 +300,36 @@ impl<'a> Sets<'a> {
         }
     }
 
-    /// Sets and evaluates.
-    fn run(self, engine: &Engine, at: Time, batch: &mut Batch, wakes: &mut Wakes) {
-        for set in self.works {
-            engine.work(set.work, set.member, set.leaf, at, batch, wakes, |work| {
-                for &(input, seat) in &set.inputs {
-                    work.computation.set(input, seat, set.value);
-                }
+    /// What is set in this computation.
+    pub(super) fn take(&mut self, work: &Arc<Mutex<Work>>) -> Option<Set<'a>> {
+        let at = self
+            .works
+            .iter()
+            .position(|set| Arc::ptr_eq(set.work, work))?;
+        Some(self.works.remove(at))
+    }
+
+    /// Sets and evaluates; first where others go by it.
+    fn run(mut self, engine: &Engine, at: Time, batch: &mut Batch, wakes: &mut Wakes) {
+        if self.works.len() > 1
+            && let Some(common) = engine.common_member()
+        {
+            self.works.sort_by_key(|set| set.member != common);
+        }
+        while !self.works.is_empty() {
+            let set = self.works.remove(0);
+            let place = (set.member, set.leaf);
+            engine.work_with(set.work, place, at, batch, wakes, &mut self, |work| {
+                set.apply(work)
             });
+        }
+    }
+}
+
+impl Set<'_> {
+    pub(super) fn apply(&self, work: &mut Work) {
+        for &(input, seat) in &self.inputs {
+            work.computation.set(input, seat, self.value);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     desc::MetricKind,
     labels::push_label,
     rule::{
-        AlertCause, Group, Pairs, Quality,
+        AlertCause, Group, Pairs, Quality, RuleState,
         compute::{Computation, LeafState, Truth},
         machine::Machine,
         plan::{Leaf, Place},
@@ -410,6 +410,7 @@ impl Engine {
             }
         }
         let group = state.groups.remove(at)?;
+        state.by_state[group.counted as usize] -= 1;
         state.by_group.remove(&group.key);
         if let Some(due) = group.due {
             state.due.remove(&(due, Due::Group(at)));
@@ -473,6 +474,8 @@ impl Engine {
                 if let Some(epoch) = state.past.take(&key) {
                     group.epoch = group.epoch.max(epoch);
                 }
+                group.counted = group.state();
+                state.by_state[group.counted as usize] += 1;
                 let at = state.groups.add(group);
                 state.by_group.insert(key, at);
                 at
@@ -502,6 +505,7 @@ impl Engine {
             key,
             labels,
             machines: vec![Machine::default(); levels.len()].into(),
+            counted: RuleState::default(),
             initial: vec![false; levels.len()].into(),
             trues: vec![0; levels.len()].into(),
             members: 0,

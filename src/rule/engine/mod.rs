@@ -40,6 +40,7 @@ mod state;
 mod time;
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -66,6 +67,9 @@ use crate::{
     watch::{Make, Watch},
 };
 use state::{Due, GroupState, State};
+
+/// Groups as they were, by key.
+pub(crate) type Groups = HashMap<Box<str>, Inherited>;
 
 pub(crate) use state::{GroupView, Inherited, View};
 
@@ -95,6 +99,13 @@ pub(crate) struct Engine {
     settled: AtomicBool,
     closed: AtomicBool,
     state: Mutex<State>,
+}
+
+/// A group that is shown.
+enum Shown<'a> {
+    Here(usize),
+    /// From before a restart, and not here again yet.
+    Awaited(&'a str, &'a Inherited),
 }
 
 /// What one mutation, or one tick, has turned.
@@ -151,7 +162,7 @@ impl Engine {
     }
 
     /// Attaches to all series there are. Nobody is judged before [`settle`](Engine::settle).
-    pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>) {
+    pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>, wakes: &mut Wakes) {
         // One id for all: a series that several selectors match is refused the second time.
         let mut seen = Vec::new();
         for place in &self.plan.places {
@@ -170,7 +181,7 @@ impl Engine {
                 nothing,
             ));
             lock(&self.watches).push(watch.clone());
-            inner.watch(&watch);
+            inner.watch_waking(&watch, wakes);
         }
     }
 
@@ -178,7 +189,7 @@ impl Engine {
     /// come back until `grace` are let go then.
     pub(crate) fn settle(
         self: &Arc<Self>,
-        inherited: HashMap<Box<str>, Inherited>,
+        inherited: Groups,
         cause: AlertCause,
         grace: Option<Time>,
         wakes: &mut Wakes,
@@ -246,11 +257,7 @@ impl Engine {
     }
 
     /// Ends it. `cause`: what is firing is resolved for this reason; `None`: it goes on elsewhere, as what is returned.
-    pub(crate) fn close(
-        &self,
-        cause: Option<AlertCause>,
-        wakes: &mut Wakes,
-    ) -> HashMap<Box<str>, Inherited> {
+    pub(crate) fn close(&self, cause: Option<AlertCause>, wakes: &mut Wakes) -> Groups {
         let now = self.clock.now();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -284,15 +291,16 @@ impl Engine {
     }
 
     /// Takes its listeners out. After [`close`](Engine::close), without any lock.
-    pub(crate) fn stop(&self, inner: &Inner) {
+    pub(crate) fn stop(&self, inner: &Inner, wakes: &mut Wakes) {
         for watch in std::mem::take(&mut *lock(&self.watches)) {
-            inner.unwatch(&watch);
+            inner.unwatch_waking(&watch, wakes);
         }
         let mut state = lock(&self.state);
         let gone = (
             std::mem::take(&mut state.members),
             std::mem::take(&mut state.groups),
         );
+        state.by_state = [0; 4];
         drop(state);
         drop(gone);
     }
@@ -320,7 +328,31 @@ impl Engine {
         Some(name.clone())
     }
 
+    /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them, but
+    /// for those that are awaited after a restart.
+    pub(crate) fn summary(&self) -> (Arc<Rule>, View) {
+        let state = lock(&self.state);
+        let mut view = View {
+            by_state: state.by_state,
+            series: state.series,
+            matched: state.matched,
+            value: state.value,
+            evaluated: state.evaluated,
+            ..View::default()
+        };
+        for was in state.inherited.values() {
+            view.by_state[was.state() as usize] += 1;
+        }
+        (state.rule.clone(), view)
+    }
+
+    #[cfg(feature = "persist")]
     pub(crate) fn view(&self) -> View {
+        self.view_up_to(usize::MAX).1
+    }
+
+    /// The rule, and how it stands, with so many groups at most, the gravest first to be shown.
+    pub(crate) fn view_up_to(&self, groups_max: usize) -> (Arc<Rule>, View) {
         let now = self.clock.now();
         let mut wakes = Wakes::new();
         let mut guard = lock(&self.state);
@@ -332,6 +364,7 @@ impl Engine {
             evaluated: state.evaluated,
             ..View::default()
         };
+        let mut active = Vec::new();
         for index in state.groups.indices() {
             // As it is, even where a timer is late.
             if state.settled && !state.closed {
@@ -343,37 +376,55 @@ impl Engine {
             let rule_state = group.state();
             view.by_state[rule_state as usize] += 1;
             if rule_state != RuleState::Inactive {
-                view.active.push(GroupView {
-                    state: rule_state,
-                    level: self.level_name(group.level).flatten(),
-                    since: group.machines.iter().rev().find_map(|m| m.since()),
-                    value: group.value,
-                    quality: group.quality,
-                    key: Box::from(&*group.key),
-                    kept: self.inherit(group),
-                });
+                active.push((rule_state, Shown::Here(index)));
             }
         }
-        // From before a restart, and not here again yet.
+        debug_assert!(!state.settled || view.by_state == state.by_state);
         for (key, was) in &state.inherited {
-            let phase = was.phases.iter().map(|(_, phase)| phase.state()).max();
-            let rule_state = phase.unwrap_or_default();
+            let rule_state = was.state();
             view.by_state[rule_state as usize] += 1;
             if rule_state != RuleState::Inactive {
-                view.active.push(GroupView {
+                active.push((rule_state, Shown::Awaited(key, was)));
+            }
+        }
+        if active.len() > groups_max {
+            active.sort_by_key(|&(rule_state, _)| Reverse(rule_state));
+            view.left_out = active.len() - groups_max;
+            active.truncate(groups_max);
+        }
+        view.active.reserve_exact(active.len());
+        for (rule_state, shown) in active {
+            let group = match shown {
+                Shown::Awaited(key, was) => GroupView {
                     state: rule_state,
                     level: was.level.clone().flatten().map(Arc::from),
                     since: Some(was.since),
                     value: None,
                     quality: Quality::NoData,
-                    key: key.clone(),
+                    key: key.into(),
                     kept: was.clone(),
-                });
-            }
+                },
+                Shown::Here(index) => {
+                    let Some(group) = state.groups.get(index) else {
+                        continue;
+                    };
+                    GroupView {
+                        state: rule_state,
+                        level: self.level_name(group.level).flatten(),
+                        since: group.machines.iter().rev().find_map(|m| m.since()),
+                        value: group.value,
+                        quality: group.quality,
+                        key: Box::from(&*group.key),
+                        kept: self.inherit(group),
+                    }
+                }
+            };
+            view.active.push(group);
         }
+        let rule = state.rule.clone();
         drop(guard);
         self.wake(wakes);
-        view
+        (rule, view)
     }
 
     /// Calls `f` with what is firing, under the rule's lock: nothing fires or is resolved meanwhile.
@@ -420,6 +471,10 @@ impl Engine {
             Leaf::Computed { program, .. } => Some(program),
             _ => None,
         }
+    }
+
+    fn common_member(&self) -> Option<usize> {
+        lock(&self.state).common
     }
 
     /// Wakes in this thread on a virtual clock, where the test wants to see what comes of it. Elsewhere the threads of

@@ -28,6 +28,8 @@ pub(super) struct State {
     /// The member without labels, whose series take part everywhere.
     pub(super) common: Option<usize>,
     pub(super) groups: Slab<GroupState>,
+    /// How many groups are in each state, so that a scrape need not go over them.
+    pub(super) by_state: [usize; 4],
     pub(super) by_group: HashMap<Arc<str>, usize>,
     pub(super) due: BTreeSet<(Time, Due)>,
     /// The timers that are set: for what is due first, and for the next tick.
@@ -55,6 +57,7 @@ impl State {
             by_key: HashMap::new(),
             common: None,
             groups: Slab::default(),
+            by_state: [0; 4],
             by_group: HashMap::new(),
             due: BTreeSet::new(),
             armed: None,
@@ -202,6 +205,8 @@ pub(super) struct GroupState {
     pub(super) key: Arc<str>,
     pub(super) labels: Pairs,
     pub(super) machines: Box<[Machine]>,
+    /// The state as which it is counted.
+    pub(super) counted: RuleState,
     /// Per level: it has held since the rule was added.
     pub(super) initial: Box<[bool]>,
     /// Per level: members of which the condition is true.
@@ -240,6 +245,13 @@ pub(crate) struct Inherited {
     pub(crate) grace: Option<Time>,
 }
 
+impl Inherited {
+    pub(super) fn state(&self) -> RuleState {
+        let states = self.phases.iter().map(|(_, phase)| phase.state());
+        states.max().unwrap_or_default()
+    }
+}
+
 /// One group, as it is shown.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupView {
@@ -248,7 +260,8 @@ pub(crate) struct GroupView {
     pub(crate) since: Option<Time>,
     pub(crate) value: Reading,
     pub(crate) quality: Quality,
-    /// What goes on after a restart.
+    /// What it goes on by after a restart.
+    #[cfg_attr(not(feature = "persist"), allow(dead_code))]
     pub(crate) key: Box<str>,
     pub(crate) kept: Inherited,
 }
@@ -263,4 +276,6 @@ pub(crate) struct View {
     pub(crate) evaluated: Option<Time>,
     /// Those that are not inactive.
     pub(crate) active: Vec<GroupView>,
+    /// How many more of them there are.
+    pub(crate) left_out: usize,
 }

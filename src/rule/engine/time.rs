@@ -195,12 +195,24 @@ impl Engine {
                 if !std::mem::replace(&mut slot.remembered, false) {
                     return;
                 }
-                slot.truth = Truth::Unknown;
+                slot.truth = Truth::False;
                 slot.due = None;
+                slot.own += 1;
                 found.seats -= 1;
-                if found.seats == 0 {
-                    let cause = Some(AlertCause::Condition);
-                    self.drop_member(state, member, at, cause, batch, wakes);
+                let empty = found.seats == 0;
+                let holds = self.truths(state, member).contains(&Truth::True);
+                if let Some(slot) = state.slot(member, leaf) {
+                    slot.truth = Truth::Unknown;
+                    slot.own -= 1;
+                }
+                if empty {
+                    // It is over since it is forgotten; or goes though it would still hold, or be kept firing.
+                    let cause = if holds || !state.timing.keep.is_zero() {
+                        AlertCause::Removed
+                    } else {
+                        AlertCause::Condition
+                    };
+                    self.drop_member(state, member, at, Some(cause), batch, wakes);
                 } else {
                     self.spread(state, member, leaf, batch);
                 }

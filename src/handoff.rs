@@ -1,0 +1,91 @@
+//! A hand-off: several threads bring things to be done, and whichever of them is at it does them all, one at a time and in
+//! order. Nobody waits for anybody.
+//!
+//! # The protocol
+//!
+//! Whoever brings something puts it in the queue, under its lock, and then tries to become the one who is `busy`. If
+//! somebody else is, that one will do it. Who is busy takes from the queue until it is empty, takes down the sign, and
+//! looks at the queue once more.
+//!
+//! # Why nothing is left lying
+//!
+//! Say B brings something while A is busy. B's push comes either before or after A's last look at the queue; the queue's
+//! lock puts them in order. Before: A finds it. After: A took down the sign before it looked, and B tries to put its own
+//! up after it pushed; so B finds no sign, or one that was put up later, by somebody who will look after that.
+//!
+//! The loom model is in `loom/`.
+
+use std::collections::VecDeque;
+
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+
+pub(crate) struct Handoff<T> {
+    waiting: Mutex<VecDeque<T>>,
+    /// Who is at it; 0 for nobody.
+    busy: AtomicU64,
+}
+
+/// How a [turn](Handoff::run) ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// All is done, also what others brought.
+    Done,
+    /// This one is at it and will do it.
+    Others(u64),
+    /// There is more than was to be done in one turn.
+    More,
+}
+
+impl<T> Handoff<T> {
+    pub(crate) fn new() -> Self {
+        Handoff {
+            waiting: Mutex::new(VecDeque::new()),
+            busy: AtomicU64::new(0),
+        }
+    }
+
+    /// Brings something. Where more than `room` wait the oldest is dropped, and handed back.
+    pub(crate) fn push(&self, thing: T, room: usize) -> Option<T> {
+        let mut waiting = lock(&self.waiting);
+        waiting.push_back(thing);
+        if waiting.len() > room {
+            return waiting.pop_front();
+        }
+        None
+    }
+
+    /// Throws out all that waits.
+    pub(crate) fn clear(&self) {
+        let thrown = std::mem::take(&mut *lock(&self.waiting));
+        drop(thrown);
+    }
+
+    /// Does what waits, `turn` things at most, unless somebody is at it. `me` is not 0, and no other thread's.
+    pub(crate) fn run(&self, me: u64, turn: usize, mut f: impl FnMut(T)) -> Turn {
+        loop {
+            let sign = self
+                .busy
+                .compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire);
+            if let Err(busy) = sign {
+                return Turn::Others(busy);
+            }
+            let mut empty = false;
+            for _ in 0..turn {
+                // In a statement of its own, so that the lock is free while it is done.
+                let thing = lock(&self.waiting).pop_front();
+                let Some(thing) = thing else {
+                    empty = true;
+                    break;
+                };
+                f(thing);
+            }
+            self.busy.store(0, Ordering::Release);
+            if !empty {
+                return Turn::More;
+            }
+            if lock(&self.waiting).is_empty() {
+                return Turn::Done;
+            }
+        }
+    }
+}
