@@ -322,9 +322,14 @@ impl Clock {
         let period = nanos(period).max(1);
         let first = {
             let mut tickers = lock(&self.0.tickers);
+            let first = !tickers.contains_key(&period);
             let all = tickers.entry(period).or_default();
+            if all.len() == all.capacity() {
+                // Those of long periods may come and go many times before the next tick.
+                all.retain(|who| who.strong_count() > 0);
+            }
             all.push(who);
-            all.len() == 1
+            first
         };
         if first {
             self.tick_at(next_multiple(self.now(), period), period);

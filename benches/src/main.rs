@@ -2,7 +2,7 @@
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
 //! [`window`], [`replay`],
-//! [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
+//! [`rules`], [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
 //!
 //! ```text
@@ -20,6 +20,7 @@ mod memory;
 mod naive;
 mod replay;
 mod report;
+mod rules;
 mod stats;
 mod tap;
 mod window;
@@ -104,6 +105,46 @@ const ENTRIES: &[Measure] = &[
         "replay",
         "a mutation of a recording, replayed with a threshold rule",
         replay::threshold,
+    ),
+    (
+        "rule_evaluation_quiet",
+        "Gauge::set under a threshold rule that stays quiet",
+        rules::quiet,
+    ),
+    (
+        "rule_evaluation_ten",
+        "the same under ten rules",
+        rules::ten,
+    ),
+    (
+        "rule_evaluation_stale",
+        "Counter::inc under a rule about silence",
+        rules::stale,
+    ),
+    (
+        "rule_evaluation_crossed",
+        "Gauge::set that makes a rule fire or resolves it, each time",
+        rules::crossed,
+    ),
+    (
+        "rule_evaluation_held",
+        "Gauge::set that makes a rule pending or inactive, each time",
+        rules::held,
+    ),
+    (
+        "rule_evaluation_ratio",
+        "Gauge::set under a rule about a ratio of two gauges",
+        rules::ratio,
+    ),
+    (
+        "rule_evaluation_sum",
+        "Gauge::set under a rule about the sum of 1 000",
+        rules::sum,
+    ),
+    (
+        "rules_10k",
+        "Gauge::set among 10 000 rules, and what those take",
+        rules::ten_thousand,
     ),
     (
         "crossing_to_callback",

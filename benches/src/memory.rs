@@ -93,6 +93,11 @@ unsafe impl GlobalAlloc for Scales {
 #[global_allocator]
 static SCALES: Scales = Scales::new();
 
+/// How many bytes more are in use after `f`, of the whole process.
+pub(crate) fn in_use_after(f: impl FnOnce() -> Result<(), Failure>) -> Result<i64, Failure> {
+    SCALES.weigh(f)
+}
+
 /// Weighs `count` series that `make` makes, after a first one; bytes for each.
 fn weigh(
     count: usize,

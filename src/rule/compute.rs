@@ -1,6 +1,8 @@
 //! Expressions at work: operands that come and go, and what is computed of them for one set of labels. No lock, no clock.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
+
+use smallvec::SmallVec;
 
 use super::expr::{Gather, How, Node, Op, Source, Stat};
 use crate::{
@@ -170,6 +172,8 @@ enum Kind {
         width: Duration,
         stat: Stat,
         panes: Vec<Option<Arc<Pane>>>,
+        /// Places among them, the first one first.
+        free: BinaryHeap<Reverse<usize>>,
     },
 }
 
@@ -180,6 +184,7 @@ impl Operand {
                 width: *width,
                 stat: *stat,
                 panes: Vec::new(),
+                free: BinaryHeap::new(),
             },
             (None, Some(Gather { how, .. })) => Kind::Many {
                 how: *how,
@@ -209,17 +214,16 @@ impl Operand {
         match &mut self.kind {
             Kind::One => 0,
             Kind::Many { tree, .. } => tree.add(),
-            Kind::Window { panes, .. } => {
-                let seat = panes
-                    .iter()
-                    .position(Option::is_none)
-                    .unwrap_or(panes.len());
-                if seat == panes.len() {
-                    panes.push(None);
+            Kind::Window { panes, free, .. } => match free.pop() {
+                Some(Reverse(seat)) => {
+                    panes[seat] = pane;
+                    seat
                 }
-                panes[seat] = pane;
-                seat
-            }
+                None => {
+                    panes.push(pane);
+                    panes.len() - 1
+                }
+            },
         }
     }
 
@@ -231,9 +235,9 @@ impl Operand {
                 tree.remove(seat);
                 self.latest = tree.get(*how);
             }
-            Kind::Window { panes, .. } => {
-                if let Some(pane) = panes.get_mut(seat) {
-                    *pane = None;
+            Kind::Window { panes, free, .. } => {
+                if panes.get_mut(seat).and_then(Option::take).is_some() {
+                    free.push(Reverse(seat));
                 }
                 if self.series == 0 {
                     self.latest = None;
@@ -259,7 +263,7 @@ pub(crate) struct Glance {
     input: usize,
     width: Duration,
     stat: Stat,
-    panes: Vec<Arc<Pane>>,
+    panes: SmallVec<[Arc<Pane>; 1]>,
 }
 
 impl Glance {
@@ -268,7 +272,7 @@ impl Glance {
             Stat::Quantile(_) | Stat::Stddev => Detail::Sketch,
             _ => Detail::Numbers,
         };
-        let parts: Vec<_> = self
+        let parts: SmallVec<[_; 1]> = self
             .panes
             .iter()
             .map(|pane| pane.part(now, detail))
@@ -338,10 +342,12 @@ impl Computation {
     }
 
     /// Its windows, to be looked at.
-    pub(crate) fn glances(&self) -> Vec<Glance> {
+    pub(crate) fn glances(&self) -> SmallVec<[Glance; 1]> {
         let windows = self.operands.iter().enumerate();
         let glance = |(input, operand): (usize, &Operand)| match &operand.kind {
-            Kind::Window { width, stat, panes } => Some(Glance {
+            Kind::Window {
+                width, stat, panes, ..
+            } => Some(Glance {
                 input,
                 width: *width,
                 stat: *stat,

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, atomic::Ordering};
 
+use smallvec::SmallVec;
+
 use super::{
     Batch, Engine,
     listener::Sets,
@@ -54,7 +56,7 @@ impl Engine {
         at: Time,
         batch: &mut Batch,
         wakes: &mut Wakes,
-        sets: &mut Sets,
+        sets: &mut Sets<'_>,
         change: impl FnOnce(&mut Work),
     ) {
         let Some(program) = self.program(leaf) else {
@@ -65,11 +67,14 @@ impl Engine {
         if !self.settled.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
             return;
         }
-        self.evaluate(&mut guard, program, member, leaf, at, batch, wakes);
+        let leads = self.evaluate(&mut guard, program, member, leaf, at, batch, wakes);
+        if !leads {
+            return;
+        }
         // This one's lock keeps the order for the others.
         let others: Vec<_> = {
             let state = lock(&self.state);
-            if self.common(&state) != Some(member) {
+            if !state.leads(member) {
                 return;
             }
             let others = state.members.indices().into_iter();
@@ -102,7 +107,7 @@ impl Engine {
         wakes: &mut Wakes,
     ) {
         let glances = lock(work).computation.glances();
-        let seen: Vec<_> = glances.iter().map(|glance| glance.look(now)).collect();
+        let seen: SmallVec<[_; 1]> = glances.iter().map(|glance| glance.look(now)).collect();
         self.work(work, member, leaf, now, batch, wakes, |work| {
             for (input, reading) in seen {
                 work.computation.see(input, reading);
@@ -110,6 +115,7 @@ impl Engine {
         });
     }
 
+    /// `true`: others go by this member.
     #[allow(clippy::too_many_arguments)]
     fn evaluate(
         &self,
@@ -120,24 +126,26 @@ impl Engine {
         at: Time,
         batch: &mut Batch,
         wakes: &mut Wakes,
-    ) {
+    ) -> bool {
         let reading = work.computation.evaluate(program, at);
         let Some(sink) = &self.sink else {
             let edge = work.leaf.step(reading);
             return self.edge(member, leaf, edge, reading, work.leaf.nan, at, batch);
         };
-        let shown = {
+        let (shown, leads) = {
             let state = lock(&self.state);
-            let takes_part = self.common(&state) != Some(member) || state.by_key.len() == 1;
-            let member = state.members.get(member).filter(|_| takes_part);
-            member.map(|member| (member.key.clone(), member.labels.clone()))
+            let leads = state.leads(member);
+            let member = state.members.get(member).filter(|_| !leads);
+            let shown = member.map(|member| (member.key.clone(), member.labels.clone()));
+            (shown, leads)
         };
         if let Some((key, labels)) = shown {
             sink.put(&key, &labels, reading, wakes);
         }
+        leads
     }
 
-    /// A leaf of a member has turned, or shows another value.
+    /// A leaf of a member has turned, or shows another value. `true`: others go by this member.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn edge(
         &self,
@@ -148,16 +156,16 @@ impl Engine {
         nan: bool,
         at: Time,
         batch: &mut Batch,
-    ) {
+    ) -> bool {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         if state.closed {
-            return;
+            return false;
         }
         state.value = reading;
         state.evaluated = Some(at);
         let Some(slot) = state.slot(member, leaf) else {
-            return;
+            return false;
         };
         slot.value = reading;
         slot.nan = nan;
@@ -170,6 +178,7 @@ impl Engine {
             Some(Edge::Pulse) if state.settled => batch.pulses.push((member, leaf, reading)),
             Some(Edge::Pulse) => {}
         }
+        state.leads(member)
     }
 
     /// Counts a member anew, and those that go by it, after one of its leaves has turned.
@@ -178,7 +187,7 @@ impl Engine {
             return;
         }
         batch.dirty.extend(self.count(state, member, leaf));
-        if self.common(state) != Some(member) {
+        if !state.leads(member) {
             return;
         }
         let common = state.members.get(member);
@@ -196,9 +205,8 @@ impl Engine {
 
     /// Judges every group that a batch has to do with, once. What holds for the moment only is judged as holding, and
     /// then as over.
-    pub(super) fn finish(&self, mut batch: Batch, at: Time, wakes: &mut Wakes) {
-        std::mem::take(&mut batch.sets).run(self, at, &mut batch, wakes);
-        if batch.dirty.is_empty() && batch.pulses.is_empty() && !self.plan.has_absence {
+    pub(super) fn finish(&self, batch: &mut Batch, at: Time, wakes: &mut Wakes) {
+        if batch.is_empty() && !self.plan.has_absence {
             return;
         }
         let mut guard = lock(&self.state);
@@ -210,7 +218,7 @@ impl Engine {
     pub(super) fn finish_under(
         &self,
         state: &mut State,
-        mut batch: Batch,
+        batch: &mut Batch,
         at: Time,
         wakes: &mut Wakes,
     ) {
@@ -223,18 +231,18 @@ impl Engine {
                 slot.truth = Truth::True;
                 slot.value = value;
             }
-            self.spread(state, member, leaf, &mut batch);
+            self.spread(state, member, leaf, batch);
         }
-        for group in std::mem::take(&mut batch.dirty) {
+        for group in batch.take_dirty() {
             self.judge_group(state, group, at, AlertCause::Condition, wakes);
         }
         for &(member, leaf, _) in &pulses {
             if let Some(slot) = state.slot(member, leaf) {
                 slot.truth = Truth::False;
             }
-            self.spread(state, member, leaf, &mut batch);
+            self.spread(state, member, leaf, batch);
         }
-        for group in batch.dirty {
+        for group in batch.take_dirty() {
             self.judge_group(state, group, at, AlertCause::Condition, wakes);
         }
     }
@@ -251,17 +259,16 @@ impl Engine {
 
     /// Counts a member in its group as it is now. The group.
     fn count(&self, state: &mut State, index: usize, leaf: usize) -> Option<usize> {
-        let truths = self.truths(state, index);
         let member = state.members.get_mut(index)?;
         let at = member.group?;
-        let value = member.leaves[leaf].value;
-        let before = std::mem::replace(&mut member.truths, truths.clone());
         let group = state.groups.get_mut(at)?;
-        for ((count, before), after) in group.trues.iter_mut().zip(before).zip(truths) {
-            *count += usize::from(after == Truth::True);
-            *count -= usize::from(before == Truth::True);
+        for (level, (_, tree)) in self.plan.levels.iter().enumerate() {
+            let after = tree.truth(&|leaf| member.leaves[leaf].truth());
+            let before = std::mem::replace(&mut member.truths[level], after);
+            group.trues[level] += usize::from(after == Truth::True);
+            group.trues[level] -= usize::from(before == Truth::True);
         }
-        group.value = value;
+        group.value = member.leaves[leaf].value;
         self.requalify(state, index);
         Some(at)
     }

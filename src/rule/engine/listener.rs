@@ -28,7 +28,7 @@ pub(super) struct RuleListener {
     /// When what was noted happened.
     noted: Option<Time>,
     /// What its coming has turned.
-    born: Batch,
+    born: Option<Box<Batch>>,
     pub(super) left: bool,
 }
 
@@ -68,6 +68,8 @@ pub(super) enum Hears {
 
 /// Whether a series is mutated at all.
 pub(super) struct Touch {
+    /// To be asked to be heard again.
+    series: Weak<SeriesCore>,
     step: Duration,
     since: Time,
     touches: u32,
@@ -76,8 +78,9 @@ pub(super) struct Touch {
 }
 
 impl Touch {
-    pub(super) fn new(step: Duration, now: Time) -> Touch {
+    pub(super) fn new(series: &Arc<SeriesCore>, step: Duration, now: Time) -> Touch {
         Touch {
+            series: Arc::downgrade(series),
             step,
             since: now,
             touches: 0,
@@ -110,7 +113,7 @@ impl RuleListener {
             engine,
             seats,
             noted: Some(now),
-            born,
+            born: (!born.is_empty()).then(|| Box::new(born)),
             left: false,
         }
     }
@@ -179,7 +182,8 @@ impl Listener for RuleListener {
             return;
         };
         let engine = &self.engine;
-        let mut batch = std::mem::take(&mut self.born);
+        let mut batch = self.born.take().map_or_else(Batch::default, |born| *born);
+        let mut sets = Sets::default();
         for Seat {
             member,
             leaf,
@@ -202,18 +206,20 @@ impl Listener for RuleListener {
                 } => {
                     if std::mem::take(noted) {
                         // Other places of this series in the same computation first: it is evaluated once.
-                        batch.set(work, *member, *leaf, (*input, *seat), *known);
+                        sets.add(work, *member, *leaf, (*input, *seat), *known);
                     }
                 }
                 Hears::Touch(touch) => {
                     if std::mem::take(&mut touch.noted) {
-                        engine.touched(*member, *leaf, at, touch.open, &mut batch, wakes);
+                        let busy = touch.open.then_some(&touch.series);
+                        engine.touched(*member, *leaf, at, busy, &mut batch, wakes);
                     }
                 }
                 Hears::Window { .. } | Hears::Nothing => {}
             }
         }
-        engine.finish(batch, at, wakes);
+        sets.run(engine, at, &mut batch, wakes);
+        engine.finish(&mut batch, at, wakes);
     }
 
     fn removed(&mut self, _value: f64, stamp: &mut Stamp<'_>, wakes: &mut Wakes) {
@@ -257,22 +263,22 @@ impl Listener for Deaf {
 
 /// Values that one mutation sets in computations, each of which is then evaluated once.
 #[derive(Default)]
-pub(super) struct Sets {
-    works: SmallVec<[Set; 1]>,
+pub(super) struct Sets<'a> {
+    works: SmallVec<[Set<'a>; 1]>,
 }
 
-pub(super) struct Set {
-    work: Arc<Mutex<Work>>,
+pub(super) struct Set<'a> {
+    work: &'a Arc<Mutex<Work>>,
     member: usize,
     leaf: usize,
     inputs: SmallVec<[(usize, usize); 2]>,
     value: f64,
 }
 
-impl Sets {
-    pub(super) fn add(
+impl<'a> Sets<'a> {
+    fn add(
         &mut self,
-        work: &Arc<Mutex<Work>>,
+        work: &'a Arc<Mutex<Work>>,
         member: usize,
         leaf: usize,
         input: (usize, usize),
@@ -281,11 +287,11 @@ impl Sets {
         let same = self
             .works
             .iter_mut()
-            .find(|set| Arc::ptr_eq(&set.work, work));
+            .find(|set| Arc::ptr_eq(set.work, work));
         match same {
             Some(set) => set.inputs.push(input),
             None => self.works.push(Set {
-                work: work.clone(),
+                work,
                 member,
                 leaf,
                 inputs: SmallVec::from_slice(&[input]),
@@ -295,16 +301,16 @@ impl Sets {
     }
 
     /// What is set in this computation.
-    pub(super) fn take(&mut self, work: &Arc<Mutex<Work>>) -> Option<Set> {
+    pub(super) fn take(&mut self, work: &Arc<Mutex<Work>>) -> Option<Set<'a>> {
         let at = self
             .works
             .iter()
-            .position(|set| Arc::ptr_eq(&set.work, work))?;
+            .position(|set| Arc::ptr_eq(set.work, work))?;
         Some(self.works.remove(at))
     }
 
     /// Sets and evaluates; first where others go by it.
-    pub(super) fn run(mut self, engine: &Engine, at: Time, batch: &mut Batch, wakes: &mut Wakes) {
+    fn run(mut self, engine: &Engine, at: Time, batch: &mut Batch, wakes: &mut Wakes) {
         if self.works.len() > 1
             && let Some(common) = engine.common_member()
         {
@@ -313,14 +319,14 @@ impl Sets {
         while !self.works.is_empty() {
             let set = self.works.remove(0);
             let place = (set.member, set.leaf);
-            engine.work_with(&set.work, place, at, batch, wakes, &mut self, |work| {
+            engine.work_with(set.work, place, at, batch, wakes, &mut self, |work| {
                 set.apply(work)
             });
         }
     }
 }
 
-impl Set {
+impl Set<'_> {
     pub(super) fn apply(&self, work: &mut Work) {
         for &(input, seat) in &self.inputs {
             work.computation.set(input, seat, self.value);

@@ -16,7 +16,7 @@ use crate::{
     desc::MetricKind,
     labels::push_label,
     rule::{
-        AlertCause, Group, Quality, RuleState,
+        AlertCause, Group, Pairs, Quality, RuleState,
         compute::{Computation, LeafState, Truth},
         machine::Machine,
         plan::{Leaf, Place},
@@ -26,9 +26,6 @@ use crate::{
     time::Time,
     window,
 };
-
-/// Groups that have gone and whose epoch is remembered.
-const PAST_MAX: usize = 10_000;
 
 impl Engine {
     /// The listener of a series, with a seat for each place that it takes in the rule.
@@ -53,7 +50,7 @@ impl Engine {
         }
         let now = self.clock.now();
         if series.meta.kind == MetricKind::Histogram {
-            self.finish(std::mem::take(&mut batch), now, wakes);
+            self.finish(&mut batch, now, wakes);
         }
         // Of the others the cell shows the value next: they are judged with it.
         Box::new(RuleListener::new(self.id, self.clone(), seats, batch, now))
@@ -105,13 +102,12 @@ impl Engine {
             (Leaf::Stale { ttl, .. }, _) => {
                 let mut state = lock(&self.state);
                 if let Some(slot) = state.slot(member, leaf) {
-                    slot.series = Arc::downgrade(series);
                     slot.last = slot.last.max(now);
                     slot.truth = Truth::False;
                     self.watch_silence(&mut state, member, leaf, *ttl);
                     self.spread(&mut state, member, leaf, batch);
                 }
-                Hears::Touch(Touch::new(resolution(*ttl), now))
+                Hears::Touch(Touch::new(series, resolution(*ttl), now))
             }
             (Leaf::Gone { .. } | Leaf::Computed { .. }, _) => Hears::Nothing,
         };
@@ -133,15 +129,12 @@ impl Engine {
     ) -> (usize, Option<Arc<Mutex<Work>>>) {
         let labels = place.labels_of(series);
         let mut key = String::new();
-        if self.plan.single {
-            key.push_str(&series.meta.name);
-            key.push('|');
-        }
-        let mut text = String::new();
         for (name, value) in &labels {
-            push_label(&mut text, name, value);
+            push_label(&mut key, name, value);
         }
-        key.push_str(&text);
+        if self.plan.single {
+            key = format!("{}|{key}", series.meta.name);
+        }
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         state.matched += 1;
@@ -149,8 +142,14 @@ impl Engine {
         let member = match state.by_key.get(key.as_str()) {
             Some(&member) => member,
             None => {
-                let member = state.members.add(self.new_member(&key, labels, series));
-                state.by_key.insert(key.as_str().into(), member);
+                let is_common = key.is_empty();
+                let key: Arc<str> = key.into();
+                let member = self.new_member(key.clone(), labels.into(), series);
+                let member = state.members.add(member);
+                state.by_key.insert(key, member);
+                if is_common {
+                    state.common = Some(member);
+                }
                 self.inherit_shared(state, member);
                 if state.settled && !state.closed {
                     state.latest = state.latest.max(now);
@@ -174,18 +173,14 @@ impl Engine {
             slot.truth = Truth::False;
             if std::mem::replace(&mut slot.remembered, false) {
                 found.seats -= 1;
+                state.call_off(member, place.leaf);
             }
             self.spread(state, member, place.leaf, batch);
         }
         (member, work)
     }
 
-    fn new_member(
-        &self,
-        key: &str,
-        labels: Vec<(String, String)>,
-        series: &Arc<SeriesCore>,
-    ) -> Member {
+    fn new_member(&self, key: Arc<str>, labels: Pairs, series: &Arc<SeriesCore>) -> Member {
         let works = self.plan.leaves.iter().map(|leaf| match leaf {
             Leaf::Computed { program, judge } => Some(Arc::new(Mutex::new(Work {
                 computation: Computation::new(program),
@@ -194,7 +189,7 @@ impl Engine {
             _ => None,
         });
         Member {
-            key: key.into(),
+            key,
             labels,
             name: series.meta.name.clone(),
             series: Arc::downgrade(series),
@@ -208,7 +203,7 @@ impl Engine {
 
     /// A member takes the truths of series without labels.
     pub(super) fn inherit_shared(&self, state: &mut State, member: usize) {
-        let Some(common) = self.common(state).filter(|&common| common != member) else {
+        let Some(common) = state.common.filter(|&common| common != member) else {
             return;
         };
         let shared: Vec<Truth> = match state.members.get(common) {
@@ -226,7 +221,8 @@ impl Engine {
     fn adopt(&self, member: usize, leaf: usize, work: &Arc<Mutex<Work>>) {
         let common = {
             let state = lock(&self.state);
-            self.common(&state)
+            state
+                .common
                 .filter(|&common| common != member)
                 .and_then(|common| state.members.get(common)?.works[leaf].clone())
         };
@@ -301,7 +297,7 @@ impl Engine {
             }
         }
         if let Some(at) = at {
-            self.finish(batch, at, wakes);
+            self.finish(&mut batch, at, wakes);
         }
     }
 
@@ -320,15 +316,18 @@ impl Engine {
         }
         match (&self.plan.leaves[leaf], at) {
             (Leaf::Gone { keep, .. }, Some(at)) => {
+                let forget = at + *keep;
                 slot.remembered = true;
                 slot.truth = Truth::True;
+                slot.due = Some(forget);
                 found.seats += 1;
-                state.due.insert((at + *keep, Due::Forget(member, leaf)));
+                state.due.insert((forget, Due::Forget(member, leaf)));
             }
             _ => {
                 slot.truth = Truth::Unknown;
                 slot.value = None;
                 slot.nan = false;
+                state.call_off(member, leaf);
             }
         }
         if at.is_some() && state.members.get(member).is_some_and(|m| m.seats > 0) {
@@ -350,22 +349,19 @@ impl Engine {
         batch
             .dirty
             .extend(self.ungroup(state, index, now, cause, wakes));
-        let was_common = self.common(state) == Some(index);
+        for leaf in 0..self.plan.leaves.len() {
+            state.call_off(index, leaf);
+        }
+        let was_common = state.common == Some(index);
         let Some(member) = state.members.remove(index) else {
             return;
         };
         state.by_key.remove(&member.key);
-        let of_member = |due: &Due| match *due {
-            Due::Stale(m, _) | Due::Rearm(m, _) | Due::Forget(m, _) => m == index,
-            Due::Group(_) | Due::Grace => false,
-        };
-        if self.plan.has_absence {
-            state.due.retain(|(_, due)| !of_member(due));
-        }
         if let Some(sink) = &self.sink {
             sink.end(&member.key, wakes);
         }
         if was_common {
+            state.common = None;
             // Nothing is shared any more.
             for other in state.members.indices() {
                 for leaf in 0..self.plan.leaves.len() {
@@ -377,7 +373,7 @@ impl Engine {
             }
         } else if state.by_key.len() == 1
             && state.settled
-            && let Some(common) = self.common(state)
+            && let Some(common) = state.common
         {
             // Whoever has no labels is on its own again.
             self.regroup(state, common, wakes);
@@ -420,13 +416,7 @@ impl Engine {
             state.due.remove(&(due, Due::Group(at)));
         }
         if group.epoch > 0 {
-            state.past.insert(group.key.clone(), group.epoch);
-            state.past_order.push_back(group.key);
-            if state.past_order.len() > PAST_MAX
-                && let Some(oldest) = state.past_order.pop_front()
-            {
-                state.past.remove(&oldest);
-            }
+            state.past.put(group.key, group.epoch);
         }
         None
     }
@@ -434,7 +424,7 @@ impl Engine {
     /// Puts a member into its group, with what is known of it. Judges nobody. A member without labels takes part only
     /// while it is alone: the first that has some takes it out.
     pub(super) fn regroup(&self, state: &mut State, index: usize, wakes: &mut Wakes) {
-        if let Some(common) = self.common(state).filter(|_| state.by_key.len() > 1) {
+        if let Some(common) = state.common.filter(|_| state.by_key.len() > 1) {
             if common == index {
                 return;
             }
@@ -446,15 +436,14 @@ impl Engine {
             return;
         };
         member.truths = truths.clone();
-        let labels: Vec<_> = match self.plan.group {
-            Group::Each => {
-                let mut labels = member.labels.clone();
-                if self.plan.shows_name {
-                    labels.push(("__name__".to_owned(), member.name.to_string()));
-                    labels.sort();
-                }
-                labels
+        let labels: Pairs = match self.plan.group {
+            Group::Each if self.plan.shows_name => {
+                let mut labels = member.labels.to_vec();
+                labels.push(("__name__".to_owned(), member.name.to_string()));
+                labels.sort();
+                labels.into()
             }
+            Group::Each => member.labels.clone(),
             _ => {
                 let labels = member.labels.iter();
                 let by = &self.plan.by;
@@ -464,30 +453,31 @@ impl Engine {
                     .collect()
             }
         };
-        let mut key = String::new();
         let mut series = Weak::new();
-        if self.plan.group == Group::Each {
-            key.push_str(&member.key);
+        let key: Arc<str> = if self.plan.group == Group::Each {
             if self.plan.single {
                 series = member.series.clone();
             }
+            member.key.clone()
         } else {
-            for (name, value) in &labels {
+            let mut key = String::new();
+            for (name, value) in &*labels {
                 push_label(&mut key, name, value);
             }
-        }
-        let at = match state.by_group.get(key.as_str()) {
+            key.into()
+        };
+        let at = match state.by_group.get(&key) {
             Some(&at) => at,
             None => {
-                let was = state.inherited.remove(key.as_str());
-                let mut group = self.new_group(&key, labels, series, was);
-                if let Some(epoch) = state.past.remove(key.as_str()) {
+                let was = state.inherited.remove(&*key);
+                let mut group = self.new_group(key.clone(), labels, series, was);
+                if let Some(epoch) = state.past.take(&key) {
                     group.epoch = group.epoch.max(epoch);
                 }
                 group.counted = group.state();
                 state.by_state[group.counted as usize] += 1;
                 let at = state.groups.add(group);
-                state.by_group.insert(key.into(), at);
+                state.by_group.insert(key, at);
                 at
             }
         };
@@ -505,15 +495,15 @@ impl Engine {
 
     fn new_group(
         &self,
-        key: &str,
-        labels: Vec<(String, String)>,
+        key: Arc<str>,
+        labels: Pairs,
         series: Weak<SeriesCore>,
         was: Option<Inherited>,
     ) -> GroupState {
         let levels = &self.plan.levels;
         let mut group = GroupState {
-            key: key.into(),
-            labels: labels.into(),
+            key,
+            labels,
             machines: vec![Machine::default(); levels.len()].into(),
             counted: RuleState::default(),
             initial: vec![false; levels.len()].into(),
@@ -558,10 +548,9 @@ impl Engine {
         cause: AlertCause,
         wakes: &mut Wakes,
     ) {
-        let labels = was.labels.to_vec();
-        let at = state
-            .groups
-            .add(self.new_group(key, labels, Weak::new(), Some(was)));
+        let labels = was.labels.clone();
+        let group = self.new_group(key.into(), labels, Weak::new(), Some(was));
+        let at = state.groups.add(group);
         if state.groups.get(at).is_some_and(|group| group.level > 0) {
             self.tell(state, at, 0, now, cause, wakes);
         }

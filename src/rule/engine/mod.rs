@@ -41,7 +41,7 @@ mod time;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -66,8 +66,7 @@ use crate::{
     time::Time,
     watch::{Make, Watch},
 };
-use listener::Sets;
-use state::{Due, GroupState, State, Work};
+use state::{Due, GroupState, State};
 
 /// Groups as they were, by key.
 pub(crate) type Groups = HashMap<Box<str>, Inherited>;
@@ -112,23 +111,23 @@ enum Shown<'a> {
 /// What one mutation, or one tick, has turned.
 #[derive(Default)]
 struct Batch {
-    sets: Sets,
-    /// Groups of which a member was counted anew.
-    dirty: BTreeSet<usize>,
+    /// Groups of which a member was counted anew; some perhaps several times.
+    dirty: SmallVec<[usize; 4]>,
     /// Leaves that hold for this moment: member, leaf, value.
     pulses: SmallVec<[(usize, usize, Reading); 1]>,
 }
 
 impl Batch {
-    fn set(
-        &mut self,
-        work: &Arc<Mutex<Work>>,
-        member: usize,
-        leaf: usize,
-        input: (usize, usize),
-        value: f64,
-    ) {
-        self.sets.add(work, member, leaf, input, value);
+    fn is_empty(&self) -> bool {
+        self.dirty.is_empty() && self.pulses.is_empty()
+    }
+
+    /// The groups to be judged, each once and in order; none are left.
+    fn take_dirty(&mut self) -> SmallVec<[usize; 4]> {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        dirty.dedup();
+        dirty
     }
 }
 
@@ -269,6 +268,11 @@ impl Engine {
             self.pass(state, group, now, wakes);
         }
         state.closed = true;
+        // Timers far away would keep the engine's memory until then.
+        let timers = [state.armed.take().map(|(_, key)| key), state.ticking.take()];
+        for key in timers.into_iter().flatten() {
+            self.clock.cancel(key);
+        }
         self.closed.store(true, Ordering::SeqCst);
         let mut kept = std::mem::take(&mut state.inherited);
         for index in state.groups.indices() {
@@ -277,7 +281,7 @@ impl Engine {
             };
             match cause {
                 None => {
-                    kept.insert(group.key.clone(), self.inherit(group));
+                    kept.insert(Box::from(&*group.key), self.inherit(group));
                 }
                 Some(cause) if group.level > 0 => self.tell(state, index, 0, now, cause, wakes),
                 Some(_) => {}
@@ -410,7 +414,7 @@ impl Engine {
                         since: group.machines.iter().rev().find_map(|m| m.since()),
                         value: group.value,
                         quality: group.quality,
-                        key: group.key.clone(),
+                        key: Box::from(&*group.key),
                         kept: self.inherit(group),
                     }
                 }
@@ -442,10 +446,9 @@ impl Engine {
     /// Epochs of groups that are not here yet go on from these.
     pub(crate) fn remember(&self, epochs: &HashMap<Box<str>, u64>) {
         let mut state = lock(&self.state);
-        state.past_order.extend(epochs.keys().cloned());
-        state
-            .past
-            .extend(epochs.iter().map(|(key, epoch)| (key.clone(), *epoch)));
+        for (key, epoch) in epochs {
+            state.past.put(Arc::from(&**key), *epoch);
+        }
     }
 
     /// Epochs of groups that are inactive, or have gone.
@@ -455,10 +458,8 @@ impl Engine {
         let groups = state.groups.indices().into_iter();
         let groups = groups.filter_map(|at| state.groups.get(at));
         let inactive = groups.filter(|group| group.level == 0 && group.epoch > 0);
-        let past = state
-            .past
-            .iter()
-            .map(|(key, epoch)| (key.to_string(), *epoch));
+        let past = state.past.iter();
+        let past = past.map(|(key, epoch)| (key.to_owned(), epoch));
         inactive
             .map(|group| (group.key.to_string(), group.epoch))
             .chain(past)
@@ -472,16 +473,8 @@ impl Engine {
         }
     }
 
-    /// The member without labels, whose series take part everywhere.
-    fn common(&self, state: &State) -> Option<usize> {
-        if self.plan.single {
-            return None;
-        }
-        state.by_key.get("").copied()
-    }
-
     fn common_member(&self) -> Option<usize> {
-        self.common(&lock(&self.state))
+        lock(&self.state).common
     }
 
     /// Wakes in this thread on a virtual clock, where the test wants to see what comes of it. Elsewhere the threads of

@@ -22,6 +22,10 @@ impl<T> Slab<T> {
                 at
             }
             None => {
+                // Most rules are about one thing; a vector would make room for four.
+                if self.places.is_empty() {
+                    self.places.reserve_exact(1);
+                }
                 self.places.push(Some(thing));
                 self.places.len() - 1
             }

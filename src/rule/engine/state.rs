@@ -1,12 +1,13 @@
 //! What an engine knows: members, groups, and what is due. Plain data, under the engine's lock.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, Weak},
 };
 
 use super::slab::Slab;
 use crate::{
+    clock::TimerKey,
     rule::{
         Pairs, Quality, Rule, RuleState,
         compute::{Computation, LeafState, Reading, Truth},
@@ -23,22 +24,24 @@ pub(super) struct State {
     pub(super) settled: bool,
     pub(super) closed: bool,
     pub(super) members: Slab<Member>,
-    pub(super) by_key: HashMap<Box<str>, usize>,
+    pub(super) by_key: HashMap<Arc<str>, usize>,
+    /// The member without labels, whose series take part everywhere.
+    pub(super) common: Option<usize>,
     pub(super) groups: Slab<GroupState>,
     /// How many groups are in each state, so that a scrape need not go over them.
     pub(super) by_state: [usize; 4],
-    pub(super) by_group: HashMap<Box<str>, usize>,
+    pub(super) by_group: HashMap<Arc<str>, usize>,
     pub(super) due: BTreeSet<(Time, Due)>,
-    pub(super) armed: Option<Time>,
+    /// The timers that are set: for what is due first, and for the next tick.
+    pub(super) armed: Option<(Time, TimerKey)>,
+    pub(super) ticking: Option<TimerKey>,
     /// Time never goes back, whichever thread comes late.
     pub(super) latest: Time,
     pub(super) evaluated: Option<Time>,
     pub(super) value: Reading,
     pub(super) matched: u64,
     pub(super) series: usize,
-    /// Epochs of groups that have gone, so that they go on should they come back; and their order, the oldest first.
-    pub(super) past: HashMap<Box<str>, u64>,
-    pub(super) past_order: VecDeque<Box<str>>,
+    pub(super) past: Past,
     /// Groups as they were before a restart or a change of the rule, until they are here again.
     pub(super) inherited: HashMap<Box<str>, Inherited>,
 }
@@ -52,18 +55,19 @@ impl State {
             closed: false,
             members: Slab::default(),
             by_key: HashMap::new(),
+            common: None,
             groups: Slab::default(),
             by_state: [0; 4],
             by_group: HashMap::new(),
             due: BTreeSet::new(),
             armed: None,
+            ticking: None,
             latest: Time::ZERO,
             evaluated: None,
             value: None,
             matched: 0,
             series: 0,
-            past: HashMap::new(),
-            past_order: VecDeque::new(),
+            past: Past::default(),
             inherited: HashMap::new(),
         }
     }
@@ -72,6 +76,66 @@ impl State {
         self.members
             .get_mut(member)
             .map(|member| &mut member.leaves[leaf])
+    }
+
+    /// Whether others go by this member: it has no labels, and is not alone.
+    pub(super) fn leads(&self, member: usize) -> bool {
+        self.common == Some(member) && self.by_key.len() > 1
+    }
+
+    /// Nothing is due for a leaf of a member any more.
+    pub(super) fn call_off(&mut self, member: usize, leaf: usize) {
+        let Some(slot) = self.slot(member, leaf) else {
+            return;
+        };
+        slot.busy.clear();
+        let (due, rearm) = (slot.due.take(), slot.rearm.take());
+        if let Some(at) = due {
+            self.due.remove(&(at, Due::Stale(member, leaf)));
+            self.due.remove(&(at, Due::Forget(member, leaf)));
+        }
+        if let Some(at) = rearm {
+            self.due.remove(&(at, Due::Rearm(member, leaf)));
+        }
+    }
+}
+
+/// Epochs of groups that have gone, so that they go on should they come back.
+#[derive(Default)]
+pub(super) struct Past {
+    /// With the number under which it is in `order`.
+    epochs: HashMap<Arc<str>, (u64, u64)>,
+    /// The oldest first.
+    order: BTreeMap<u64, Arc<str>>,
+    next: u64,
+}
+
+/// Groups that have gone and whose epoch is remembered.
+const PAST_MAX: usize = 10_000;
+
+impl Past {
+    pub(super) fn put(&mut self, key: Arc<str>, epoch: u64) {
+        self.next += 1;
+        self.order.insert(self.next, key.clone());
+        if let Some((_, before)) = self.epochs.insert(key, (epoch, self.next)) {
+            self.order.remove(&before);
+        }
+        if self.order.len() > PAST_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.epochs.remove(&oldest);
+        }
+    }
+
+    pub(super) fn take(&mut self, key: &str) -> Option<u64> {
+        let (epoch, number) = self.epochs.remove(key)?;
+        self.order.remove(&number);
+        Some(epoch)
+    }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.epochs.iter().map(|(key, (epoch, _))| (&**key, *epoch))
     }
 }
 
@@ -87,8 +151,8 @@ pub(super) enum Due {
 
 /// A set of labels and what is known of it.
 pub(super) struct Member {
-    pub(super) key: Box<str>,
-    pub(super) labels: Vec<(String, String)>,
+    pub(super) key: Arc<str>,
+    pub(super) labels: Pairs,
     pub(super) name: Arc<str>,
     pub(super) series: Weak<SeriesCore>,
     pub(super) group: Option<usize>,
@@ -110,11 +174,13 @@ pub(super) struct Slot {
     pub(super) shared: Truth,
     pub(super) value: Reading,
     pub(super) nan: bool,
-    /// Of `stale`: the last mutation known, and when that is looked at next.
+    /// Of `stale`: the last mutation known.
     pub(super) last: Time,
+    /// Of `stale`: when that is looked at next. Of `gone`: when it is forgotten.
     pub(super) due: Option<Time>,
-    /// Of `stale`: the series, to be asked to be heard again.
-    pub(super) series: Weak<SeriesCore>,
+    /// Of `stale`: series that were too busy to be heard, and when they are asked to be heard again.
+    pub(super) busy: Vec<Weak<SeriesCore>>,
+    pub(super) rearm: Option<Time>,
     /// Of `gone`: a memory holds a seat.
     pub(super) remembered: bool,
 }
@@ -136,7 +202,7 @@ pub(super) struct Work {
 }
 
 pub(super) struct GroupState {
-    pub(super) key: Box<str>,
+    pub(super) key: Arc<str>,
     pub(super) labels: Pairs,
     pub(super) machines: Box<[Machine]>,
     /// The state as which it is counted.

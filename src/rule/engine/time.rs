@@ -95,16 +95,20 @@ impl Engine {
         let Some(&(first, _)) = state.due.first() else {
             return;
         };
-        if !state.settled || state.closed || state.armed.is_some_and(|armed| armed <= first) {
+        if !state.settled || state.closed || state.armed.is_some_and(|(at, _)| at <= first) {
             return;
         }
-        state.armed = Some(first);
+        if let Some((_, later)) = state.armed.take() {
+            // Otherwise each thing that is due soon would leave another timer for what is due late.
+            self.clock.cancel(later);
+        }
         let me = self.me.clone();
-        self.clock.at(first, move || {
+        let key = self.clock.at(first, move || {
             if let Some(engine) = me.upgrade() {
                 engine.on_time(first);
             }
         });
+        state.armed = Some((first, key));
     }
 
     fn on_time(&self, armed: Time) {
@@ -114,9 +118,7 @@ impl Engine {
         {
             let mut guard = lock(&self.state);
             let state = &mut *guard;
-            if state.armed == Some(armed) {
-                state.armed = None;
-            }
+            state.armed = state.armed.filter(|(at, _)| *at != armed);
             if state.closed {
                 return;
             }
@@ -124,7 +126,7 @@ impl Engine {
                 state.due.pop_first();
                 let mut batch = Batch::default();
                 self.on_due(state, at, due, &mut rearm, &mut batch, &mut wakes);
-                self.finish_under(state, batch, at, &mut wakes);
+                self.finish_under(state, &mut batch, at, &mut wakes);
             }
             self.arm(state);
         }
@@ -181,7 +183,8 @@ impl Engine {
                 };
                 // It was busy until now, for all that is known.
                 slot.last = slot.last.max(at);
-                rearm.push(slot.series.clone());
+                slot.rearm = None;
+                rearm.append(&mut slot.busy);
                 self.watch_silence(state, member, leaf, ttl);
             }
             Due::Forget(member, leaf) => {
@@ -193,6 +196,7 @@ impl Engine {
                     return;
                 }
                 slot.truth = Truth::False;
+                slot.due = None;
                 slot.own += 1;
                 found.seats -= 1;
                 let empty = found.seats == 0;
@@ -240,13 +244,13 @@ impl Engine {
         state.due.insert((due, Due::Stale(member, leaf)));
     }
 
-    /// A series under a `stale` condition was mutated. `busy`: it will not be heard until it is asked again.
+    /// A series under a `stale` condition was mutated. `busy`: this one, which will not be heard until it is asked again.
     pub(super) fn touched(
         &self,
         member: usize,
         leaf: usize,
         at: Time,
-        busy: bool,
+        busy: Option<&Weak<SeriesCore>>,
         batch: &mut Batch,
         wakes: &mut Wakes,
     ) {
@@ -269,7 +273,7 @@ impl Engine {
             slot.truth = Truth::True;
             let mut late = Batch::default();
             self.spread(state, member, leaf, &mut late);
-            self.finish_under(state, late, silent_until, wakes);
+            self.finish_under(state, &mut late, silent_until, wakes);
         }
         let Some(slot) = state.slot(member, leaf) else {
             return;
@@ -280,10 +284,13 @@ impl Engine {
             self.spread(state, member, leaf, batch);
         }
         self.watch_silence(state, member, leaf, ttl);
-        if busy {
-            state
-                .due
-                .insert((at + resolution(ttl), Due::Rearm(member, leaf)));
+        if let (Some(series), Some(slot)) = (busy, state.slot(member, leaf)) {
+            slot.busy.push(series.clone());
+            if slot.rearm.is_none() {
+                let due = at + resolution(ttl);
+                slot.rearm = Some(due);
+                state.due.insert((due, Due::Rearm(member, leaf)));
+            }
         }
     }
 
@@ -292,7 +299,11 @@ impl Engine {
         let period = nanos(period);
         let next = Time((now.0 / period + 1).saturating_mul(period));
         let me = Arc::downgrade(self);
-        self.clock.at(next, move || {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return;
+        }
+        let key = self.clock.at(next, move || {
             let Some(engine) = me.upgrade() else { return };
             if engine.closed.load(Ordering::SeqCst) {
                 return;
@@ -308,6 +319,7 @@ impl Engine {
                     .spawn(async move { engine.tick(engine.clock.now()) });
             }
         });
+        state.ticking = Some(key);
     }
 
     /// Windows and moving averages have moved on.
@@ -322,7 +334,7 @@ impl Engine {
                 self.look(&work, member, leaf, now, &mut batch, &mut wakes);
             }
         }
-        self.finish(batch, now, &mut wakes);
+        self.finish(&mut batch, now, &mut wakes);
         wake_all(&mut wakes);
         if let Some(period) = self.plan.period {
             self.tick_after(now, period);
@@ -332,7 +344,7 @@ impl Engine {
     /// All computations, those of series without labels first.
     pub(super) fn works(&self) -> Vec<(usize, usize, Arc<Mutex<Work>>)> {
         let state = lock(&self.state);
-        let common = self.common(&state);
+        let common = state.common;
         let rest = state.members.indices().into_iter();
         let rest = rest.filter(|&member| Some(member) != common);
         let mut works = Vec::new();
