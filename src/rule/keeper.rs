@@ -290,7 +290,7 @@ fn kept(key: &str, was: &Inherited, hold: Duration, now: Time) -> Kept {
         Phase::Pending { since } => KeptPhase::Pending(now.since(since)),
         Phase::Restored { due, .. } => KeptPhase::Pending(hold.saturating_sub(due.since(now))),
         Phase::Firing { since } | Phase::Clearing { since, .. } => {
-            KeptPhase::Firing(now.since(since))
+            KeptPhase::Firing(now.since(since) + was.origin)
         }
     };
     Kept {
@@ -459,6 +459,7 @@ fn read(
             groups,
             epochs,
             grace_period: file.grace_period,
+            down,
         };
         rules.insert(name.clone(), restored);
     }

@@ -50,6 +50,8 @@ pub(crate) enum Leaf {
 
 /// A place for series in a rule: an input of a leaf.
 pub(crate) struct Place {
+    /// Which of the plan's it is.
+    pub(crate) index: usize,
     pub(crate) leaf: usize,
     pub(crate) input: usize,
     pub(crate) selector: Selector,
@@ -123,11 +125,14 @@ impl Plan {
     }
 
     fn of(leaves: Vec<Leaf>, levels: Vec<(Option<Arc<str>>, Tree)>) -> Result<Plan, RuleError> {
-        let places: Vec<_> = leaves
+        let mut places: Vec<_> = leaves
             .iter()
             .enumerate()
             .flat_map(|(leaf, l)| l.places(leaf))
             .collect();
+        for (index, place) in places.iter_mut().enumerate() {
+            place.index = index;
+        }
         let Some(first) = places.first() else {
             return Err(RuleError::Expression {
                 expression: "the condition".to_owned(),
@@ -168,6 +173,7 @@ impl Plan {
 impl Leaf {
     fn places(&self, leaf: usize) -> Vec<Place> {
         let place = |input, selector: &Selector, by| Place {
+            index: 0,
             leaf,
             input,
             selector: selector.clone(),
