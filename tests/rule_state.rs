@@ -128,6 +128,30 @@ fn what_was_firing_and_is_not_known_again_is_resolved_after_the_grace_period() {
     process.bus.add_rule(rule()).unwrap();
     process.clock.advance(secs(100.0));
     assert_eq!(process.told(), [(140.0, false, AlertCause::Restored, 2)]);
+    process.crash();
+
+    // Epochs go on.
+    let process = Process::at(300.0, &path);
+    process.bus.add_rule(rule()).unwrap();
+    process.kv().set(0.95);
+    process.clock.advance(secs(60.0));
+    assert_eq!(process.told(), [(360.0, true, AlertCause::Condition, 3)]);
+}
+
+#[test]
+fn since_when_it_fires_is_right_beyond_the_beginning_of_the_clock() {
+    let (_folder, path) = folder();
+    fired(&path);
+    // A clock that begins with the process, as the system's does.
+    let process = Process::at(0.0, &path);
+    process.bus.add_rule(rule()).unwrap();
+    let group = &process.bus.rule("Full").unwrap().status().active[0];
+    assert_eq!(group.since, Some(metricbus::Time::ZERO));
+    let date = std::time::SystemTime::UNIX_EPOCH - secs(100.0);
+    assert_eq!(group.since_date, Some(date));
+    process.kv().set(0.1);
+    let history = process.bus.rule("Full").unwrap().history();
+    assert_eq!(history[0].since_date, date);
 }
 
 #[test]
