@@ -146,6 +146,12 @@ impl Clock {
         }
     }
 
+    /// As [`wall`](Clock::wall), of a time that really was this long before.
+    pub(crate) fn wall_before(&self, time: Time, before: Duration) -> SystemTime {
+        let date = self.wall(time).checked_sub(before);
+        date.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
     /// Whether this is a manual clock.
     pub fn is_manual(&self) -> bool {
         matches!(self.0.source, Source::Manual { .. })

@@ -138,6 +138,12 @@ pub enum RuleError {
         /// What is wrong, and what would be right.
         why: String,
     },
+    /// An expression that means nothing.
+    #[error("{why}")]
+    Wrong {
+        /// What is wrong, and what would be right.
+        why: String,
+    },
     /// The rule as a whole is wrong.
     #[error("rule {rule:?}: {why}")]
     Rule {
@@ -331,7 +337,7 @@ pub enum SubscribeError {
     Rule(#[from] Box<RuleError>),
     /// A delta must be a distance.
     #[error(
-        "delta of {delta}: it must be greater than 0 and finite; for any change at all use on_change"
+        "delta of {delta}: it must be greater than 0 and finite; any change at all is on_change, or Condition::changed in a rule"
     )]
     Delta {
         /// The delta.

@@ -351,6 +351,19 @@ impl<'a> Parser<'a> {
         hit
     }
 
+    /// What somebody who knows PromQL may have meant.
+    fn hint(&self) -> &'static str {
+        match self.text[self.at..].chars().next() {
+            Some('(') => "; functions are methods here, such as Expr::rate(selector, width)",
+            Some('<' | '>') => "; comparing is Threshold's, such as Threshold::above(0.9)",
+            Some('+' | '-' | '*' | '/') => {
+                "; arithmetic is Expr's: Expr::value(a) / Expr::value(b)"
+            }
+            Some('[') => "; a window is Expr::over(selector, width)",
+            _ => "",
+        }
+    }
+
     fn expected(&self, what: &str) -> SelectorError {
         let found = match self.text[self.at..].chars().next() {
             Some(c) => format!("{c:?}"),
@@ -359,7 +372,7 @@ impl<'a> Parser<'a> {
         SelectorError::Syntax {
             text: self.text.to_owned(),
             position: self.at,
-            what: format!("expected {what}, found {found}"),
+            what: format!("expected {what}, found {found}{}", self.hint()),
         }
     }
 }

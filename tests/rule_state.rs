@@ -242,9 +242,8 @@ fn what_cannot_be_done_is_said() {
         .keep_rule_state(RuleStateFile::new(folder.path()))
         .unwrap_err();
     assert!(matches!(error, RuleStateError::Read { .. }), "{error}");
-    bus.keep_rule_state(RuleStateFile::new(folder.path().join("none/rules.json")))
-        .unwrap();
-    let error = bus.save_rule_state().unwrap_err();
+    let nowhere = RuleStateFile::new(folder.path().join("none/rules.json"));
+    let error = bus.keep_rule_state(nowhere).unwrap_err();
     assert!(matches!(error, RuleStateError::Write { .. }), "{error}");
     let bus = MetricBus::new();
     bus.add_rule(rule()).unwrap();

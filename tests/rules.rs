@@ -480,3 +480,50 @@ fn a_share_of_a_sum_is_judged_once_by_a_mutation_that_changes_both() {
     worker("b").set(9.0);
     assert_eq!(told(&rule), [(0.0, "firing", "a".to_owned())]);
 }
+
+#[test]
+fn an_alert_of_a_group_names_those_for_which_it_holds_and_has_their_value() {
+    let (bus, clock) = bus();
+    let worker = workers(&bus);
+    let rule = bus
+        .add_rule(Rule::new("Full", full()).any().hold_for(secs(0.5)))
+        .unwrap();
+    worker("a").set(0.95);
+    worker("b").set(0.1);
+    clock.advance(secs(1.0));
+    worker("b").set(0.3);
+    worker("a").set(0.2);
+    let history = rule.history();
+    assert_eq!(
+        (history[0].value, history[0].holds, history[0].members),
+        (Some(0.95), 1, 2)
+    );
+    let holding: Vec<_> = history[0]
+        .holding
+        .iter()
+        .map(|of| of[0].1.clone())
+        .collect();
+    assert_eq!(holding, ["a"]);
+    assert_eq!((history[1].value, history[1].holds), (Some(0.2), 0));
+}
+
+#[test]
+fn a_selector_that_matches_nothing_beside_one_that_does_is_named() {
+    let (bus, _) = bus();
+    let kv = bus.gauge("kv", "kv").unwrap();
+    let share = Expr::value("kv") / Expr::value("missing");
+    let rule = bus
+        .add_rule(Rule::new(
+            "Share",
+            Condition::when(share, Threshold::above(0.5)),
+        ))
+        .unwrap();
+    kv.set(1.0);
+    let status = rule.status();
+    assert!(status.ever_matched);
+    assert_eq!(
+        (status.unmatched, status.no_data),
+        (vec!["missing".to_owned()], 1)
+    );
+    kv.set(f64::NAN);
+}

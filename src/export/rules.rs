@@ -240,6 +240,19 @@ fn note(status: &RuleStatus) -> String {
     } else if status.series == 0 {
         notes.push("no series matches now: those that did have been removed");
     }
+    let unmatched;
+    if status.ever_matched && !status.unmatched.is_empty() {
+        unmatched = format!("no series has ever matched {}", status.unmatched.join(", "));
+        notes.push(&unmatched);
+    }
+    let no_data;
+    if status.no_data > 0 && status.series > 0 {
+        no_data = format!(
+            "{} of its groups have no data: a gauge that was never set, a window that saw nothing, or an operand without a series of the same labels",
+            status.no_data
+        );
+        notes.push(&no_data);
+    }
     if status.dry_run {
         notes.push("a dry run: nobody is told when it fires");
     }
@@ -388,8 +401,10 @@ impl<'a> Active<'a> {
             labels: Map(&group.labels),
             value: Number(group.value),
             quality: group.quality.as_str(),
-            active_at: group.since.and_then(|since| now.date(since)),
-            active_for: group.since.map(|since| seconds(now.at.since(since))),
+            active_at: group.since_date.and_then(Date::of),
+            active_for: group
+                .since_date
+                .map(|since| seconds(now.wall.duration_since(since).unwrap_or_default())),
             epoch: group.epoch,
             annotations,
         }
@@ -407,6 +422,9 @@ struct Transition<'a> {
     previous_level: Option<&'a str>,
     group: Map<'a>,
     value: Number,
+    /// Of a group of several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    holding: Vec<Map<'a>>,
     quality: &'static str,
     cause: &'static str,
     epoch: u64,
@@ -422,6 +440,7 @@ impl<'a> Transition<'a> {
             previous_level: alert.previous_level.as_deref(),
             group: Map(group),
             value: Number(alert.value),
+            holding: alert.holding.iter().map(|labels| Map(labels)).collect(),
             quality: alert.quality.as_str(),
             cause: alert.cause.as_str(),
             epoch: alert.epoch,

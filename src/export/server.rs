@@ -114,7 +114,7 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 ///      or \"0.0.0.0:9090\" to be reachable from other machines"
 /// );
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
     /// The address can't be read.
@@ -181,6 +181,13 @@ pub enum ServeError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+impl fmt::Debug for ServeError {
+    /// The message: what `main` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Exporter {

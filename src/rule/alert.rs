@@ -30,8 +30,8 @@ pub struct Alert {
     pub annotations: Pairs,
     /// The series, where the rule is about one: a group of one, and a single metric.
     pub series: Option<Series>,
-    /// What was judged last: the value that made the difference, as the thread that made it saw it. `None` where there
-    /// was no data, and of absence.
+    /// The value that made the difference, as the thread that made it saw it; of a group of several that fires, the value
+    /// of the first of [`holding`](Alert::holding). `None` where there was no data, and of absence.
     pub value: Option<f64>,
     /// How good what is known of it is.
     pub quality: Quality,
@@ -43,6 +43,14 @@ pub struct Alert {
     pub at: Time,
     /// Since when the condition has held, or held before it was resolved.
     pub since: Time,
+    /// `since` as a date; right also where that was before a restart, which the bus's clock cannot tell.
+    pub since_date: SystemTime,
+    /// Of a group of several: for how many the condition holds …
+    pub holds: usize,
+    /// … of how many series, or sets of series with the same labels.
+    pub members: usize,
+    /// Which ones: their labels, ten at most. Empty for [`each`](crate::Rule::each), where the group is the one.
+    pub holding: Arc<[Pairs]>,
     /// `at` as a date, for people and other machines.
     pub date: SystemTime,
     /// How many times this firing was sent before: not 0 only behind a [`Repeat`](crate::service::Repeat).
@@ -204,6 +212,7 @@ impl fmt::Display for Quality {
 }
 
 /// What a subscriber of alerts hears who also wants to know when it has caught up.
+#[allow(clippy::large_enum_variant)] // Nearly all of them are alerts.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Notice {

@@ -130,7 +130,7 @@ impl Program {
                     at: self.ewmas - 1,
                 }
             }
-            Node::Wrong(why) => return Err(wrong(why.clone())),
+            Node::Wrong(why) => return Err(RuleError::Wrong { why: why.clone() }),
         })
     }
 

@@ -28,6 +28,9 @@ use crate::{
 /// not exist, and arithmetic on numbers that has no result (0/0, ∞−∞). Whatever is computed from it is no data either. NaN
 /// is a number that somebody has measured, and goes through arithmetic as such.
 ///
+/// Operands that are mutated one after the other are judged in between: where errors are counted before requests, the
+/// first error is a share of 1/0 = ∞ for a moment. Count the whole first; or compare windows, which are looked at together.
+///
 /// A series that is an operand takes the slow path with each change of its value (some 100 ns); one that is compared
 /// with a threshold alone does not.
 ///
@@ -193,7 +196,13 @@ impl Expr {
                 }),
             })),
             other => Expr(Node::Wrong(format!(
-                "by() groups a sum, avg, min, max or count of series, and not {other}"
+                "by({}) groups a sum, avg, min, max or count of series, and not {other}; of a window it comes before the \
+                 statistic: Expr::over(selector, width).by([…]).rate()",
+                labels
+                    .into_iter()
+                    .map(Into::into)
+                    .collect::<Vec<String>>()
+                    .join(", ")
             ))),
         }
     }

@@ -108,10 +108,15 @@ impl MetricBus {
     ///
     /// # Errors
     ///
-    /// When the file can't be read, is not one of these, or rules were added already. Nothing is changed, then.
+    /// When the file can't be read, is not one of these, its folder can't be written to, or rules were added already.
+    /// Nothing is changed, then.
     pub fn keep_rule_state(&self, file: RuleStateFile) -> Result<(), RuleStateError> {
         let inner = self.inner();
         let restored = read(&file, inner.clock.wall(inner.clock.now()))?;
+        probe(&file.path).map_err(|error| RuleStateError::Write {
+            path: file.path.clone(),
+            why: error.to_string(),
+        })?;
         {
             let mut table = inner.rules.table();
             if let Some(name) = table.rules.keys().next() {
@@ -285,7 +290,7 @@ fn kept(key: &str, was: &Inherited, hold: Duration, now: Time) -> Kept {
         Phase::Pending { since } => KeptPhase::Pending(now.since(since)),
         Phase::Restored { due, .. } => KeptPhase::Pending(hold.saturating_sub(due.since(now))),
         Phase::Firing { since } | Phase::Clearing { since, .. } => {
-            KeptPhase::Firing(now.since(since))
+            KeptPhase::Firing(now.since(since) + was.origin)
         }
     };
     Kept {
@@ -454,18 +459,30 @@ fn read(
             groups,
             epochs,
             grace_period: file.grace_period,
+            down,
         };
         rules.insert(name.clone(), restored);
     }
     Ok(rules)
 }
 
-/// Puts `bytes` in the place of a file, whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A name of its own: the process before may be in the middle of its last write.
+/// Whether a file can be written beside this one.
+fn probe(path: &Path) -> io::Result<()> {
+    let beside = beside(path);
+    drop(fs::File::create(&beside)?);
+    fs::remove_file(&beside)
+}
+
+/// A name of its own: the process before may be in the middle of its last write.
+fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}-{}.new", std::process::id(), next_id()));
-    let beside = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// Puts `bytes` in the place of a file, whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = beside(path);
     let write = || {
         let mut file = fs::File::create(&beside)?;
         file.write_all(bytes)?;

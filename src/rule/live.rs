@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -258,7 +258,12 @@ pub struct RuleStatus {
     pub series: usize,
     /// Whether any series has ever matched. One that hasn't is not quiet: it is about nothing, often for a typing error.
     pub ever_matched: bool,
-    /// What was judged last.
+    /// Selectors of the rule that have never matched a series: where there are some, a part of it is about nothing.
+    pub unmatched: Vec<String>,
+    /// Groups of which nothing is known: what they look at was never set, or saw nothing.
+    pub no_data: usize,
+    /// What it looks at now; of a rule about several sets of labels, what it judged last of whichever. `None` where there is
+    /// no data.
     pub value: Option<f64>,
     /// How long ago something was last judged. A threshold on a series judges only what crosses its bound, or comes
     /// near: long silence is no fault.
@@ -299,6 +304,8 @@ pub struct RuleGroup {
     pub level: Option<String>,
     /// Since when the condition has held.
     pub since: Option<Time>,
+    /// The same as a date; right also where that was before a restart.
+    pub since_date: Option<SystemTime>,
     /// What was judged last.
     pub value: Option<f64>,
     /// How good what is known of it is.
@@ -318,6 +325,9 @@ impl RuleStatus {
                 state: group.state,
                 level: group.level.as_deref().map(str::to_owned),
                 since: group.since,
+                since_date: group
+                    .since
+                    .map(|since| slot.clock.wall_before(since, group.before)),
                 value: group.value,
                 quality: group.quality,
                 epoch: group.kept.epoch,
@@ -342,6 +352,8 @@ impl RuleStatus {
             active,
             series: view.series,
             ever_matched: view.matched > 0,
+            unmatched: view.unmatched,
+            no_data: view.no_data,
             value: view.value,
             since_evaluated: view.evaluated.map(|at| slot.clock.now().since(at)),
             fired: slot.log.fired(),

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use super::{
@@ -34,6 +35,11 @@ pub(crate) struct Turn {
     pub(crate) cause: AlertCause,
     pub(crate) at: Time,
     pub(crate) since: Time,
+    /// How long before that it really began.
+    pub(crate) before: Duration,
+    pub(crate) holding: Vec<Pairs>,
+    pub(crate) holds: usize,
+    pub(crate) members: usize,
 }
 
 /// A subscription to alerts.
@@ -238,6 +244,10 @@ impl Log {
             cause: turn.cause,
             at: turn.at,
             since: turn.since,
+            since_date: clock.wall_before(turn.since, turn.before),
+            holding: turn.holding.into(),
+            holds: turn.holds,
+            members: turn.members,
             date: clock.wall(turn.at),
             repeat: 0,
         }

@@ -116,7 +116,7 @@ fn of_each(seen: &[Seen]) -> [FamilySnapshot; 8] {
         ),
         number(
             "metricbus_rule_value",
-            "What a rule judged last; absent where there was no data.",
+            "What a rule looks at now; of a rule about several sets of labels, what it judged last, of whichever. Absent where there is no data.",
             |seen| seen.view.value,
         ),
     ]

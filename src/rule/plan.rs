@@ -50,6 +50,8 @@ pub(crate) enum Leaf {
 
 /// A place for series in a rule: an input of a leaf.
 pub(crate) struct Place {
+    /// Which of the plan's it is.
+    pub(crate) index: usize,
     pub(crate) leaf: usize,
     pub(crate) input: usize,
     pub(crate) selector: Selector,
@@ -123,11 +125,14 @@ impl Plan {
     }
 
     fn of(leaves: Vec<Leaf>, levels: Vec<(Option<Arc<str>>, Tree)>) -> Result<Plan, RuleError> {
-        let places: Vec<_> = leaves
+        let mut places: Vec<_> = leaves
             .iter()
             .enumerate()
             .flat_map(|(leaf, l)| l.places(leaf))
             .collect();
+        for (index, place) in places.iter_mut().enumerate() {
+            place.index = index;
+        }
         let Some(first) = places.first() else {
             return Err(RuleError::Expression {
                 expression: "the condition".to_owned(),
@@ -168,6 +173,7 @@ impl Plan {
 impl Leaf {
     fn places(&self, leaf: usize) -> Vec<Place> {
         let place = |input, selector: &Selector, by| Place {
+            index: 0,
             leaf,
             input,
             selector: selector.clone(),
@@ -219,9 +225,15 @@ fn check(rule: &Rule) -> Result<(), RuleError> {
         return wrong("it has no level; give it at least one".into());
     }
     for (i, name) in names.iter().enumerate() {
-        if name.as_deref() == Some("") || names[..i].contains(name) {
+        if name.as_deref() == Some("") {
             return wrong(format!(
-                "level {} is named {:?}; levels need names that differ",
+                "the name of level {} is empty; it is what an alert says of it",
+                i + 1
+            ));
+        }
+        if names[..i].contains(name) {
+            return wrong(format!(
+                "level {} is named {:?} like another; names of levels must differ",
                 i + 1,
                 name.as_deref().unwrap_or_default()
             ));

@@ -19,6 +19,8 @@ pub(crate) struct Restored {
     /// Of groups that were inactive.
     pub(crate) epochs: HashMap<Box<str>, u64>,
     pub(crate) grace_period: Duration,
+    /// How long the process was down.
+    pub(crate) down: Duration,
 }
 
 /// A group in a file.
@@ -47,7 +49,7 @@ impl Restored {
         let grace = now + self.grace_period;
         let back = |by: Duration| Time(now.0.saturating_sub(crate::time::nanos(by)));
         let group = |kept: Kept| {
-            let mut since = now;
+            let (mut since, mut origin) = (now, Duration::ZERO);
             let phases = kept.phases.into_iter().map(|(level, phase)| {
                 let phase = match phase {
                     KeptPhase::Inactive => Phase::Inactive,
@@ -62,7 +64,9 @@ impl Restored {
                         }
                     }
                     KeptPhase::Firing(held) => {
-                        since = back(held);
+                        let ago = held + self.down;
+                        since = back(ago);
+                        origin = ago.saturating_sub(now.since(since));
                         Phase::Firing { since }
                     }
                 };
@@ -75,6 +79,7 @@ impl Restored {
                 level: kept.level,
                 epoch: kept.epoch,
                 since,
+                origin,
                 grace: Some(grace),
             };
             (kept.key, inherited)

@@ -255,6 +255,7 @@ impl Alert {
     /// ```
     #[must_use]
     pub fn new(rule: impl Into<Arc<str>>, state: AlertState, at: Time) -> Alert {
+        let date = Clock::manual().wall(at);
         Alert {
             rule: rule.into(),
             state,
@@ -270,7 +271,11 @@ impl Alert {
             cause: AlertCause::Condition,
             at,
             since: at,
-            date: Clock::manual().wall(at),
+            date,
+            since_date: date,
+            holds: 1,
+            members: 1,
+            holding: Arc::default(),
             repeat: 0,
         }
     }

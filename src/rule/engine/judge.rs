@@ -8,12 +8,12 @@ use super::{
     Batch, Engine,
     listener::Sets,
     lock,
-    state::{GroupState, State, Work},
+    state::{GroupState, Member, State, Work},
 };
 use crate::{
     cell::Wakes,
     rule::{
-        AlertCause, Group, Quality,
+        AlertCause, Group, Pairs, Quality,
         compute::{Edge, Program, Reading, Truth},
         log::Turn,
         machine::{Machine, Phase},
@@ -21,6 +21,9 @@ use crate::{
     },
     time::Time,
 };
+
+/// Members that an alert of a group names.
+const HOLDING_MAX: usize = 10;
 
 impl Engine {
     /// Changes a computation and hears what has become of the leaf; also of those that go by this one.
@@ -262,14 +265,20 @@ impl Engine {
         let member = state.members.get_mut(index)?;
         let at = member.group?;
         let group = state.groups.get_mut(at)?;
+        let mut turned = group.members == 1;
         for (level, (_, tree)) in self.plan.levels.iter().enumerate() {
             let after = tree.truth(&|leaf| member.leaves[leaf].truth());
             let before = std::mem::replace(&mut member.truths[level], after);
+            group.known |= after != Truth::Unknown;
+            turned |= (after == Truth::True) != (before == Truth::True);
             group.trues[level] += usize::from(after == Truth::True);
             group.trues[level] -= usize::from(before == Truth::True);
         }
-        group.value = member.leaves[leaf].value;
-        self.requalify(state, index);
+        // Of several members the one that made the difference.
+        if turned {
+            group.value = member.leaves[leaf].value;
+            self.requalify(state, index);
+        }
         Some(at)
     }
 
@@ -284,8 +293,8 @@ impl Engine {
                 (Leaf::Gone { .. }, Truth::True) => Quality::Gone,
                 (Leaf::Stale { .. }, Truth::True) => Quality::Stale,
                 (Leaf::Gone { .. } | Leaf::Stale { .. }, _) => Quality::Good,
-                (_, Truth::Unknown) => Quality::NoData,
                 _ if slot.nan => Quality::Nan,
+                (_, Truth::Unknown) => Quality::NoData,
                 _ => Quality::Good,
             };
             quality = quality.or_worse(own);
@@ -316,9 +325,7 @@ impl Engine {
         let Some(group) = state.groups.get_mut(at) else {
             return;
         };
-        let unknown = group.quality == Quality::NoData
-            && (0..group.machines.len()).all(|level| !self.holds(group, level));
-        if unknown && group.grace.is_some_and(|grace| now < grace) {
+        if !group.known && group.grace.is_some_and(|grace| now < grace) {
             // From before a restart, and nothing is known yet: it stays what it was.
             return self.schedule(state, at);
         }
@@ -399,14 +406,45 @@ impl Engine {
         if let Some(machine) = level.checked_sub(1).and_then(|l| group.machines.get(l)) {
             group.since = machine.since().unwrap_or(now);
         }
+        let holding = self.holding(state, at, level);
+        let Some(group) = state.groups.get_mut(at) else {
+            return;
+        };
+        if let Some((_, value)) = holding.first()
+            && self.plan.group != Group::Each
+        {
+            group.value = value.or(group.value);
+        }
         if cause == AlertCause::Initial && !state.rule.initial {
             group.level = level;
             return;
         }
         group.epoch += 1;
-        let turn = self.turn(group, level, now, cause);
+        let mut turn = self.turn(group, level, now, cause);
+        turn.holding = holding.into_iter().map(|(labels, _)| labels).collect();
         group.level = level;
         self.log.tell(&state.rule, turn, &self.clock, wakes);
+    }
+
+    /// Members of a group of several for which a level's condition holds, with what was judged of them: some, if there are
+    /// many.
+    fn holding(&self, state: &State, at: usize, level: usize) -> Vec<(Pairs, Reading)> {
+        let Some(level) = level
+            .checked_sub(1)
+            .filter(|_| self.plan.group != Group::Each)
+        else {
+            return Vec::new();
+        };
+        let members = state
+            .members
+            .iter()
+            .filter(|member| member.group == Some(at));
+        let holding = members.filter(|m| m.truths.get(level) == Some(&Truth::True));
+        let value = |member: &Member| member.leaves.iter().find_map(|slot| slot.value);
+        holding
+            .take(HOLDING_MAX)
+            .map(|m| (m.labels.clone(), value(m)))
+            .collect()
     }
 
     pub(super) fn turn(
@@ -429,6 +467,12 @@ impl Engine {
             value: group.value,
             quality: group.quality,
             epoch: group.epoch,
+            holding: Vec::new(),
+            holds: level
+                .checked_sub(1)
+                .map_or(0, |level| group.trues.get(level).copied().unwrap_or(0)),
+            members: group.members,
+            before: group.before(),
             cause,
             at,
             since: group.since,

@@ -1,6 +1,9 @@
 //! Series come and go: seats, members, groups.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use smallvec::SmallVec;
 
@@ -138,6 +141,7 @@ impl Engine {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         state.matched += 1;
+        state.places[place.index] = true;
         state.series += 1;
         let member = match state.by_key.get(key.as_str()) {
             Some(&member) => member,
@@ -488,6 +492,7 @@ impl Engine {
             group.members += 1;
             for (count, truth) in group.trues.iter_mut().zip(truths) {
                 *count += usize::from(truth == Truth::True);
+                group.known |= truth != Truth::Unknown;
             }
         }
         self.requalify(state, index);
@@ -513,6 +518,8 @@ impl Engine {
             epoch: 0,
             due: None,
             since: Time::ZERO,
+            origin: Duration::ZERO,
+            known: false,
             value: None,
             quality: Quality::NoData,
             series,
@@ -527,6 +534,7 @@ impl Engine {
         }
         group.epoch = was.epoch;
         group.since = was.since;
+        group.origin = was.origin;
         group.grace = was.grace;
         group.level = was.level.map_or(0, |level| {
             let mut names = levels.iter().map(|(name, _)| name.as_deref());
@@ -554,6 +562,8 @@ impl Engine {
         if state.groups.get(at).is_some_and(|group| group.level > 0) {
             self.tell(state, at, 0, now, cause, wakes);
         }
-        state.groups.remove(at);
+        if let Some(group) = state.groups.remove(at) {
+            state.past.put(group.key, group.epoch);
+        }
     }
 }

@@ -140,6 +140,7 @@ impl Engine {
         log: Arc<Log>,
         sink: Option<Arc<dyn Sink>>,
     ) -> Arc<Engine> {
+        let state = State::new(rule, plan.places.len());
         Arc::new_cyclic(|me| Engine {
             me: me.clone(),
             id: next_id(),
@@ -152,7 +153,7 @@ impl Engine {
             watches: Mutex::default(),
             settled: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            state: Mutex::new(State::new(rule)),
+            state: Mutex::new(state),
         })
     }
 
@@ -318,6 +319,7 @@ impl Engine {
                 .map(|name| name.map(|n| n.to_string())),
             epoch: group.epoch,
             since: group.since,
+            origin: group.before(),
             grace: None,
         }
     }
@@ -328,6 +330,23 @@ impl Engine {
         Some(name.clone())
     }
 
+    /// What a rule about one set of labels looks at now; of one about several, what it judged last.
+    fn present(&self, state: &State) -> Reading {
+        if state.members.len() != 1 {
+            return state.value;
+        }
+        let member = state.members.iter().next()?;
+        let judged = member.leaves.iter().find_map(|slot| slot.value);
+        // A plain value is judged only where it crosses something; it may have moved since.
+        let series = member.series.upgrade().filter(|_| self.plan.single);
+        match (self.plan.leaves.first(), series) {
+            (Some(Leaf::Direct { .. }), Some(series)) if series.buckets.is_none() => {
+                judged.map(|_| series.value().as_f64())
+            }
+            _ => judged,
+        }
+    }
+
     /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them, but
     /// for those that are awaited after a restart.
     pub(crate) fn summary(&self) -> (Arc<Rule>, View) {
@@ -336,7 +355,7 @@ impl Engine {
             by_state: state.by_state,
             series: state.series,
             matched: state.matched,
-            value: state.value,
+            value: self.present(&state),
             evaluated: state.evaluated,
             ..View::default()
         };
@@ -360,10 +379,18 @@ impl Engine {
         let mut view = View {
             series: state.series,
             matched: state.matched,
-            value: state.value,
+            value: self.present(state),
             evaluated: state.evaluated,
             ..View::default()
         };
+        let never = self
+            .plan
+            .places
+            .iter()
+            .filter(|place| !state.places[place.index]);
+        view.unmatched = never.map(|place| place.selector.to_string()).collect();
+        view.unmatched.sort();
+        view.unmatched.dedup();
         let mut active = Vec::new();
         for index in state.groups.indices() {
             // As it is, even where a timer is late.
@@ -374,6 +401,7 @@ impl Engine {
                 continue;
             };
             let rule_state = group.state();
+            view.no_data += usize::from(group.quality == Quality::NoData);
             view.by_state[rule_state as usize] += 1;
             if rule_state != RuleState::Inactive {
                 active.push((rule_state, Shown::Here(index)));
@@ -399,6 +427,7 @@ impl Engine {
                     state: rule_state,
                     level: was.level.clone().flatten().map(Arc::from),
                     since: Some(was.since),
+                    before: was.origin,
                     value: None,
                     quality: Quality::NoData,
                     key: key.into(),
@@ -412,6 +441,7 @@ impl Engine {
                         state: rule_state,
                         level: self.level_name(group.level).flatten(),
                         since: group.machines.iter().rev().find_map(|m| m.since()),
+                        before: group.before(),
                         value: group.value,
                         quality: group.quality,
                         key: Box::from(&*group.key),

@@ -54,4 +54,12 @@ impl<T> Slab<T> {
             .map(|(at, _)| at)
             .collect()
     }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().flatten()
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, Weak},
+    time::Duration,
 };
 
 use super::slab::Slab;
@@ -40,6 +41,8 @@ pub(super) struct State {
     pub(super) evaluated: Option<Time>,
     pub(super) value: Reading,
     pub(super) matched: u64,
+    /// Per place of the plan: whether any series has matched.
+    pub(super) places: Box<[bool]>,
     pub(super) series: usize,
     pub(super) past: Past,
     /// Groups as they were before a restart or a change of the rule, until they are here again.
@@ -47,7 +50,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(rule: Rule) -> State {
+    pub(super) fn new(rule: Rule, places: usize) -> State {
         State {
             timing: rule.timing(),
             rule: Arc::new(rule),
@@ -66,6 +69,7 @@ impl State {
             evaluated: None,
             value: None,
             matched: 0,
+            places: vec![false; places].into(),
             series: 0,
             past: Past::default(),
             inherited: HashMap::new(),
@@ -217,6 +221,10 @@ pub(super) struct GroupState {
     pub(super) epoch: u64,
     pub(super) due: Option<Time>,
     pub(super) since: Time,
+    /// How long before the clock's origin that was, of one that was firing before a restart.
+    pub(super) origin: Duration,
+    /// Whether anything was ever known of a member.
+    pub(super) known: bool,
     pub(super) value: Reading,
     pub(super) quality: Quality,
     pub(super) series: Weak<SeriesCore>,
@@ -225,6 +233,15 @@ pub(super) struct GroupState {
 }
 
 impl GroupState {
+    /// How long before `since` it really began.
+    pub(super) fn before(&self) -> Duration {
+        if self.since == Time::ZERO {
+            self.origin
+        } else {
+            Duration::ZERO
+        }
+    }
+
     pub(super) fn state(&self) -> RuleState {
         let states = self.machines.iter().map(Machine::state);
         states.max().unwrap_or_default()
@@ -241,6 +258,8 @@ pub(crate) struct Inherited {
     pub(crate) level: Option<Option<String>>,
     pub(crate) epoch: u64,
     pub(crate) since: Time,
+    /// How long before the clock's origin that was.
+    pub(crate) origin: Duration,
     /// Of one from before a restart: how long it waits to be known again.
     pub(crate) grace: Option<Time>,
 }
@@ -258,6 +277,8 @@ pub(crate) struct GroupView {
     pub(crate) state: RuleState,
     pub(crate) level: Option<Arc<str>>,
     pub(crate) since: Option<Time>,
+    /// How long before that it really began.
+    pub(crate) before: Duration,
     pub(crate) value: Reading,
     pub(crate) quality: Quality,
     /// What it goes on by after a restart.
@@ -272,6 +293,10 @@ pub(crate) struct View {
     pub(crate) by_state: [usize; 4],
     pub(crate) series: usize,
     pub(crate) matched: u64,
+    /// Selectors that have never matched a series.
+    pub(crate) unmatched: Vec<String>,
+    /// Groups of which nothing is known.
+    pub(crate) no_data: usize,
     pub(crate) value: Reading,
     pub(crate) evaluated: Option<Time>,
     /// Those that are not inactive.
