@@ -177,8 +177,12 @@ fn crossing(name: &'static str, effort: Effort, rule: Rule) -> Result<Figures, F
     let flip = |g: &Ruled<Gauge>, i: usize| {
         g.metric.set(if i.is_multiple_of(2) { OVER } else { UNDER });
     };
+    let ours = gauge([rule])?;
+    // The first hold starts the clock's thread, which takes as long as a round.
+    flip(&ours, 0);
+    flip(&ours, 1);
     let lanes = &mut [
-        Lane::of(Role::Subject, "metricbus", gauge([rule])?, flip),
+        Lane::of(Role::Subject, "metricbus", ours, flip),
         Lane::of(Role::Floor, "no rule", gauge([])?, flip),
         Lane::of(Role::Peer, "on_threshold, inline", subscribed, flip),
     ];
@@ -323,7 +327,7 @@ pub(crate) fn ten_thousand(effort: Effort) -> Result<Figures, Failure> {
     for i in 0..many {
         one(&alone, i)?.set(0.5);
     }
-    // Of rules about workers to come. Those without one are heard by the rule about any.
+    // No rule is about one of these workers alone; the one about any hears of them.
     let (born, gone) = come_and_go(&family, many, newborn)?;
     let (born_alone, gone_alone) = come_and_go(&alone, many, newborn)?;
 
