@@ -50,6 +50,14 @@ impl Shape {
         })
     }
 
+    /// Declares a gauge whose series come with labels of their own, as a derived one.
+    #[cfg(feature = "backtest")]
+    pub(crate) fn declare_derived(&self, bus: &MetricBus) -> Result<Arc<FamilyCore>, DeclareError> {
+        let mut desc = Desc::new(&self.name, &self.help).series_max(SERIES_MAX);
+        desc.unit.clone_from(&self.unit);
+        bus.inner().derived_family(&desc)
+    }
+
     fn enter<M: Metric>(&self, bus: &MetricBus) -> Result<(), DeclareError> {
         let mut desc = Desc::new(&self.name, &self.help).series_max(SERIES_MAX);
         desc.unit.clone_from(&self.unit);

@@ -1028,6 +1028,67 @@ fn a_series_beyond_the_cardinality_limit_keeps_its_label() {
     assert_eq!(overflow, Some("true"));
 }
 
+#[test]
+fn a_derived_gauge_is_replayed_with_the_labels_of_its_series() {
+    let bench = Bench::new();
+    let kv = bench
+        .bus
+        .family::<Gauge>(Desc::new("kv", "Usage.").labels(["worker", "role"]))
+        .unwrap();
+    let _percent = bench
+        .bus
+        .derive(
+            Desc::new("kv_percent", "Usage.").unit("percent"),
+            Expr::value("kv") * 100.0,
+        )
+        .unwrap();
+    // One series is there when recording begins, one comes while it goes on, and one goes.
+    kv.with_label_values(&["a", "decode"]).unwrap().set(0.5);
+    let recorder = bench.record("kv_percent");
+    bench.pass(1_000);
+    kv.with_label_values(&["a", "decode"]).unwrap().set(0.95);
+    kv.with_label_values(&["b \"\\", "decode"])
+        .unwrap()
+        .set(0.99);
+    bench.pass(1_000);
+    kv.remove(&["a", "decode"]).unwrap();
+    bench.pass(1_000);
+    recorder.finish().unwrap();
+
+    let report = Replay::new(Recording::open(bench.path()).unwrap())
+        .rule(Rule::new(
+            "Full",
+            Condition::when("kv_percent", Threshold::above(90.0)),
+        ))
+        // No series without labels may be there: none was recorded.
+        .rule(Rule::new(
+            "Count",
+            Condition::when(Expr::count("kv_percent"), Threshold::above(1.5)),
+        ))
+        .run(|_| {})
+        .unwrap();
+    let told: Vec<_> = report
+        .transitions
+        .iter()
+        .map(|alert| {
+            let (worker, role) = (alert.label("worker"), alert.label("role"));
+            let at = alert.at.as_secs_f64();
+            (&*alert.rule, worker, role, alert.is_firing(), at)
+        })
+        .collect();
+    let (b, decode) = (Some("b \"\\"), Some("decode"));
+    assert_eq!(
+        told,
+        [
+            ("Full", Some("a"), decode, true, 1.0),
+            ("Full", b, decode, true, 1.0),
+            ("Count", None, None, true, 1.0),
+            ("Full", Some("a"), decode, false, 2.0),
+            ("Count", None, None, false, 2.0),
+        ]
+    );
+}
+
 /// The trace is not part of the project; where it is not at hand there is nothing to test.
 #[test]
 fn the_azure_trace_is_read_and_replayed() {

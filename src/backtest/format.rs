@@ -44,7 +44,7 @@
 //!
 //! | byte | record | then |
 //! |---|---|---|
-//! | 1 | a metric | byte: 0 counter of `u64`, 1 counter of `f64`, 2 gauge, 3 histogram; texts: name, help; byte: 1 if there is a unit, and its text; varint and texts: label names; of a histogram varint and doubles of 8 bytes: bounds without +Inf |
+//! | 1 | a metric | byte: 0 counter of `u64`, 1 counter of `f64`, 2 gauge, 3 histogram; texts: name, help; byte: 1 if there is a unit, and its text; varint and texts: label names, none of a derived gauge, whose series may have labels all the same; of a histogram varint and doubles of 8 bytes: bounds without +Inf |
 //! | 2 | a series | varint: its metric, counted from 0; time; varint and pairs of texts: labels; then its value: 8 bytes, of a histogram 8 bytes of sum and for each bucket, that of +Inf included, a varint: its count |
 //! | 3 | all series that there were at the beginning have been told | |
 //! | 4 | a series was removed | varint: its number, counted from 0; time |
