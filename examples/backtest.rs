@@ -10,14 +10,15 @@ use std::{
     io::{IsTerminal, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use metricbus::{
-    Clock, Condition, Counter, Desc, Expr, Gauge, MetricBus, Rule, Threshold,
-    backtest::{CsvColumns, Recorder, Recording, Replay, Report, RuleReport},
+    Clock, Condition, Counter, Desc, Expr, Gauge, MetricBus, Rule, Threshold, Time,
+    backtest::{CsvColumns, CsvError, Recorder, Recording, Replay, Report, RuleReport},
 };
 
 type Failure = Box<dyn Error>;
@@ -143,8 +144,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut rules = rules(arguments)?;
     let mut scratch = None;
     let recording = match &arguments.file {
-        Some(path) if is_csv(path) => Recording::from_csv(path, columns(arguments)?)
-            .map_err(|error| format!("{}: {error}", path.display()))?,
+        Some(path) if is_csv(path) => {
+            Recording::from_csv(path, columns(arguments)?).map_err(|error| of_file(path, error))?
+        }
         Some(path) => Recording::open(path)?,
         None => {
             if rules.is_empty() {
@@ -184,6 +186,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         .lock()
         .write_all(render(&report?, arguments.show).as_bytes())?;
     Ok(())
+}
+
+/// Says which file it is, unless it is said already.
+fn of_file(path: &Path, error: CsvError) -> String {
+    match error {
+        CsvError::Open { .. } => error.to_string(),
+        error => format!("{}: {error}", path.display()),
+    }
 }
 
 fn bar() -> ProgressBar {
@@ -272,44 +282,54 @@ fn bounds(flag: &str, text: &str) -> Result<(String, f64, Option<f64>), Failure>
     Ok((series.to_owned(), number(bound)?, clear))
 }
 
+/// The rules of the flags, each with a name that says what they say.
 fn rules(arguments: &Arguments) -> Result<Vec<Rule>, Failure> {
     let mut conditions = Vec::new();
     for text in &arguments.above {
         let (series, bound, clear) = bounds("--above", text)?;
-        conditions.push((
-            text.replace('=', " > "),
-            Condition::when(series, above(bound, clear)),
-        ));
+        let name = format!("{series} > {}", split("--above", text)?.1);
+        conditions.push((name, Condition::when(series, above(bound, clear))));
     }
     for text in &arguments.below {
         let (series, bound, clear) = bounds("--below", text)?;
+        let name = format!("{series} < {}", split("--below", text)?.1);
         let below = match clear {
             Some(clear) => Threshold::below(bound).clear_above(clear),
             None => Threshold::below(bound),
         };
-        conditions.push((text.replace('=', " < "), Condition::when(series, below)));
+        conditions.push((name, Condition::when(series, below)));
     }
     for text in &arguments.rate_above {
         let (series, bound, clear) = bounds("--rate-above", text)?;
-        let rate = Expr::rate(series, arguments.window);
-        conditions.push((
-            format!("rate of {}", text.replace('=', " > ")),
-            Condition::when(rate, above(bound, clear)),
-        ));
+        let (window, bounds) = (arguments.window, split("--rate-above", text)?.1);
+        let name = format!("rate of {series} over {window:?} > {bounds}");
+        let rate = Expr::rate(series, window);
+        conditions.push((name, Condition::when(rate, above(bound, clear))));
     }
     for text in &arguments.stale {
         let (series, ttl) = split("--stale", text)?;
         conditions.push((
-            format!("{series} stale"),
+            format!("{series} stale for {ttl}"),
             Condition::stale(series, time(ttl)?),
         ));
     }
-    let rules = conditions.into_iter().map(|(name, condition)| {
-        Rule::new(name, condition)
+    let mut rules: Vec<Rule> = Vec::new();
+    for (mut name, condition) in conditions {
+        if !arguments.hold.is_zero() {
+            name += &format!(", hold {:?}", arguments.hold);
+        }
+        if !arguments.keep.is_zero() {
+            name += &format!(", keep {:?}", arguments.keep);
+        }
+        if rules.iter().any(|rule| rule.name() == name) {
+            return Err(format!("the rule {name:?} is given twice; once is enough").into());
+        }
+        let rule = Rule::new(name, condition)
             .hold_for(arguments.hold)
-            .keep_firing_for(arguments.keep)
-    });
-    Ok(rules.collect())
+            .keep_firing_for(arguments.keep);
+        rules.push(rule);
+    }
+    Ok(rules)
 }
 
 fn above(bound: f64, clear: Option<f64>) -> Threshold {
@@ -353,7 +373,8 @@ fn demo_rules(arguments: &Arguments) -> Vec<Rule> {
     ]
 }
 
-/// An hour of three workers, on a clock of its own: bursts come and go, and fill their caches.
+/// An hour of three workers, on a clock of its own: bursts come and go, and fill their caches. A cache is full for a
+/// second or two in between, as when a long prompt comes; a hold keeps these spikes out.
 fn record_demo(path: &Path) -> Result<(), Failure> {
     let clock = Clock::manual();
     let bus = MetricBus::builder().clock(clock.clone()).build();
@@ -368,6 +389,8 @@ fn record_demo(path: &Path) -> Result<(), Failure> {
     let recorder = Recorder::start(&bus, "{}", path)?;
     let mut random = Random(7);
     let mut made = 0;
+    // Steps that each worker's spike still lasts.
+    let mut spikes = [0_u32; 3];
     for step in 0..36_000 {
         let minute = f64::from(step) / 600.0;
         let load = 0.55 + 0.3 * (minute / 7.0).sin() + 0.15 * (minute / 1.7).sin();
@@ -378,7 +401,15 @@ fn record_demo(path: &Path) -> Result<(), Failure> {
         for (i, worker) in workers.iter().enumerate() {
             let noise = 0.06 * (random.next() - 0.5);
             let skew = 0.03 * i as f64;
-            worker.set((load + skew + noise).clamp(0.0, 1.0));
+            spikes[i] = match spikes[i] {
+                0 if random.next() < 1.0 / 3_000.0 => 10 + (random.next() * 20.0) as u32,
+                left => left.saturating_sub(1),
+            };
+            let used = match spikes[i] {
+                0 => load + skew,
+                _ => (load + skew).max(0.95),
+            };
+            worker.set((used + noise).clamp(0.0, 1.0));
             made += 1;
         }
         // An hour in the blink of an eye is more than any disk keeps up with. A real load doesn't wait.
@@ -420,10 +451,43 @@ fn human(duration: Duration) -> String {
     }
 }
 
+/// A number as people say it.
+fn rounded(number: f64) -> String {
+    match number {
+        n if n >= 1e6 => format!("{:.1} million", n / 1e6),
+        n if n >= 1e3 => format!("{:.0} thousand", n / 1e3),
+        n => format!("{n:.0}"),
+    }
+}
+
+/// Clocks that begin at 0 have no dates: a manual one, or a CSV file with seconds since its beginning.
+fn has_dates(report: &Report) -> bool {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    report.date(report.start) > SystemTime::UNIX_EPOCH + YEAR
+}
+
+/// A time as the file has it: a date, or seconds by its own clock.
+fn in_file(report: &Report, at: Time) -> String {
+    let seconds = || format!("{:.3} s", at.as_secs_f64());
+    match has_dates(report) {
+        true => Timestamp::try_from(report.date(at))
+            .map_or_else(|_| seconds(), |date| format!("{date:.3}")),
+        false => seconds(),
+    }
+}
+
 fn render(report: &Report, show: usize) -> String {
     // Writing to a string does not fail.
     let mut out = String::new();
-    let rows: Vec<[String; 5]> = report
+    let width = widest(report);
+    for rule in &report.rules {
+        let _ = writeln!(out, "{:width$}  {}", rule.rule, rule.condition);
+    }
+    out.push('\n');
+
+    // Where the file counts from 0, too, its times would say nothing new.
+    let own_times = has_dates(report) || report.start > Time::ZERO;
+    let rows: Vec<Vec<String>> = report
         .transitions
         .iter()
         .take(show)
@@ -433,21 +497,43 @@ fn render(report: &Report, show: usize) -> String {
                 .iter()
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
-            [
-                format!("+{:.3} s", alert.at.since(report.start).as_secs_f64()),
+            let mut row = vec![format!(
+                "+{:.3} s",
+                alert.at.since(report.start).as_secs_f64()
+            )];
+            if own_times {
+                row.push(in_file(report, alert.at));
+            }
+            row.extend([
                 alert.rule.to_string(),
                 group.join(" "),
                 alert.state.to_string(),
                 alert
                     .value
                     .map_or("-".to_owned(), |value| format!("{value:.4}")),
-            ]
+            ]);
+            row
         })
         .collect();
     if rows.is_empty() {
         out.push_str("No rule would have fired.\n");
     } else {
-        let head = ["time", "rule", "labels", "state", "value"].map(str::to_owned);
+        let mut head = vec!["time", "rule", "labels", "state", "value"];
+        if own_times {
+            head.insert(
+                1,
+                if has_dates(report) {
+                    "date"
+                } else {
+                    "in the file"
+                },
+            );
+        }
+        let _ = writeln!(
+            out,
+            "Times count from the beginning of the file, which is at {}.",
+            in_file(report, report.start)
+        );
         table(&mut out, &head, &rows);
     }
     let hidden = report.transitions.len() - rows.len();
@@ -468,10 +554,9 @@ fn render(report: &Report, show: usize) -> String {
         "share",
         "longest",
         "at the end",
-    ]
-    .map(str::to_owned);
+    ];
     let span = report.span().as_secs_f64();
-    let rows: Vec<[String; 7]> = report
+    let rows: Vec<Vec<String>> = report
         .rules
         .iter()
         .map(|rule| {
@@ -479,7 +564,7 @@ fn render(report: &Report, show: usize) -> String {
                 true => format!("{:.1} %", 100.0 * rule.firing.as_secs_f64() / span),
                 false => "-".to_owned(),
             };
-            [
+            vec![
                 rule.rule.to_string(),
                 rule.series.to_string(),
                 rule.fired.to_string(),
@@ -506,11 +591,11 @@ fn render(report: &Report, show: usize) -> String {
 
     let _ = writeln!(
         out,
-        "\n{} mutations over {}, replayed in {} ({:.1} million per second)",
+        "\n{} mutations over {}, replayed in {} ({} mutations per second)",
         report.mutations,
         human(report.span()),
         human(report.elapsed),
-        report.rate() / 1e6,
+        rounded(report.rate()),
     );
     if report.dropped > 0 {
         let _ = writeln!(
@@ -525,9 +610,10 @@ fn render(report: &Report, show: usize) -> String {
     out
 }
 
-fn table<const N: usize>(out: &mut String, head: &[String; N], rows: &[[String; N]]) {
-    let all = || std::iter::once(head).chain(rows);
-    let widths: Vec<usize> = (0..N)
+fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) {
+    let head = head.iter().map(|&name| name.to_owned()).collect();
+    let all = || std::iter::once(&head).chain(rows);
+    let widths: Vec<usize> = (0..head.len())
         .map(|i| all().map(|row| row[i].chars().count()).max().unwrap_or(0))
         .collect();
     for row in all() {
@@ -540,6 +626,12 @@ fn table<const N: usize>(out: &mut String, head: &[String; N], rows: &[[String; 
     }
 }
 
+/// The length of the longest name of a rule.
+fn widest(report: &Report) -> usize {
+    let names = report.rules.iter().map(|rule| rule.rule.chars().count());
+    names.max().unwrap_or(0)
+}
+
 const COLUMNS: usize = 60;
 
 /// A line for each rule: `#` where it was firing throughout, `+` where in part.
@@ -548,12 +640,12 @@ fn timeline(out: &mut String, report: &Report) {
     if span.is_zero() {
         return;
     }
-    let width = report
-        .rules
-        .iter()
-        .map(|rule| rule.rule.chars().count())
-        .max()
-        .unwrap_or(0);
+    let width = widest(report);
+    let _ = writeln!(
+        out,
+        "# firing throughout, + in part, . quiet; each place is {}",
+        human(span / COLUMNS as u32)
+    );
     for rule in &report.rules {
         let _ = writeln!(out, "{:width$}  |{}|", rule.rule, line(rule, report));
     }
@@ -562,7 +654,7 @@ fn timeline(out: &mut String, report: &Report) {
 
 fn line(rule: &RuleReport, report: &Report) -> String {
     let span = report.span().as_secs_f64();
-    let of = |time: metricbus::Time| time.since(report.start).as_secs_f64() / span * COLUMNS as f64;
+    let of = |time: Time| time.since(report.start).as_secs_f64() / span * COLUMNS as f64;
     (0..COLUMNS)
         .map(|i| {
             let (from, to) = (i as f64, (i + 1) as f64);
@@ -631,10 +723,22 @@ mod tests {
             .unwrap();
         assert_eq!(report.dropped, 0);
         assert!(report.rules.iter().all(|rule| rule.fired > 0), "{report:?}");
+        let fired = |name| report.rule(name).unwrap().fired;
+        // Spikes are most of what fires without a hold.
+        assert!(
+            fired("KvCacheFull") > 2 * fired("KvCacheFull5s"),
+            "{report}"
+        );
+        assert_ne!(
+            line(report.rule("KvCacheFull").unwrap(), &report),
+            line(report.rule("KvCacheFull5s").unwrap(), &report)
+        );
         let shown = render(&report, 5);
         for part in [
-            "KvCacheFull5s",
-            "worker=c",
+            "KvCacheFull5s  kv_usage_ratio above 0.9, clear below 0.8; each series; hold_for 5s",
+            "beginning of the file, which is at 0.000 s",
+            "# firing throughout",
+            "worker=b",
             "firing",
             "more; --show",
             "|",
@@ -666,6 +770,86 @@ mod tests {
             .run(|_| {})
             .unwrap();
         let shown = render(&report, 40);
-        assert!(shown.contains("+1.000 s  cpu > 90"), "{shown}");
+        assert!(shown.contains("+1.000 s  2.000 s      cpu > 90"), "{shown}");
+        assert!(shown.contains("which is at 1.000 s"), "{shown}");
+        assert!(!shown.contains("0.0 million"), "{shown}");
+    }
+
+    #[test]
+    fn a_file_with_dates_is_told_by_dates() {
+        let csv = "time,cpu\n2023-11-16T18:15:46.5Z,50\n2023-11-16T18:15:48Z,99\n";
+        let arguments = Arguments::parse_from(["backtest", "--above", "cpu=90"]);
+        let recording = Recording::from_csv_text(csv, columns(&arguments).unwrap()).unwrap();
+        let report = Replay::new(recording)
+            .rules(rules(&arguments).unwrap())
+            .run(|_| {})
+            .unwrap();
+        let shown = render(&report, 40);
+        for part in [
+            "which is at 2023-11-16T18:15:46.500Z",
+            "+1.500 s  2023-11-16T18:15:48.000Z  cpu > 90",
+        ] {
+            assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_named_as_its_flags_say() {
+        let names = |flags: &[&str]| {
+            let arguments = Arguments::parse_from([&["backtest"], flags].concat());
+            rules(&arguments).map_or_else(
+                |error| vec![error.to_string()],
+                |rules| rules.iter().map(|rule| rule.name().to_owned()).collect(),
+            )
+        };
+        assert_eq!(
+            names(&[
+                "--above",
+                "kv{worker='a'}=0.9:0.8",
+                "--below",
+                "replicas=2",
+                "--stale",
+                "beat=30s",
+                "--rate-above",
+                "requests_total=8",
+                "--window",
+                "30s",
+                "--hold",
+                "500ms",
+                "--keep",
+                "2s",
+            ]),
+            [
+                "kv{worker='a'} > 0.9:0.8, hold 500ms, keep 2s",
+                "replicas < 2, hold 500ms, keep 2s",
+                "rate of requests_total over 30s > 8, hold 500ms, keep 2s",
+                "beat stale for 30s, hold 500ms, keep 2s",
+            ]
+        );
+        assert_eq!(
+            names(&["--above", "kv=1", "--above", "kv=1"]),
+            ["the rule \"kv > 1\" is given twice; once is enough"]
+        );
+    }
+
+    #[test]
+    fn an_error_names_its_file_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let said = |name: &str, content: Option<&str>| {
+            let path = scratch.path().join(name);
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let path = path.display().to_string();
+            let arguments = Arguments::parse_from(["backtest", &path, "--above", "kv=1"]);
+            let error = run(&arguments).unwrap_err().to_string();
+            assert_eq!(error.matches(&path).count(), 1, "{error}");
+            error
+        };
+        assert!(said("none.csv", None).contains("No such file"));
+        assert!(said("empty.csv", Some("")).contains("the file is empty"));
+        assert!(said("row.csv", Some("time,kv\n1,x\n")).contains("line 2"));
+        assert!(said("text.rec", Some("time,kv\n")).contains("not a recording"));
+        said("none.rec", None);
     }
 }

@@ -142,6 +142,18 @@ impl Args {
         self.short.unwrap_or(self.long / 12.0).max(0.1)
     }
 
+    /// What no option says alone.
+    fn check(&self) -> Result<(), String> {
+        if self.short() > self.long {
+            return Err(format!(
+                "--short {} is longer than --long {}; it should be at most as long",
+                self.short(),
+                self.long
+            ));
+        }
+        Ok(())
+    }
+
     /// How fast the budget is burnt over a window of this width.
     fn burn_rate(&self, width: f64) -> Expr {
         let width = Duration::from_secs_f64(width);
@@ -195,6 +207,9 @@ impl Fault {
     }
 }
 
+/// How long what comes at once is gathered into one message.
+const GATHERED: Duration = Duration::from_millis(50);
+
 /// How late a failing request is answered.
 const SLOW: Duration = Duration::from_millis(20);
 
@@ -232,6 +247,7 @@ fn client(tasks: &mut JoinSet<()>, url: &str, rate: f64) -> Result<(), Box<dyn E
 
 /// Runs it all, and writes what there is to see.
 pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Outcome, Box<dyn Error>> {
+    args.check()?;
     let bus = MetricBus::new();
     let fault = Arc::new(Fault::default());
     let mut tasks = JoinSet::new();
@@ -260,7 +276,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Outcome, Bo
         ServiceBuilder::new()
             .layer(Flap::new(&bus, 6, Duration::from_secs(60)))
             .layer(Repeat::new(&bus, Duration::from_secs(2)))
-            .layer(Rollup::new(&bus, Duration::from_millis(50)))
+            .layer(Rollup::new(&bus, GATHERED))
             .service(channel(sender)),
     )?;
 
@@ -380,7 +396,8 @@ fn line(alert: &Alert) -> String {
         }
     }
     if alert.repeat > 0 {
-        line += &format!(" (again, {})", alert.repeat);
+        // A repeat is the alert as it was; nobody has measured again for it.
+        line += &format!(" (value when it fired; again, {})", alert.repeat);
     }
     line
 }
@@ -462,6 +479,14 @@ fn table(args: &Args, outcome: &Outcome, out: &mut impl Write) -> io::Result<()>
     for [what, here, there] in rows {
         writeln!(out, "{}", format!("{what:<24}{here:<22}{there}").trim_end())?;
     }
+    if fired.is_some() {
+        writeln!(
+            out,
+            "\nThese are the times at which the rule fired and was resolved. The lines above have those of delivery:\n\
+             the Rollup layer gathers alerts for {} ms before it passes them on.",
+            GATHERED.as_millis()
+        )?;
+    }
     if let (Some(fired), Some(resolved)) = (fired, outcome.resolved) {
         // A poll's phase is chance: of all phases, those that see it, and how late they do on average.
         let lasted = resolved - fired;
@@ -539,5 +564,21 @@ async fn main() -> ExitCode {
             eprintln!("slo: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod checks {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_short_window_that_is_longer_than_the_long_one_is_refused() {
+        let args = Args::try_parse_from(["slo", "--short", "9", "--long", "4"]).unwrap();
+        let error = run(&args, &mut Vec::new()).await.unwrap_err().to_string();
+        for part in ["--short 9", "--long 4", "at most"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let same = Args::try_parse_from(["slo", "--short", "4", "--long", "4"]).unwrap();
+        assert_eq!(same.check(), Ok(()));
     }
 }

@@ -1,4 +1,5 @@
-//! Series made from what is known at run time only, such as a line of a file: what replay and test kit share.
+//! Series made from what is known at run time only, such as a line of a file, and rules in words: what replay and test
+//! kit share.
 
 use crate::{
     bus::MetricBus,
@@ -6,6 +7,7 @@ use crate::{
     error::{BucketError, DeclareError},
     labels::push_label,
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric},
+    rule::{Group, Rule},
     series::SeriesCore,
 };
 use std::sync::Arc;
@@ -50,6 +52,14 @@ impl Shape {
         })
     }
 
+    /// Declares a gauge whose series come with labels of their own, as a derived one.
+    #[cfg(feature = "backtest")]
+    pub(crate) fn declare_derived(&self, bus: &MetricBus) -> Result<Arc<FamilyCore>, DeclareError> {
+        let mut desc = Desc::new(&self.name, &self.help).series_max(SERIES_MAX);
+        desc.unit.clone_from(&self.unit);
+        bus.inner().derived_family(&desc)
+    }
+
     fn enter<M: Metric>(&self, bus: &MetricBus) -> Result<(), DeclareError> {
         let mut desc = Desc::new(&self.name, &self.help).series_max(SERIES_MAX);
         desc.unit.clone_from(&self.unit);
@@ -70,6 +80,38 @@ impl Shape {
     fn buckets(&self) -> Result<Buckets, BucketError> {
         Buckets::new(self.bounds.clone())
     }
+}
+
+/// How a rule judges, its condition apart: groups and times, as far as they are not what they are unless told.
+pub(crate) fn manner(rule: &Rule) -> String {
+    let mut manner = match rule.group {
+        Group::Each => "each series".to_owned(),
+        Group::Any => "any series".to_owned(),
+        Group::All => "all series".to_owned(),
+        Group::AtLeast(k) => format!("at least {k} series"),
+    };
+    if !rule.by.is_empty() {
+        manner += &format!(" by {}", rule.by.join(", "));
+    }
+    if let Some(slots) = rule.slots {
+        manner += &format!(
+            "; m_of_n: {} of {} slots of {:?}",
+            slots.m, slots.n, slots.width
+        );
+    }
+    if !rule.hold.is_zero() {
+        manner += &format!("; hold_for {:?}", rule.hold);
+    }
+    if !rule.keep.is_zero() {
+        manner += &format!("; keep_firing_for {:?}", rule.keep);
+    }
+    if let Some(every) = rule.every {
+        manner += &format!("; every {every:?}");
+    }
+    if !rule.initial {
+        manner += "; initial(false)";
+    }
+    manner
 }
 
 /// The family of this name.

@@ -95,7 +95,7 @@ impl Stats {
             errors,
             family(
                 "metricbus_alert_layer_delivered_total",
-                "Alerts that a layer has sent on and that were taken.",
+                "Deliveries that a layer has made and that were taken; of a rollup they are batches.",
                 |counts| &counts.delivered,
             ),
             family(

@@ -344,6 +344,7 @@ fn explain_rule(out: &mut String, live: &LiveRule) -> fmt::Result {
             None => writeln!(out, "  condition: {condition}")?,
         }
     }
+    writeln!(out, "  judged: {}", raw::manner(&live.rule()))?;
     if !status.ever_matched {
         writeln!(
             out,

@@ -385,7 +385,7 @@ fn a_file_that_was_cut_off_is_read_up_to_its_last_whole_block() {
         let (read, error) = read_all(&bytes[..cut]);
         match error {
             Some(ReadError::CutOff { offset }) => assert!(offset <= cut as u64),
-            Some(ReadError::NotARecording) => assert_eq!(cut, 0),
+            Some(ReadError::NotARecording { .. }) => assert_eq!(cut, 0),
             other => panic!("cut at {cut}: {other:?}"),
         }
         assert!(same(&read, &whole[..read.len()]));
@@ -424,9 +424,12 @@ fn zeros_at_the_end_are_what_a_crash_leaves() {
 fn something_else_is_not_a_recording_and_a_later_version_is_refused() {
     assert!(matches!(
         read_all(b"time,value\n1,2\n").1,
-        Some(ReadError::NotARecording)
+        Some(ReadError::NotARecording { path: None })
     ));
-    assert!(matches!(read_all(b"").1, Some(ReadError::NotARecording)));
+    assert!(matches!(
+        read_all(b"").1,
+        Some(ReadError::NotARecording { .. })
+    ));
     let (mut bytes, _) = long_recording();
     bytes[8] = 9;
     let error = read_all(&bytes).1.unwrap().to_string();
@@ -438,6 +441,33 @@ fn something_else_is_not_a_recording_and_a_later_version_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(missing.contains("/no/such/file.rec"), "{missing}");
+}
+
+#[test]
+fn an_error_in_a_file_names_it() {
+    let bench = Bench::new();
+    let named = |error: &dyn std::fmt::Display| {
+        let (text, path) = (error.to_string(), bench.path().display().to_string());
+        assert_eq!(text.matches(&path).count(), 1, "{text}");
+    };
+    std::fs::write(bench.path(), "time,value\n1,2\n").unwrap();
+    named(&Recording::open(bench.path()).unwrap_err());
+
+    let (mut bytes, _) = long_recording();
+    bytes[8] = 9;
+    std::fs::write(bench.path(), &bytes).unwrap();
+    named(&Recording::open(bench.path()).unwrap_err());
+
+    bytes[8] = 1;
+    bytes[100] ^= 1;
+    std::fs::write(bench.path(), &bytes).unwrap();
+    let recording = Recording::open(bench.path()).unwrap();
+    named(&Replay::new(recording.clone()).run(|_| {}).unwrap_err());
+    named(&recording.entries().unwrap().last().unwrap().unwrap_err());
+
+    std::fs::remove_file(bench.path()).unwrap();
+    std::fs::create_dir(bench.path()).unwrap();
+    named(&Recording::open(bench.path()).unwrap_err());
 }
 
 #[derive(Clone, Debug)]
@@ -708,7 +738,8 @@ fn an_error_in_csv_says_where_and_what_would_be_right() {
         ("time,kv\n1,1\n", wide().skip("no"), &["\"no\""]),
         ("time,kv\n", wide(), &["no rows"]),
         ("time,kv\n1,\n", wide(), &["no rows"]),
-        ("", wide(), &["\"time\"", "[]"]),
+        ("", wide(), &["the file is empty", "names of the columns"]),
+        ("\n\n", long(), &["the file is empty"]),
     ] {
         let error = Recording::from_csv_text(csv, columns)
             .unwrap_err()
@@ -891,10 +922,16 @@ fn a_report_says_how_often_and_how_long_each_rule_fired() {
     assert!(!silent.ever_matched);
     assert_eq!((silent.fired, silent.series), (0, 0));
     assert!(report.rate() > 0.0);
-    assert!(
-        report.to_string().contains("5 mutations over 30s"),
-        "{report}"
-    );
+    assert_eq!(full.condition, "kv above 0.9, clear below 0.8; each series");
+    let text = report.to_string();
+    for part in [
+        "5 mutations over 30s",
+        "mutations per second), 3 alerts",
+        "\"Silent\" never matched a series",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert!(!text.contains("0.0 million"), "{text}");
 }
 
 #[test]
@@ -994,6 +1031,7 @@ fn a_wrong_rule_is_an_error_that_names_it() {
     let twice = Replay::new(kv(&[(0.0, 1.0)])).rule(full()).rule(full());
     let error = twice.run(|_| {}).unwrap_err().to_string();
     assert!(error.contains("already"), "{error}");
+    assert!(!error.contains("set_rule"), "{error}");
 }
 
 #[test]
@@ -1026,6 +1064,67 @@ fn a_series_beyond_the_cardinality_limit_keeps_its_label() {
         .unwrap();
     let overflow = report.transitions[0].label("otel_metric_overflow");
     assert_eq!(overflow, Some("true"));
+}
+
+#[test]
+fn a_derived_gauge_is_replayed_with_the_labels_of_its_series() {
+    let bench = Bench::new();
+    let kv = bench
+        .bus
+        .family::<Gauge>(Desc::new("kv", "Usage.").labels(["worker", "role"]))
+        .unwrap();
+    let _percent = bench
+        .bus
+        .derive(
+            Desc::new("kv_percent", "Usage.").unit("percent"),
+            Expr::value("kv") * 100.0,
+        )
+        .unwrap();
+    // One series is there when recording begins, one comes while it goes on, and one goes.
+    kv.with_label_values(&["a", "decode"]).unwrap().set(0.5);
+    let recorder = bench.record("kv_percent");
+    bench.pass(1_000);
+    kv.with_label_values(&["a", "decode"]).unwrap().set(0.95);
+    kv.with_label_values(&["b \"\\", "decode"])
+        .unwrap()
+        .set(0.99);
+    bench.pass(1_000);
+    kv.remove(&["a", "decode"]).unwrap();
+    bench.pass(1_000);
+    recorder.finish().unwrap();
+
+    let report = Replay::new(Recording::open(bench.path()).unwrap())
+        .rule(Rule::new(
+            "Full",
+            Condition::when("kv_percent", Threshold::above(90.0)),
+        ))
+        // No series without labels may be there: none was recorded.
+        .rule(Rule::new(
+            "Count",
+            Condition::when(Expr::count("kv_percent"), Threshold::above(1.5)),
+        ))
+        .run(|_| {})
+        .unwrap();
+    let told: Vec<_> = report
+        .transitions
+        .iter()
+        .map(|alert| {
+            let (worker, role) = (alert.label("worker"), alert.label("role"));
+            let at = alert.at.as_secs_f64();
+            (&*alert.rule, worker, role, alert.is_firing(), at)
+        })
+        .collect();
+    let (b, decode) = (Some("b \"\\"), Some("decode"));
+    assert_eq!(
+        told,
+        [
+            ("Full", Some("a"), decode, true, 1.0),
+            ("Full", b, decode, true, 1.0),
+            ("Count", None, None, true, 1.0),
+            ("Full", Some("a"), decode, false, 2.0),
+            ("Count", None, None, false, 2.0),
+        ]
+    );
 }
 
 /// The trace is not part of the project; where it is not at hand there is nothing to test.

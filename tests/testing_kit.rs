@@ -119,6 +119,7 @@ fn a_failed_assertion_shows_the_rule_its_history_and_what_was_captured() {
             "Full{worker=\"a\"} has not fired",
             "time: 4s",
             "condition: kv above 0.9, clear below 0.8",
+            "judged: each series; hold_for 5s\n",
             "state: pending",
             "{worker=\"a\"} pending since 0ns, at 0.95",
             "history: none",
@@ -146,6 +147,34 @@ fn a_failed_assertion_shows_the_rule_its_history_and_what_was_captured() {
             "0ns Any{worker=\"a\"} firing at 0.95",
         ],
     );
+}
+
+#[test]
+fn a_failed_assertion_says_how_the_rule_groups_and_what_it_waits_for() {
+    let any = || Condition::when("kv", Threshold::above(0.9));
+    for (rule, judged) in [
+        (Rule::new("R", any()), "judged: each series\n"),
+        (Rule::new("R", any()).all(), "judged: all series\n"),
+        (
+            Rule::new("R", any())
+                .at_least(2)
+                .by(["role", "zone"])
+                .keep_firing_for(secs(3)),
+            "judged: at least 2 series by role, zone; keep_firing_for 3s\n",
+        ),
+        (
+            Rule::new("R", any())
+                .any()
+                .m_of_n(2, 3, secs(1))
+                .every(secs(2))
+                .initial(false),
+            "judged: any series; m_of_n: 2 of 3 slots of 1s; every 2s; initial(false)\n",
+        ),
+    ] {
+        let kit = TestBus::new();
+        kit.add_rule(rule);
+        says(&message(|| drop(assert_fired!(kit, "R"))), &[judged]);
+    }
 }
 
 #[test]

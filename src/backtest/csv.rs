@@ -246,6 +246,9 @@ fn read(input: impl io::Read, columns: CsvColumns) -> Result<Recording, CsvError
         .trim(Trim::All)
         .from_reader(input);
     let header = reader.headers().map_err(syntax)?.clone();
+    if header.iter().all(str::is_empty) {
+        return Err(CsvError::NoHeader);
+    }
     let find = |name: &str| {
         header
             .iter()

@@ -1,6 +1,9 @@
 //! What can go wrong with a recording, an enum per operation.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use super::format::VERSION;
 use crate::error::{DeclareError, SelectorError};
@@ -46,16 +49,30 @@ pub enum ReadError {
         source: io::Error,
     },
     /// The file could not be read on.
-    #[error("recording: {0}")]
-    Read(io::Error),
+    #[error("{}{source}", named(path.as_deref()))]
+    Read {
+        /// The file; `None` where it is in memory.
+        path: Option<PathBuf>,
+        /// What the system says.
+        source: io::Error,
+    },
     /// It is something else.
     #[error(
-        "not a recording: it does not begin as one; a Recorder writes them, and Recording::from_csv reads CSV"
+        "{}this is not a recording: it does not begin as one; a Recorder writes them, and Recording::from_csv reads CSV",
+        named(path.as_deref())
     )]
-    NotARecording,
+    NotARecording {
+        /// The file; `None` where it is in memory.
+        path: Option<PathBuf>,
+    },
     /// It was written by a later version of this library.
-    #[error("recording of version {version}: this library reads {VERSION}; use a newer one")]
+    #[error(
+        "{}it is of version {version}, and this library reads {VERSION}; use a newer one",
+        named(path.as_deref())
+    )]
     Version {
+        /// The file; `None` where it is in memory.
+        path: Option<PathBuf>,
         /// As the file says.
         version: u16,
     },
@@ -66,13 +83,40 @@ pub enum ReadError {
         offset: u64,
     },
     /// The file is damaged.
-    #[error("the recording is damaged in the block at byte {offset}: {why}")]
+    #[error(
+        "{}it is damaged in the block at byte {offset}: {why}",
+        named(path.as_deref())
+    )]
     Corrupt {
+        /// The file; `None` where it is in memory.
+        path: Option<PathBuf>,
         /// Where the damaged block is, or ends.
         offset: u64,
         /// What is wrong.
         why: String,
     },
+}
+
+/// What is wrong begins with what it is wrong with.
+fn named(path: Option<&Path>) -> String {
+    match path {
+        Some(path) => format!("recording {}: ", path.display()),
+        None => "recording: ".to_owned(),
+    }
+}
+
+impl ReadError {
+    /// Says of which file it is. Whoever decodes knows none.
+    pub(crate) fn of(mut self, file: Option<&Path>) -> ReadError {
+        match &mut self {
+            ReadError::Read { path, .. }
+            | ReadError::NotARecording { path }
+            | ReadError::Version { path, .. }
+            | ReadError::Corrupt { path, .. } => *path = file.map(Path::to_owned),
+            ReadError::Open { .. } | ReadError::CutOff { .. } => {}
+        }
+        self
+    }
 }
 
 /// Why a CSV file could not be read as a recording.
@@ -123,9 +167,14 @@ pub enum CsvError {
         /// What would be right.
         why: String,
     },
-    /// There is nothing in it.
+    /// There is a header, and nothing under it.
     #[error("there are no rows under the header")]
     Empty,
+    /// There is not even a header.
+    #[error(
+        "the file is empty; right would be a line with the names of the columns, and rows under it"
+    )]
+    NoHeader,
 }
 
 /// Why a replay ended before its time.

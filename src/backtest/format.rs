@@ -44,7 +44,7 @@
 //!
 //! | byte | record | then |
 //! |---|---|---|
-//! | 1 | a metric | byte: 0 counter of `u64`, 1 counter of `f64`, 2 gauge, 3 histogram; texts: name, help; byte: 1 if there is a unit, and its text; varint and texts: label names; of a histogram varint and doubles of 8 bytes: bounds without +Inf |
+//! | 1 | a metric | byte: 0 counter of `u64`, 1 counter of `f64`, 2 gauge, 3 histogram; texts: name, help; byte: 1 if there is a unit, and its text; varint and texts: label names, none of a derived gauge, whose series may have labels all the same; of a histogram varint and doubles of 8 bytes: bounds without +Inf |
 //! | 2 | a series | varint: its metric, counted from 0; time; varint and pairs of texts: labels; then its value: 8 bytes, of a histogram 8 bytes of sum and for each bucket, that of +Inf included, a varint: its count |
 //! | 3 | all series that there were at the beginning have been told | |
 //! | 4 | a series was removed | varint: its number, counted from 0; time |
@@ -523,19 +523,23 @@ impl<R: Read> Decoder<R> {
         let mut bytes = [0; HEADER_LEN];
         let got = read_full(&mut input, &mut bytes)?;
         if !bytes[..got].starts_with(&MAGIC[..got.min(MAGIC.len())]) || got == 0 {
-            return Err(ReadError::NotARecording);
+            return Err(ReadError::NotARecording { path: None });
         }
         if got < HEADER_LEN {
             return Err(ReadError::CutOff { offset: 0 });
         }
         let corrupt = |why: &str| ReadError::Corrupt {
+            path: None,
             offset: 0,
             why: why.to_owned(),
         };
         let (body, check) = bytes.split_at(HEADER_LEN - 4);
         let version = u16::from_le_bytes([body[8], body[9]]);
         if version > VERSION || version == 0 {
-            return Err(ReadError::Version { version });
+            return Err(ReadError::Version {
+                path: None,
+                version,
+            });
         }
         if check != crc32fast::hash(body).to_le_bytes() {
             return Err(corrupt("the header does not have the checksum it says"));
@@ -588,6 +592,7 @@ impl<R: Read> Decoder<R> {
                 Ok(None) => {}
                 Err(why) => {
                     return Err(ReadError::Corrupt {
+                        path: None,
                         offset: self.offset,
                         why,
                     });
@@ -599,7 +604,11 @@ impl<R: Read> Decoder<R> {
     fn next_block(&mut self) -> Result<(), ReadError> {
         let begin = self.offset;
         let cut = ReadError::CutOff { offset: begin };
-        let corrupt = |why: String| ReadError::Corrupt { offset: begin, why };
+        let corrupt = |why: String| ReadError::Corrupt {
+            path: None,
+            offset: begin,
+            why,
+        };
         let mut head = [0; 12];
         // Zeros: room that a file system had set aside when the machine went down.
         if read_full(&mut self.input, &mut head)? < head.len() || head == [0; 12] {
@@ -618,7 +627,7 @@ impl<R: Read> Decoder<R> {
         let got = (&mut self.input)
             .take(packed as u64)
             .read_to_end(&mut self.packed)
-            .map_err(ReadError::Read)?;
+            .map_err(unreadable)?;
         if got < packed {
             return Err(cut);
         }
@@ -870,6 +879,10 @@ fn short() -> Wrong {
     "a record goes beyond its block".to_owned()
 }
 
+fn unreadable(source: io::Error) -> ReadError {
+    ReadError::Read { path: None, source }
+}
+
 /// Fills `buffer` as far as the input goes; how far that was.
 fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, ReadError> {
     let mut filled = 0;
@@ -878,7 +891,7 @@ fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, ReadErro
             Ok(0) => break,
             Ok(n) => filled += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(ReadError::Read(error)),
+            Err(error) => return Err(unreadable(error)),
         }
     }
     Ok(filled)

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     bus::MetricBus,
     clock::Clock,
+    desc::MetricKind,
     labels::OVERFLOW_LABEL,
     metric::FamilyCore,
     raw::{Handle, label_text},
@@ -93,7 +94,10 @@ impl Player {
         let family = match &self.families[series.metric] {
             Some(family) => family.clone(),
             None => {
-                let family = series.shape.declare(&self.bus)?;
+                let family = match has_own_labels(series) {
+                    true => series.shape.declare_derived(&self.bus)?,
+                    false => series.shape.declare(&self.bus)?,
+                };
                 self.families[series.metric] = Some(family.clone());
                 family
             }
@@ -127,13 +131,21 @@ impl Player {
 
 /// The labels as the family writes them.
 fn text(family: &FamilyCore, series: &RecordedSeries) -> Option<String> {
-    // Beyond the cardinality limit there was one series, with a label of its own.
-    if let [(name, _)] = &series.labels[..]
-        && name == OVERFLOW_LABEL
-    {
+    if is_overflow(series) || has_own_labels(series) {
         return Some(series.label_text());
     }
     label_text(family, &series.labels)
+}
+
+/// Beyond the cardinality limit there was one series, with a label of its own.
+fn is_overflow(series: &RecordedSeries) -> bool {
+    matches!(&series.labels[..], [(name, _)] if name == OVERFLOW_LABEL)
+}
+
+/// A derived gauge says no names of labels: its series have those of what they were derived from.
+fn has_own_labels(series: &RecordedSeries) -> bool {
+    let shape = &series.shape;
+    shape.kind == MetricKind::Gauge && shape.label_names.is_empty() && !series.labels.is_empty()
 }
 
 /// What makes `after` of `before`, to the last bit: the difference is rounded, and its sum with `before` can be, too.

@@ -87,7 +87,7 @@ impl Recording {
     }
 
     fn new(source: Source, len: u64) -> Result<Recording, ReadError> {
-        let header = Decoder::new(source.open()?)?.header();
+        let header = source.decoder()?.header();
         Ok(Recording {
             source,
             header,
@@ -118,12 +118,18 @@ impl Recording {
     pub fn entries(&self) -> Result<Entries, ReadError> {
         Ok(Entries {
             decoder: self.decoder()?,
+            source: self.source.clone(),
             done: false,
         })
     }
 
     pub(crate) fn decoder(&self) -> Result<Decoder<Input>, ReadError> {
-        Decoder::new(self.source.open()?)
+        self.source.decoder()
+    }
+
+    /// The file, unless it is in memory.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.source.path()
     }
 
     /// Writes it to a file, as a [`Recorder`](super::Recorder) would have: what was read from a CSV file, say.
@@ -150,6 +156,17 @@ pub(crate) fn date(header: Header, at: Time) -> SystemTime {
 }
 
 impl Source {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Source::File(path) => Some(path),
+            Source::Memory(_) => None,
+        }
+    }
+
+    fn decoder(&self) -> Result<Decoder<Input>, ReadError> {
+        Decoder::new(self.open()?).map_err(|error| error.of(self.path()))
+    }
+
     fn open(&self) -> Result<Input, ReadError> {
         Ok(match self {
             Source::File(path) => {
@@ -228,6 +245,7 @@ pub enum Entry {
 /// before it is as it was recorded.
 pub struct Entries {
     decoder: Decoder<Input>,
+    source: Source,
     done: bool,
 }
 
@@ -307,7 +325,7 @@ impl Iterator for Entries {
             }
             Err(error) => {
                 self.done = true;
-                Some(Err(error))
+                Some(Err(error.of(self.source.path())))
             }
         }
     }

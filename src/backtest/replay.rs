@@ -18,7 +18,9 @@ use super::{
     recording::{Recording, date},
 };
 use crate::{
+    error::RuleError,
     listen::Events,
+    raw::manner,
     rule::{Alert, AlertState, LiveRule, Pairs, Rule},
     time::{Time, nanos},
 };
@@ -116,6 +118,9 @@ pub struct Report {
 pub struct RuleReport {
     /// The rule's name.
     pub rule: Arc<str>,
+    /// What it judged, and how: `kv above 0.9, clear below 0.8; each series; hold_for 5s`. For people; the words may
+    /// change.
+    pub condition: String,
     /// Whether a series ever matched. If not, that is why it never fired: often a typing error.
     pub ever_matched: bool,
     /// How many series match at the end, counted once for each place in the rule.
@@ -174,13 +179,26 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} mutations over {:?} in {:?} ({:.1} million per second), {} alerts",
+            "{} mutations over {:?} in {:?} ({} mutations per second), {} alerts",
             self.mutations,
             self.span(),
             self.elapsed,
-            self.rate() / 1e6,
+            rounded(self.rate()),
             self.transitions.len()
-        )
+        )?;
+        for rule in self.rules.iter().filter(|rule| !rule.ever_matched) {
+            write!(f, "; {:?} never matched a series", rule.rule)?;
+        }
+        Ok(())
+    }
+}
+
+/// A number as people say it.
+fn rounded(number: f64) -> String {
+    match number {
+        n if n >= 1e6 => format!("{:.1} million", n / 1e6),
+        n if n >= 1e3 => format!("{:.0} thousand", n / 1e3),
+        n => format!("{n:.0}"),
     }
 }
 
@@ -251,7 +269,7 @@ impl Replay {
                     cut_off = true;
                     break;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error.of(self.recording.path()).into()),
             };
             match step {
                 Step::Mutation {
@@ -362,7 +380,15 @@ impl Stage {
             // A dry run tells nobody; here it is to be seen.
             let live = bus
                 .add_rule(rule.dry_run(false))
-                .map_err(|error| wrong(&name, error.to_string()))?;
+                .map_err(|error| match error {
+                    // There is no set_rule here.
+                    RuleError::Exists { .. } => wrong(
+                        &name,
+                        "it is there already; each rule of a replay needs a name of its own"
+                            .to_owned(),
+                    ),
+                    error => wrong(&name, error.to_string()),
+                })?;
             self.live.push(live);
         }
         self.collect();
@@ -439,6 +465,7 @@ impl RuleReport {
         let status = live.status();
         RuleReport {
             rule: name.into(),
+            condition: condition(live, &status.conditions),
             ever_matched: status.ever_matched,
             series: status.series,
             fired: spans.len() as u64,
@@ -453,6 +480,19 @@ impl RuleReport {
             spans,
         }
     }
+}
+
+/// A rule in words.
+fn condition(live: &LiveRule, conditions: &[(Option<String>, String)]) -> String {
+    let mut parts: Vec<String> = conditions
+        .iter()
+        .map(|(level, condition)| match level {
+            Some(level) => format!("{level}: {condition}"),
+            None => condition.clone(),
+        })
+        .collect();
+    parts.push(manner(&live.rule()));
+    parts.join("; ")
 }
 
 /// How long at least one of them lasts. They are in order of their beginnings.
