@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    cell::{Wakes, wake_all},
+    cell::{Listener, Wakes, wake_all},
     clock::Clock,
     desc::{Buckets, Desc, Meta, MetricKind, Numbers, SERIES_MAX_DEFAULT, validate},
     dispatch::{Pool, WORKERS_MAX_DEFAULT},
@@ -602,12 +602,19 @@ impl Inner {
 
     pub(crate) fn unwatch(&self, watch: &Watch) {
         let mut wakes = Wakes::new();
-        self.unwatch_waking(watch, &mut wakes);
+        let listeners = self.unwatch_waking(watch, &mut wakes);
         wake_all(&mut wakes);
+        drop(listeners);
     }
 
-    /// As [`unwatch`](Inner::unwatch), for a caller who holds a lock and wakes later.
-    pub(crate) fn unwatch_waking(&self, watch: &Watch, wakes: &mut Wakes) {
+    /// As [`unwatch`](Inner::unwatch), for a caller who holds a lock and wakes later, and later drops the listeners:
+    /// those of a rule may wake somebody, too.
+    #[must_use]
+    pub(crate) fn unwatch_waking(
+        &self,
+        watch: &Watch,
+        wakes: &mut Wakes,
+    ) -> Vec<Box<dyn Listener>> {
         watch.close(true);
         {
             // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
@@ -620,6 +627,7 @@ impl Inner {
         self.for_each_match(&watch.selector, |series| {
             listeners.extend(series.detach(watch.id, wakes));
         });
+        listeners
     }
 
     /// Wakes on the dispatcher's threads rather than in this one.
@@ -633,12 +641,15 @@ impl Inner {
 
     fn self_families(&self) -> Vec<FamilySnapshot> {
         let of_rules = rule::families(&self.rules);
-        let watches = read(&self.watches);
-        let (feeds, missed) = self.rules.subscriptions();
-        let mut families = self
-            .stats
-            .families(watches.iter().map(|w| w.dropped()).sum::<u64>() + missed);
-        let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
+        let (mut families, watches, feeds) = {
+            // Released before the families are looked at: theirs are taken before it.
+            let watches = read(&self.watches);
+            let (feeds, missed) = self.rules.subscriptions();
+            let dropped = watches.iter().map(|w| w.dropped()).sum::<u64>() + missed;
+            let families = self.stats.families(dropped);
+            let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
+            (families, watches, feeds)
+        };
         let (workers, busy) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();

@@ -49,12 +49,7 @@ impl Pool {
 
     /// How a task gets to run here.
     pub(crate) fn scheduler(&self) -> impl Fn(Runnable) + Send + Sync + 'static {
-        let shared = Arc::downgrade(&self.shared);
-        move |runnable| match shared.upgrade() {
-            Some(shared) => shared.push(runnable),
-            // The bus is gone, and with it whatever the task could have to do.
-            None => drop(runnable),
-        }
+        scheduler_of(Arc::downgrade(&self.shared))
     }
 
     /// Runs a future here.
@@ -62,6 +57,12 @@ impl Pool {
         let (runnable, task) = async_task::spawn(future, self.scheduler());
         runnable.schedule();
         task.detach();
+    }
+
+    /// For those who may not keep the bus.
+    #[cfg(feature = "persist")]
+    pub(crate) fn handle(&self) -> PoolHandle {
+        PoolHandle(Arc::downgrade(&self.shared))
     }
 
     /// Runs a future on the tokio runtime that this is called in, or else here.
@@ -88,6 +89,28 @@ impl Pool {
 
     pub(crate) fn waiting(&self) -> usize {
         self.shared.lock().queue.len()
+    }
+}
+
+/// A way to a pool that keeps neither it nor its bus.
+#[cfg(feature = "persist")]
+pub(crate) struct PoolHandle(Weak<Shared>);
+
+#[cfg(feature = "persist")]
+impl PoolHandle {
+    /// Runs a future there, or drops it where the pool is gone.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let (runnable, task) = async_task::spawn(future, scheduler_of(self.0.clone()));
+        runnable.schedule();
+        task.detach();
+    }
+}
+
+fn scheduler_of(shared: Weak<Shared>) -> impl Fn(Runnable) + Send + Sync + 'static {
+    move |runnable| match shared.upgrade() {
+        Some(shared) => shared.push(runnable),
+        // The bus is gone, and with it whatever the task could have to do.
+        None => drop(runnable),
     }
 }
 

@@ -72,7 +72,10 @@ impl Watch {
     }
 
     pub(crate) fn attach(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
-        if self.selector.matches(series) {
+        // A rule has several selectors, and one listener for each series that some of them match: the cell would refuse
+        // another, but what that one has joined would already be part of the rule.
+        let is_heard = || self.of_rule && series.ask(self.id, &mut ());
+        if self.selector.matches(series) && !is_heard() {
             let listener = (self.make)(series, newborn, wakes);
             if series.attach(listener, wakes) {
                 self.matched.fetch_add(1, Ordering::Relaxed);

@@ -26,6 +26,7 @@ use crate::{
     labels::push_label,
     metric::FamilyCore,
     series::SeriesCore,
+    stats::Stats,
     threshold::Threshold,
 };
 
@@ -74,6 +75,7 @@ impl MetricBus {
         let sink = Arc::new(Gauges {
             family: inner.derived_family(&desc)?,
             bus: Arc::downgrade(inner),
+            stats: inner.stats.clone(),
             constant: desc.constant.clone(),
             series: Mutex::default(),
         });
@@ -131,7 +133,7 @@ impl Drop for Derived {
         };
         let mut wakes = Wakes::new();
         self.engine.close(None, &mut wakes);
-        self.engine.stop(&inner, &mut wakes);
+        drop(self.engine.stop(&inner, &mut wakes));
         wake_all(&mut wakes);
         self.sink.family.remove_where(|_| true);
         inner.withdraw(self.name());
@@ -148,6 +150,8 @@ impl fmt::Debug for Derived {
 struct Gauges {
     family: Arc<FamilyCore>,
     bus: Weak<Inner>,
+    /// Of the bus, which must not be held, and so perhaps end, under the locks of an evaluation.
+    stats: Arc<Stats>,
     constant: Vec<(String, String)>,
     series: Mutex<HashMap<Box<str>, Arc<Setter>>>,
 }
@@ -169,10 +173,8 @@ impl Sink for Gauges {
             .values
             .push(Some(value.unwrap_or(f64::NAN)), VALUES_MAX);
         drop(series);
-        if dropped.is_some()
-            && let Some(bus) = self.bus.upgrade()
-        {
-            bus.stats.dropped(1);
+        if dropped.is_some() {
+            self.stats.dropped(1);
         }
         wakes.push(Waker::from(setter));
     }

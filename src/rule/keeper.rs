@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     bus::{Inner, MetricBus},
+    dispatch::PoolHandle,
     error::RuleStateError,
     stats::{bump, next_id},
     time::{Time, nanos},
@@ -126,6 +127,7 @@ impl MetricBus {
         }
         let keeper = Arc::new(Keeper {
             bus: Arc::downgrade(inner),
+            pool: inner.pool.handle(),
             file,
             queued: AtomicBool::new(false),
             looks: AtomicU64::new(0),
@@ -163,6 +165,7 @@ impl MetricBus {
 
 pub(crate) struct Keeper {
     bus: Weak<Inner>,
+    pool: PoolHandle,
     file: RuleStateFile,
     /// A write is on its way, and has not looked yet.
     queued: AtomicBool,
@@ -180,16 +183,14 @@ struct Written {
 }
 
 impl Keeper {
-    /// On the dispatcher: whoever calls may hold a rule's lock.
+    /// On the dispatcher: whoever calls may hold a rule's lock. So it does not take hold of the bus either: the bus would
+    /// end here, should it be the last to let go, and its end takes that lock.
     fn write_soon(self: &Arc<Self>) {
         if self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
-        let Some(bus) = self.bus.upgrade() else {
-            return;
-        };
         let keeper = self.clone();
-        bus.pool.spawn(async move {
+        self.pool.spawn(async move {
             let Some(bus) = keeper.bus.upgrade() else {
                 return;
             };

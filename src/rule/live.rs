@@ -411,12 +411,14 @@ impl Slot {
             // Whoever subscribes hears of the one or of the other.
             let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
             let inherited = engine.close(None, &mut wakes);
+            next.remember_as(&engine);
             next.settle(inherited, AlertCause::RuleChanged, None, &mut wakes);
             std::mem::replace(&mut *engine, next)
         };
-        before.stop(&inner, &mut wakes);
+        let listeners = before.stop(&inner, &mut wakes);
         drop(removed);
         wake_all(&mut wakes);
+        drop(listeners);
         Ok(())
     }
 
@@ -428,18 +430,23 @@ impl Slot {
         });
     }
 
-    fn end(&self, inner: &Inner) -> bool {
+    /// `release`: gives up its name, once it has said its last and before whoever hears that can want the name.
+    fn end(&self, inner: &Inner, release: impl FnOnce()) -> bool {
         let mut wakes = Wakes::new();
-        {
+        let listeners = {
             let mut removed = lock(&self.changing);
             if std::mem::replace(&mut *removed, true) {
                 return false;
             }
             let engine = self.engine();
             engine.close(Some(AlertCause::RuleRemoved), &mut wakes);
-            engine.stop(inner, &mut wakes);
-        }
+            engine.stop(inner, &mut wakes)
+        };
+        release();
+        // What was kept when it said its last still had it in it.
+        (self.log.changed)();
         wake_all(&mut wakes);
+        drop(listeners);
         true
     }
 }
@@ -557,12 +564,12 @@ impl Rules {
     }
 
     fn remove(&self, inner: &Inner, name: &str) -> bool {
-        let slot = self.table().rules.remove(name);
-        slot.is_some_and(|slot| slot.end(inner))
+        let slot = self.table().rules.get(name).cloned();
+        slot.is_some_and(|slot| self.remove_slot(inner, &slot))
     }
 
     fn remove_slot(&self, inner: &Inner, slot: &Arc<Slot>) -> bool {
-        {
+        slot.end(inner, || {
             let mut table = self.table();
             let name: &str = &slot.log.name;
             if table
@@ -572,8 +579,7 @@ impl Rules {
             {
                 table.rules.remove(name);
             }
-        }
-        slot.end(inner)
+        })
     }
 
     /// How many subscriptions to alerts there are, and how many alerts were dropped from their mailboxes.
@@ -701,4 +707,32 @@ impl Wire for Feeding {
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Clock, Condition, Desc, Expr, Threshold};
+
+    fn above() -> Condition {
+        Condition::when("g", Threshold::above(5.0))
+    }
+
+    #[test]
+    fn a_bus_that_ends_takes_its_rules_and_derived_gauges_with_it() {
+        let bus = MetricBus::builder().clock(Clock::manual()).build();
+        let gauge = bus.gauge("g", "Of a test.").unwrap();
+        let rule = bus.add_rule(Rule::new("r", above())).unwrap();
+        let shown = Expr::value("g") * 2.0;
+        bus.derive(Desc::new("d", "Of a test."), shown)
+            .unwrap()
+            .forget();
+        gauge.set(10.0);
+        let engine = Arc::downgrade(&rule.0.engine());
+        let derived = Arc::downgrade(bus.series("d").unwrap()[0].core());
+        drop((rule, bus));
+        assert!(engine.upgrade().is_none());
+        assert!(derived.upgrade().is_none());
+        gauge.set(1.0);
+    }
 }

@@ -264,7 +264,10 @@ impl Engine {
             let stays = {
                 let state = lock(&self.state);
                 let member = state.members.get(seat.member);
-                !state.closed && member.is_some_and(|m| m.seats > seats_of(seat.member))
+                // One that leads has to say to the others that they have lost an operand.
+                let stays =
+                    |m: &Member| state.leads(seat.member) || m.seats > seats_of(seat.member);
+                !state.closed && member.is_some_and(stays)
             };
             match at {
                 Some(at) if stays => {

@@ -58,7 +58,7 @@ use super::{
 };
 use crate::{
     bus::Inner,
-    cell::{Wakes, wake_all},
+    cell::{Listener, Wakes, wake_all},
     clock::Clock,
     mailbox::Mailbox,
     series::SeriesCore,
@@ -95,7 +95,8 @@ pub(crate) struct Engine {
     sink: Option<Arc<dyn Sink>>,
     /// When it was made: windows look from here on.
     since: Time,
-    watches: Mutex<Vec<Arc<Watch>>>,
+    /// Weak: what a watch makes listeners with holds the engine. The bus holds them, and ends with them.
+    watches: Mutex<Vec<Weak<Watch>>>,
     settled: AtomicBool,
     closed: AtomicBool,
     state: Mutex<State>,
@@ -181,7 +182,7 @@ impl Engine {
                 make,
                 nothing,
             ));
-            lock(&self.watches).push(watch.clone());
+            lock(&self.watches).push(Arc::downgrade(&watch));
             inner.watch_waking(&watch, wakes);
         }
     }
@@ -196,8 +197,9 @@ impl Engine {
         wakes: &mut Wakes,
     ) {
         let now = self.clock.now();
-        let works = self.works();
+        // In this order: who comes after the look at what there is evaluates itself.
         self.settled.store(true, Ordering::SeqCst);
+        let works = self.works();
         let mut batch = Batch::default();
         for (member, leaf, work) in works {
             self.look(&work, member, leaf, now, &mut batch, wakes);
@@ -292,9 +294,12 @@ impl Engine {
     }
 
     /// Takes its listeners out. After [`close`](Engine::close), without any lock.
-    pub(crate) fn stop(&self, inner: &Inner, wakes: &mut Wakes) {
-        for watch in std::mem::take(&mut *lock(&self.watches)) {
-            inner.unwatch_waking(&watch, wakes);
+    #[must_use]
+    pub(crate) fn stop(&self, inner: &Inner, wakes: &mut Wakes) -> Vec<Box<dyn Listener>> {
+        let mut listeners = Vec::new();
+        let watches = std::mem::take(&mut *lock(&self.watches));
+        for watch in watches.iter().filter_map(Weak::upgrade) {
+            listeners.extend(inner.unwatch_waking(&watch, wakes));
         }
         let mut state = lock(&self.state);
         let gone = (
@@ -304,6 +309,7 @@ impl Engine {
         state.by_state = [0; 4];
         drop(state);
         drop(gone);
+        listeners
     }
 
     fn inherit(&self, group: &GroupState) -> Inherited {
@@ -479,6 +485,12 @@ impl Engine {
         for (key, epoch) in epochs {
             state.past.put(Arc::from(&**key), *epoch);
         }
+    }
+
+    /// Goes on with what another engine knows of groups that have gone.
+    pub(crate) fn remember_as(&self, before: &Engine) {
+        let past = std::mem::take(&mut lock(&before.state).past);
+        lock(&self.state).past = past;
     }
 
     /// Epochs of groups that are inactive, or have gone.

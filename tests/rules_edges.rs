@@ -1,0 +1,224 @@
+//! Rules where things come and go: series that several parts of a rule look at, operands that leave, memories that are
+//! renewed, rules that are changed or replaced.
+
+use std::time::Duration;
+
+use metricbus::{
+    AlertCause, AlertState, Clock, Condition, Desc, Expr, Family, Gauge, LiveRule, MetricBus, Rule,
+    Threshold,
+};
+
+fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+fn bus() -> (MetricBus, Clock) {
+    let clock = Clock::manual();
+    (MetricBus::builder().clock(clock.clone()).build(), clock)
+}
+
+fn family(bus: &MetricBus, name: &str) -> Family<Gauge> {
+    bus.family(Desc::new(name, "Of a test.").labels(["i"]))
+        .unwrap()
+}
+
+/// What was told: firing or resolved, at which second, and the epoch.
+fn told(rule: &LiveRule) -> Vec<(AlertState, u64, u64)> {
+    rule.history()
+        .iter()
+        .map(|alert| (alert.state, alert.at.as_secs_f64() as u64, alert.epoch))
+        .collect()
+}
+
+use AlertState::{Firing, Resolved};
+
+#[test]
+fn a_series_that_two_selectors_of_an_expression_match_has_its_value_in_both() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let gauge = family.with_label_values(&["0"]).unwrap();
+    gauge.set(10.0);
+    let both = Expr::value(r#"g{i="0"}"#) + Expr::value("g");
+    let rule = bus
+        .add_rule(Rule::new(
+            "r",
+            Condition::when(both, Threshold::above(15.0)),
+        ))
+        .unwrap();
+    assert_eq!(rule.status().value, Some(20.0));
+    assert_eq!(told(&rule), [(Firing, 0, 1)]);
+    // One that comes later, too.
+    assert!(family.remove(&["0"]).unwrap());
+    let gauge = family.with_label_values(&["0"]).unwrap();
+    gauge.set(9.0);
+    assert_eq!(rule.status().value, Some(18.0));
+    assert_eq!(
+        told(&rule),
+        [(Firing, 0, 1), (Resolved, 0, 2), (Firing, 0, 3)]
+    );
+}
+
+#[test]
+fn an_operand_without_labels_that_is_removed_is_no_data_to_all() {
+    let (bus, _) = bus();
+    let used = family(&bus, "used");
+    let total = bus.gauge("total", "Of a test.").unwrap();
+    let share = Expr::value("used") / Expr::value("total");
+    let derived = bus
+        .derive(Desc::new("share", "Of a test."), share.clone())
+        .unwrap();
+    let rule = bus
+        .add_rule(Rule::new(
+            "full",
+            Condition::when(share, Threshold::above(0.9)),
+        ))
+        .unwrap();
+    total.set(100.0);
+    let worker = used.with_label_values(&["0"]).unwrap();
+    worker.set(95.0);
+    assert_eq!(told(&rule), [(Firing, 0, 1)]);
+    assert_eq!(bus.remove("total").unwrap(), 1);
+    assert_eq!(told(&rule), [(Firing, 0, 1), (Resolved, 0, 2)]);
+    worker.set(99.0);
+    assert_eq!(told(&rule).len(), 2, "{:?}", rule.history());
+    let shown = bus.series("share").unwrap()[0].value().as_f64();
+    assert!(shown.is_nan(), "{shown}");
+    // Back again, it counts again.
+    bus.gauge("total", "Of a test.").unwrap().set(100.0);
+    assert_eq!(told(&rule).len(), 3);
+    drop(derived);
+}
+
+#[test]
+fn what_is_gone_again_is_remembered_from_then_on() {
+    let (bus, clock) = bus();
+    let family = family(&bus, "g");
+    let rule = bus
+        .add_rule(Rule::new("gone", Condition::gone("g", secs(10))))
+        .unwrap();
+    family.with_label_values(&["0"]).unwrap().set(1.0);
+    clock.advance(secs(1));
+    family.remove(&["0"]).unwrap();
+    clock.advance(secs(4));
+    family.with_label_values(&["0"]).unwrap().set(1.0);
+    clock.advance(secs(1));
+    family.remove(&["0"]).unwrap();
+    clock.advance(secs(20));
+    assert_eq!(
+        told(&rule),
+        [
+            (Firing, 1, 1),
+            (Resolved, 5, 2),
+            (Firing, 6, 3),
+            // Not at 11 s, when the first memory would have ended.
+            (Resolved, 16, 4),
+        ]
+    );
+}
+
+#[test]
+fn epochs_of_groups_that_have_gone_outlast_a_change_of_the_rule() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let of = |bound: f64| Rule::new("r", Condition::when("g", Threshold::above(bound)));
+    let rule = bus.add_rule(of(5.0)).unwrap();
+    family.with_label_values(&["0"]).unwrap().set(10.0);
+    family.remove(&["0"]).unwrap();
+    rule.update(of(6.0)).unwrap();
+    family.with_label_values(&["0"]).unwrap().set(10.0);
+    let epochs: Vec<_> = rule.history().iter().map(|alert| alert.epoch).collect();
+    assert_eq!(epochs, [1, 2, 3]);
+}
+
+#[test]
+fn epochs_of_groups_that_a_changed_rule_does_not_have_go_on_when_they_come_back() {
+    let (bus, _) = bus();
+    let (g, h) = (family(&bus, "g"), family(&bus, "h"));
+    g.with_label_values(&["0"]).unwrap().set(10.0);
+    h.with_label_values(&["1"]).unwrap().set(10.0);
+    let of = |name: &str| {
+        Rule::new("r", Condition::when(name, Threshold::above(5.0)))
+            .any()
+            .by(["i"])
+    };
+    let rule = bus.add_rule(of("g")).unwrap();
+    rule.update(of("h")).unwrap();
+    rule.update(of("g")).unwrap();
+    let of_group: Vec<_> = rule
+        .history()
+        .iter()
+        .filter(|alert| alert.label("i") == Some("0"))
+        .map(|alert| (alert.state, alert.epoch, alert.cause))
+        .collect();
+    assert_eq!(
+        of_group,
+        [
+            (Firing, 1, AlertCause::Initial),
+            (Resolved, 2, AlertCause::RuleChanged),
+            (Firing, 3, AlertCause::RuleChanged),
+        ]
+    );
+}
+
+#[test]
+fn one_group_that_comes_and_goes_does_not_make_the_others_forgotten() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let rule = bus
+        .add_rule(Rule::new("r", Condition::when("g", Threshold::above(5.0))).history(4))
+        .unwrap();
+    family.with_label_values(&["quiet"]).unwrap().set(10.0);
+    family.remove(&["quiet"]).unwrap();
+    for _ in 0..10_100 {
+        family.with_label_values(&["flaps"]).unwrap().set(10.0);
+        family.remove(&["flaps"]).unwrap();
+    }
+    family.with_label_values(&["quiet"]).unwrap().set(10.0);
+    assert_eq!(rule.history().last().map(|alert| alert.epoch), Some(3));
+}
+
+/// Whatever the duration, nothing overflows, and nothing hangs.
+#[test]
+fn the_longest_durations_are_taken_as_for_ever() {
+    let (bus, clock) = bus();
+    let max = Duration::MAX;
+    let gauge = bus.gauge("g", "Of a test.").unwrap();
+    let counter = bus.counter("c_total", "Of a test.").unwrap();
+    let h = bus
+        .histogram("h", "Of a test.", metricbus::Buckets::default())
+        .unwrap();
+    let above = || Condition::when("g", Threshold::above(5.0));
+    let over = |name: &str| Expr::over(name, max);
+    let when = |expr: Expr| Condition::when(expr, Threshold::above(5.0));
+    let rules = [
+        Rule::new("hold", above()).hold_for(max),
+        Rule::new("keep", above()).keep_firing_for(max),
+        Rule::new("slots", above()).m_of_n(1, 64, max),
+        Rule::new("stale", Condition::stale("g", max)),
+        Rule::new("gone", Condition::gone("g", max)),
+        Rule::new("ewma", when(Expr::value("g").ewma(max))),
+        Rule::new("gauge", when(over("g").avg())),
+        Rule::new("deviation", when(over("g").stddev())),
+        Rule::new("rate", when(over("c_total").rate())),
+        Rule::new("quantile", when(over("h").quantile(0.9))),
+        Rule::new("every", when(Expr::over("g", secs(1)).avg())).every(max),
+    ];
+    let rules: Vec<_> = rules
+        .into_iter()
+        .map(|rule| bus.add_rule(rule).unwrap())
+        .collect();
+    for i in 0..10_u32 {
+        gauge.set(f64::from(i));
+        counter.inc_by(u64::from(i));
+        h.observe(f64::from(i));
+        clock.advance(secs(60));
+        for rule in &rules {
+            let _ = (rule.status(), rule.history());
+        }
+    }
+    bus.remove("g").unwrap();
+    clock.advance(secs(3600));
+    for rule in rules {
+        assert!(rule.remove());
+    }
+}
