@@ -175,12 +175,64 @@ fn a_trigger_between_two_bounds_and_a_moving_average() {
         [0.0, 50.0, 75.0, 100.0, 500.0].map(&mut row),
         [0.0, 0.0, 0.5, 1.0, 1.0]
     );
+    assert!(row(f64::NAN).is_nan());
     queue.set(0.0);
     clock.advance(secs(60.0));
     queue.set(10.0);
     clock.advance(secs(1.0));
-    let smooth = values(&bus, "smooth")[0].1;
-    assert!((smooth - 6.321).abs() < 1e-3, "{smooth}");
+    let smooth = || values(&bus, "smooth")[0].1;
+    assert!((smooth() - 6.321).abs() < 1e-3, "{}", smooth());
+    clock.advance(secs(2.0));
+    assert!((smooth() - 9.502).abs() < 1e-3, "{}", smooth());
+}
+
+#[test]
+fn a_ratio_is_as_its_table_says() {
+    let (bus, _) = bus();
+    let gauge = |name: &str, worker: &str| {
+        let family = bus.family::<Gauge>(Desc::new(name, "Blocks.").labels(["worker"]));
+        family.unwrap().with_label_values(&[worker]).unwrap()
+    };
+    let _ratio = bus
+        .derive(
+            Desc::new("ratio", "Ratio."),
+            Expr::value("used") / Expr::value("total"),
+        )
+        .unwrap();
+    let (used, total) = (gauge("used", "a"), gauge("total", "a"));
+    let shown = || values(&bus, "ratio").first().map(|(_, value)| *value);
+    total.set(100.0);
+    assert_eq!(shown(), None, "never set");
+    used.set(95.0);
+    assert_eq!(shown(), Some(0.95));
+    used.set(f64::NAN);
+    assert!(shown().unwrap().is_nan());
+    used.set(1.0);
+    total.set(0.0);
+    assert_eq!(shown(), Some(f64::INFINITY));
+    gauge("used", "c").set(95.0);
+    gauge("total", "b").set(100.0);
+    assert_eq!(values(&bus, "ratio").len(), 1, "b and c have no partner");
+    bus.remove("total").unwrap();
+    let (a, b) = (gauge("used", "a"), gauge("used", "b"));
+    let _share = bus
+        .derive(
+            Desc::new("share", "Share."),
+            Expr::value("used") / Expr::value("limit"),
+        )
+        .unwrap();
+    bus.gauge("limit", "Limit.").unwrap().set(100.0);
+    a.set(95.0);
+    b.set(50.0);
+    let share = values(&bus, "share");
+    let of = |worker: &str| {
+        share
+            .iter()
+            .find(|(name, _)| name.contains(worker))
+            .unwrap()
+            .1
+    };
+    assert_eq!((of("\"a\""), of("\"b\"")), (0.95, 0.5));
 }
 
 #[test]

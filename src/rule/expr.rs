@@ -28,6 +28,16 @@ use crate::{
 /// not exist, and arithmetic on numbers that has no result (0/0, ∞−∞). Whatever is computed from it is no data either. NaN
 /// is a number that somebody has measured, and goes through arithmetic as such.
 ///
+/// | `used` | `total` | `used / total` |
+/// |---|---|---|
+/// | 95 | 100 | 0.95 |
+/// | 1 | 0 | ∞ |
+/// | 0 | 0 | no data |
+/// | never set | 100 | no data |
+/// | NaN | 100 | NaN |
+/// | `{worker="a"}` 95 | `{worker="b"}` 100 | no data, for either worker |
+/// | `{worker="a"}` 95, `{worker="b"}` 50 | 100, without labels | 0.95 for a, 0.5 for b |
+///
 /// Operands that are mutated one after the other are judged in between: where errors are counted before requests, the
 /// first error is a share of 1/0 = ∞ for a moment. Count the whole first; or compare windows, which are looked at together.
 ///
@@ -227,6 +237,10 @@ impl Expr {
 
     /// A trigger between 0 and 1: 0 at `from` and before it, 1 at `to` and beyond, linear in between. `from` may be the
     /// greater of the two. Both must be finite and differ.
+    ///
+    /// | value | 0 | 50 | 75 | 100 | 500 | NaN |
+    /// |---|---|---|---|---|---|---|
+    /// | `scaled(50.0, 100.0)` | 0 | 0 | 0.5 | 1 | 1 | NaN |
     pub fn scaled(self, from: f64, to: f64) -> Expr {
         Expr(Node::Scaled {
             of: Box::new(self.0),
@@ -238,6 +252,13 @@ impl Expr {
     /// The exponentially weighted moving average with time constant `tau`, weighted by time: a value that is held for
     /// `tau` takes 63 % of the way, for 3 `tau` 95 %. It begins at the first value. NaN is passed over. `tau` must be
     /// at least 10 ms.
+    ///
+    /// | time | value set | `ewma(1 s)` |
+    /// |---|---|---|
+    /// | 0 s | 0 | 0 |
+    /// | 60 s | 10 | 0 |
+    /// | 61 s | | 6.32 |
+    /// | 63 s | | 9.50 |
     pub fn ewma(self, tau: Duration) -> Expr {
         Expr(Node::Ewma {
             of: Box::new(self.0),
