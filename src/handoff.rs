@@ -54,6 +54,10 @@ impl<T> Handoff<T> {
         None
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.waiting).is_empty()
+    }
+
     /// Throws out all that waits.
     pub(crate) fn clear(&self) {
         let thrown = std::mem::take(&mut *lock(&self.waiting));

@@ -527,3 +527,73 @@ fn a_selector_that_matches_nothing_beside_one_that_does_is_named() {
     );
     kv.set(f64::NAN);
 }
+
+#[test]
+fn a_rule_that_becomes_a_dry_run_says_its_last_and_one_that_ceases_to_be_says_what_fires() {
+    let (bus, _) = bus();
+    let kv = bus.gauge("kv", "kv").unwrap();
+    let (tx, rx) = mpsc::channel();
+    let _all = bus
+        .on_alert()
+        .inline(move |alert: Alert| tx.send((alert.is_firing(), alert.cause)).unwrap())
+        .unwrap();
+    let rule = bus.add_rule(Rule::new("Full", full())).unwrap();
+    kv.set(0.95);
+    rule.update(Rule::new("Full", full()).dry_run(true))
+        .unwrap();
+    assert_eq!(rule.status().state, RuleState::Firing);
+    rule.update(Rule::new("Full", full())).unwrap();
+    let heard: Vec<_> = rx.try_iter().collect();
+    let changed = AlertCause::RuleChanged;
+    assert_eq!(
+        heard,
+        [
+            (true, AlertCause::Condition),
+            (false, changed),
+            (true, changed)
+        ]
+    );
+    let epochs: Vec<_> = rule.history().iter().map(|alert| alert.epoch).collect();
+    assert_eq!(epochs, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn m_of_n_needs_no_timer_while_it_goes_on_holding() {
+    let (bus, clock) = bus();
+    let kv = bus.gauge("kv", "kv").unwrap();
+    let slot = Duration::from_millis(10);
+    let rule = bus
+        .add_rule(Rule::new("Full", full()).m_of_n(2, 3, slot))
+        .unwrap();
+    kv.set(0.95);
+    // Ten years: with a timer for each slot this would not end.
+    clock.advance(secs(10.0 * 365.0 * 86_400.0));
+    kv.set(0.1);
+    clock.advance(secs(1.0));
+    let told: Vec<_> = told(&rule)
+        .into_iter()
+        .map(|(at, state, _)| (at, state))
+        .collect();
+    // It held in the slot in which it ceased, and in those before; two slots later there is but one of three.
+    let ten_years = 315_360_000.0;
+    assert_eq!(told, [(0.01, "firing"), (ten_years + 0.02, "resolved")]);
+}
+
+#[test]
+fn of_two_series_with_the_same_labels_the_one_that_is_left_counts() {
+    let (bus, _) = bus();
+    let (a, b) = (bus.gauge("a", "a").unwrap(), bus.gauge("b", "b").unwrap());
+    bus.gauge("zero", "Nothing.").unwrap().set(0.0);
+    let either = Expr::value(r#"{__name__=~"a|b"}"#) + Expr::value("zero");
+    let rule = bus
+        .add_rule(Rule::new(
+            "High",
+            Condition::when(either, Threshold::above(5.0)),
+        ))
+        .unwrap();
+    a.set(10.0);
+    b.set(1.0);
+    bus.remove("b").unwrap();
+    let values: Vec<_> = rule.history().iter().map(|alert| alert.value).collect();
+    assert_eq!(values, [Some(10.0), Some(1.0), Some(10.0)]);
+}

@@ -163,7 +163,10 @@ pub(crate) struct Operand {
 }
 
 enum Kind {
-    One,
+    /// One series, by its seat; for a moment, or by a selector that means several, more. Then the last to be mutated counts.
+    One {
+        values: Vec<Option<Reading>>,
+    },
     Many {
         how: How,
         tree: Tree,
@@ -190,7 +193,7 @@ impl Operand {
                 how: *how,
                 tree: Tree::default(),
             },
-            (None, None) => Kind::One,
+            (None, None) => Kind::One { values: Vec::new() },
         };
         Operand {
             kind,
@@ -212,7 +215,15 @@ impl Operand {
     fn join(&mut self, pane: Option<Arc<Pane>>) -> usize {
         self.series += 1;
         match &mut self.kind {
-            Kind::One => 0,
+            Kind::One { values } => {
+                let seat = values.iter().position(Option::is_none);
+                let seat = seat.unwrap_or(values.len());
+                if seat == values.len() {
+                    values.push(None);
+                }
+                values[seat] = Some(None);
+                seat
+            }
             Kind::Many { tree, .. } => tree.add(),
             Kind::Window { panes, free, .. } => match free.pop() {
                 Some(Reverse(seat)) => {
@@ -230,7 +241,12 @@ impl Operand {
     fn leave(&mut self, seat: usize) {
         self.series = self.series.saturating_sub(1);
         match &mut self.kind {
-            Kind::One => self.latest = None,
+            Kind::One { values } => {
+                if let Some(place) = values.get_mut(seat) {
+                    *place = None;
+                }
+                self.latest = values.iter().flatten().find_map(|value| *value);
+            }
             Kind::Many { how, tree } => {
                 tree.remove(seat);
                 self.latest = tree.get(*how);
@@ -248,7 +264,12 @@ impl Operand {
 
     fn set(&mut self, seat: usize, value: f64) {
         match &mut self.kind {
-            Kind::One => self.latest = Some(value),
+            Kind::One { values } => {
+                if let Some(place) = values.get_mut(seat) {
+                    *place = Some(Some(value));
+                }
+                self.latest = Some(value);
+            }
             Kind::Many { how, tree } => {
                 tree.set(seat, value);
                 self.latest = tree.get(*how);

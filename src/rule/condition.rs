@@ -39,7 +39,7 @@ use crate::{
 /// | true | 0.85 | true: between the bounds |
 /// | true | NaN | true: NaN neither enters nor leaves |
 /// | true | 0.79 | false |
-/// | true | no data | unknown |
+/// | true | no data | unknown: a rule that was firing is resolved |
 /// | unknown, was true | 0.85 | false: what it was before is forgotten |
 ///
 /// A counter that is there has a value, 0 included, from its birth on; a gauge that was never set, and a histogram without

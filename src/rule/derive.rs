@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Wake, Waker},
 };
@@ -72,12 +72,15 @@ impl MetricBus {
                 why: "a metric of that name is declared already; a derived gauge needs a name of its own".to_owned(),
             });
         }
-        let sink = Arc::new(Gauges {
-            family: inner.derived_family(&desc)?,
+        let family = inner.derived_family(&desc)?;
+        let sink = Arc::new_cyclic(|me| Gauges {
+            family,
             bus: Arc::downgrade(inner),
             stats: inner.stats.clone(),
             constant: desc.constant.clone(),
             series: Mutex::default(),
+            closed: AtomicBool::new(false),
+            me: me.clone(),
         });
         let log = Log::new(&desc.name, Vec::new(), Arc::new(|| {}));
         // What it shows is the expression; the condition is never asked.
@@ -135,6 +138,8 @@ impl Drop for Derived {
         self.engine.close(None, &mut wakes);
         drop(self.engine.stop(&inner, &mut wakes));
         wake_all(&mut wakes);
+        // Whoever sets one meanwhile looks at the sign after that, and removes it.
+        self.sink.closed.store(true, Ordering::SeqCst);
         self.sink.family.remove_where(|_| true);
         inner.withdraw(self.name());
     }
@@ -154,6 +159,9 @@ struct Gauges {
     stats: Arc<Stats>,
     constant: Vec<(String, String)>,
     series: Mutex<HashMap<Box<str>, Arc<Setter>>>,
+    /// It was dropped.
+    closed: AtomicBool,
+    me: Weak<Gauges>,
 }
 
 impl Sink for Gauges {
@@ -164,7 +172,7 @@ impl Sink for Gauges {
             // Nobody has measured anything yet.
             None if value.is_none() => return,
             None => {
-                let setter = Arc::new(self.setter(labels));
+                let setter = Arc::new(self.setter(key, labels));
                 series.insert(key.into(), setter.clone());
                 setter
             }
@@ -180,10 +188,11 @@ impl Sink for Gauges {
     }
 
     fn end(&self, key: &str, wakes: &mut Wakes) {
-        let setter = lock(&self.series).remove(key);
-        if let Some(setter) = setter {
+        let series = lock(&self.series);
+        if let Some(setter) = series.get(key) {
+            // It goes when it gets there, unless its labels are back by then.
             setter.values.push(None, usize::MAX);
-            wakes.push(Waker::from(setter));
+            wakes.push(Waker::from(setter.clone()));
         }
     }
 
@@ -196,6 +205,8 @@ impl Sink for Gauges {
 struct Setter {
     family: Arc<FamilyCore>,
     bus: Weak<Inner>,
+    gauges: Weak<Gauges>,
+    key: Box<str>,
     text: String,
     /// To be set, in order; `None` ends the series.
     values: Handoff<Option<f64>>,
@@ -222,7 +233,7 @@ fn this_thread() -> u64 {
 }
 
 impl Gauges {
-    fn setter(&self, labels: &[(String, String)]) -> Setter {
+    fn setter(&self, key: &str, labels: &[(String, String)]) -> Setter {
         let mut text = String::new();
         let constant = &self.constant;
         let own = labels
@@ -234,6 +245,8 @@ impl Gauges {
         Setter {
             family: self.family.clone(),
             bus: self.bus.clone(),
+            gauges: self.me.clone(),
+            key: key.into(),
             text,
             values: Handoff::new(),
             series: Mutex::default(),
@@ -243,21 +256,36 @@ impl Gauges {
 }
 
 impl Setter {
+    fn remove(&self, series: Option<Arc<SeriesCore>>) {
+        if let Some(series) = series {
+            self.family
+                .remove_where(|found| Arc::ptr_eq(found, &series));
+        }
+    }
+
     fn set(&self, value: Option<f64>) {
         let series = lock(&self.series).take();
+        let Some(gauges) = self.gauges.upgrade() else {
+            return;
+        };
         let Some(value) = value else {
-            if let Some(series) = series {
-                self.family
-                    .remove_where(|found| Arc::ptr_eq(found, &series));
+            self.remove(series);
+            let mut setters = lock(&gauges.series);
+            // What is put is put under this lock.
+            if self.values.is_empty() {
+                setters.remove(&self.key);
             }
             return;
         };
         let mut series = series.unwrap_or_else(|| self.family.child(&self.text));
         series.cell.set_real(value, &*series);
         if series.cell.is_retired() {
-            // By the setter before, whose labels have come back; or by the user.
+            // By the user.
             series = self.family.child(&self.text);
             series.cell.set_real(value, &*series);
+        }
+        if gauges.closed.load(Ordering::SeqCst) {
+            return self.remove(Some(series));
         }
         *lock(&self.series) = Some(series);
         if self.rounds.load(Ordering::Relaxed) > ROUNDS_MAX {

@@ -22,7 +22,8 @@ use crate::{
 /// | arithmetic on these | whenever one of them is; windows count as they were last evaluated |
 ///
 /// An expression is evaluated once for each set of labels. Operands with the same labels belong together, whatever the
-/// names of their metrics; an operand without labels (a single metric, a sum over all) goes with all of them.
+/// names of their metrics; an operand without labels (a single metric, a sum over all) goes with all of them. Operands
+/// whose labels merely overlap do not meet: bring them to the same ones by [`by`](Expr::by).
 ///
 /// *No data* is not a number: a gauge that was never set, a window that has seen nothing, an operand whose series does
 /// not exist, and arithmetic on numbers that has no result (0/0, ∞−∞). Whatever is computed from it is no data either. NaN
@@ -153,6 +154,9 @@ impl Source {
 
 impl Expr {
     /// The value of each selected series; of a histogram, each observation.
+    ///
+    /// In arithmetic a selector should mean one metric: of two with the same labels the one that was mutated last counts. To
+    /// put several together say how: [`sum`](Expr::sum), [`max`](Expr::max) …
     pub fn value(selector: impl IntoSelector) -> Expr {
         Expr(Node::Value(Source::each(selector)))
     }

@@ -555,6 +555,8 @@ impl Rules {
         {
             let _changing = lock(&slot.changing);
             let engine = slot.engine();
+            // So that no mutating thread has to start the clock's.
+            inner.clock.at(inner.clock.now(), || {});
             engine.start(inner, &mut wakes);
             let (inherited, grace) = go_on(&engine, restored, inner.clock.now());
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);

@@ -112,10 +112,12 @@ impl Machine {
     /// When time alone changes something next.
     pub(crate) fn due(&self, timing: &Timing) -> Option<Time> {
         let phase = self.phase_due(timing);
-        let slot = timing
-            .slots
-            .filter(|_| self.holds || self.tally.bits != 0)
-            .map(|slots| Time((self.tally.slot + 1).saturating_mul(nanos(slots.width))));
+        let slot = timing.slots.and_then(|slots| {
+            // While it goes on holding, or not, in all slots, the next is like them.
+            let like_all = if self.holds { slots.all() } else { 0 };
+            let next = (self.tally.slot + 1).checked_mul(nanos(slots.width))?;
+            (self.tally.bits != like_all).then_some(Time(next))
+        });
         match (phase, slot) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -136,15 +138,15 @@ impl Machine {
     pub(crate) fn tick(&mut self, timing: &Timing, at: Time) {
         self.expire(timing, at);
         if timing.slots.is_some() {
-            let holds = self.count(timing, self.holds, at);
+            let holds = self.count(timing, self.holds, self.holds, at);
             self.flow(timing, holds, at);
         }
     }
 
     /// The condition holds, or does not, from `now` on. Nothing is due before.
     pub(crate) fn step(&mut self, timing: &Timing, holds: bool, now: Time) {
-        self.holds = holds;
-        let holds = self.count(timing, holds, now);
+        let held = std::mem::replace(&mut self.holds, holds);
+        let holds = self.count(timing, held, holds, now);
         self.flow(timing, holds, now);
     }
 
@@ -171,20 +173,20 @@ impl Machine {
         self.expire(timing, now);
     }
 
-    /// Whether the condition counts as holding, by M of N where the rule says so.
-    fn count(&mut self, timing: &Timing, holds: bool, now: Time) -> bool {
-        let Some(Slots { m, n, width }) = timing.slots else {
+    /// Whether the condition counts as holding, by M of N where the rule says so. `held`: whether it held until now.
+    fn count(&mut self, timing: &Timing, held: bool, holds: bool, now: Time) -> bool {
+        let Some(slots) = timing.slots else {
             return holds;
         };
-        let slot = now.0 / nanos(width);
+        let slot = now.0 / nanos(slots.width);
         let passed = slot.saturating_sub(self.tally.slot);
         self.tally.slot = self.tally.slot.max(slot);
-        let shifted = u32::try_from(passed)
-            .ok()
-            .and_then(|passed| self.tally.bits.checked_shl(passed))
-            .unwrap_or(0);
-        self.tally.bits = (shifted | u64::from(holds)) & (u64::MAX >> (64 - n));
-        self.tally.bits.count_ones() >= m
+        for _ in 0..passed.min(u64::from(slots.n)) {
+            // It held in each slot that has begun since, if it held.
+            self.tally.bits = (self.tally.bits << 1) | u64::from(held);
+        }
+        self.tally.bits = (self.tally.bits | u64::from(holds)) & slots.all();
+        self.tally.bits.count_ones() >= slots.m
     }
 
     fn expire(&mut self, timing: &Timing, at: Time) {

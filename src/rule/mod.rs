@@ -155,6 +155,13 @@ pub(crate) struct Slots {
     pub(crate) width: Duration,
 }
 
+impl Slots {
+    /// A bit for each slot.
+    fn all(self) -> u64 {
+        u64::MAX >> (64 - self.n)
+    }
+}
+
 /// How many transitions a rule remembers unless told otherwise.
 const HISTORY_DEFAULT: usize = 100;
 
@@ -221,7 +228,8 @@ impl Rule {
         self
     }
 
-    /// Is resolved only once the condition has not held for `time` without a break.
+    /// Is resolved only once the condition has not held for `time` without a break. A group whose last series is removed is
+    /// resolved at once.
     pub fn keep_firing_for(mut self, time: Duration) -> Rule {
         self.keep = time;
         self
@@ -292,7 +300,8 @@ impl Rule {
         self
     }
 
-    /// Evaluates and records, and tells no subscriber.
+    /// Evaluates and records, and tells no subscriber. A rule that becomes a dry run while it fires tells them that it is
+    /// resolved, and one that ceases to be that it fires, because of [`AlertCause::RuleChanged`].
     pub fn dry_run(mut self, dry_run: bool) -> Rule {
         self.dry_run = dry_run;
         self

@@ -243,6 +243,14 @@ impl Engine {
         for group in state.groups.indices() {
             self.judge_group(state, group, now, AlertCause::Condition, wakes);
         }
+        if state.rule.dry_run != rule.dry_run {
+            // Those who heard that it fires hear the end of it; those who did not, below, that it does.
+            for group in state.groups.indices() {
+                if state.groups.get(group).is_some_and(|group| group.level > 0) {
+                    self.tell(state, group, 0, now, AlertCause::RuleChanged, wakes);
+                }
+            }
+        }
         let before = std::mem::replace(&mut state.timing, rule.timing());
         state.rule = Arc::new(rule);
         if before.slots != state.timing.slots {
@@ -288,6 +296,12 @@ impl Engine {
                 }
                 Some(cause) if group.level > 0 => self.tell(state, index, 0, now, cause, wakes),
                 Some(_) => {}
+            }
+        }
+        if let Some(cause) = cause {
+            // From before a restart, and never here again.
+            for (key, was) in kept.drain() {
+                self.let_go(state, &key, was, now, cause, wakes);
             }
         }
         kept
