@@ -26,7 +26,6 @@ pub(crate) fn slot_of(width: Duration) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detail {
     /// All but quantiles.
-    #[allow(dead_code)] // For rules.
     Numbers,
     /// Quantiles, too.
     Sketch,
