@@ -515,7 +515,7 @@ fn what_is_told_of_rules_is_read_back_by_both_parsers() -> Outcome {
         }
         let value = &samples("metricbus_rule_value")[0].value;
         assert!(Number::F64(f64::NAN).is(value), "{value}");
-        let evaluated = &families["metricbus_rule_last_evaluation_seconds"];
+        let evaluated = &families["metricbus_rule_since_evaluation_seconds"];
         if *parser == Parser::OpenMetrics {
             assert_eq!(evaluated.unit, "seconds");
         }

@@ -119,7 +119,7 @@ fn promtool_has_no_complaint_about_anything_the_exporter_writes() -> Outcome {
         "metricbus_component_info",
         "metricbus_rule_fired_total",
         "metricbus_rule_groups",
-        "metricbus_rule_last_evaluation_seconds",
+        "metricbus_rule_since_evaluation_seconds",
         "metricbus_rule_threshold",
         "metricbus_rule_value",
         "metricbus_rules_unmatched",

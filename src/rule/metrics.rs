@@ -83,7 +83,7 @@ fn of_each(seen: &[Seen]) -> [FamilySnapshot; 8] {
         FamilySnapshot {
             unit: Some("seconds".to_owned()),
             ..number(
-                "metricbus_rule_last_evaluation_seconds",
+                "metricbus_rule_since_evaluation_seconds",
                 "How long ago a rule last judged something. One about a plain value judges only what comes near its bounds.",
                 |seen| {
                     let at = seen.view.evaluated?;
