@@ -149,6 +149,11 @@ impl<T> Post<T> {
         }
     }
 
+    /// No more letters; those that wait stay readable. The waker of the reader.
+    pub(crate) fn close(&self) -> Option<std::task::Waker> {
+        self.mailbox.close(false)
+    }
+
     pub(crate) fn grow_to(&self, letters: usize) {
         self.mailbox.grow_to(letters);
     }

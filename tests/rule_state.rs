@@ -77,6 +77,9 @@ fn what_was_firing_goes_on_firing_without_a_word() {
     process.bus.add_rule(rule()).unwrap();
     // Not known yet: it stays as it was.
     assert_eq!(process.state(), RuleState::Firing);
+    let early = process.bus.on_alert().stream().unwrap();
+    let alert = futures::executor::block_on_stream(early).next().unwrap();
+    assert_eq!((alert.cause, alert.epoch), (AlertCause::Initial, 1));
     process.clock.advance(secs(5.0));
     let kv = process.kv();
     kv.set(0.95);

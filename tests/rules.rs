@@ -597,3 +597,16 @@ fn of_two_series_with_the_same_labels_the_one_that_is_left_counts() {
     let values: Vec<_> = rule.history().iter().map(|alert| alert.value).collect();
     assert_eq!(values, [Some(10.0), Some(1.0), Some(10.0)]);
 }
+
+#[test]
+fn who_hears_of_one_rule_alone_hears_its_last_and_then_the_end() {
+    let (bus, _) = bus();
+    let kv = bus.gauge("kv", "kv").unwrap();
+    let rule = bus.add_rule(Rule::new("Full", full())).unwrap();
+    let alerts = rule.on_alert().stream().unwrap();
+    kv.set(0.95);
+    assert!(rule.clone().remove());
+    let heard: Vec<_> = futures::executor::block_on(alerts.map(|alert| alert.cause).collect());
+    assert_eq!(heard, [AlertCause::Condition, AlertCause::RuleRemoved]);
+    assert!(rule.on_alert().stream().is_err());
+}

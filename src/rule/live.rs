@@ -124,7 +124,7 @@ impl MetricBus {
             self,
             Ok(Box::new(move |begin| {
                 let rules = &begin.inner.rules;
-                let feed = begin.feed();
+                let feed = begin.feed(true);
                 let slot = rules.insert(begin.inner, rule, Some(feed.clone()))?;
                 Ok(Feeding::begin(begin, feed, Some(slot)))
             })),
@@ -169,7 +169,8 @@ impl LiveRule {
         self.0.log.history()
     }
 
-    /// The alerts of this rule: what is firing first, then every transition, also after it was changed.
+    /// The alerts of this rule: what is firing first, then every transition, also after it was changed. They end when the
+    /// rule is removed.
     pub fn on_alert(&self) -> Listen<Alert> {
         self.listen()
     }
@@ -190,9 +191,13 @@ impl LiveRule {
         Listen::begin_by(
             &bus,
             Ok(Box::new(move |begin| {
-                let feed = begin.feed();
+                let feed = begin.feed(true);
                 let mut wakes = Wakes::new();
                 slot.subscribe(&feed, &mut wakes);
+                if *lock(&slot.changing) {
+                    let rule = slot.log.name.to_string();
+                    return Err(RuleError::Removed { rule }.into());
+                }
                 feed.post.send(Letter::sync(&feed), &mut wakes);
                 wake_all(&mut wakes);
                 Ok(Feeding::begin(begin, feed, None))
@@ -440,6 +445,7 @@ impl Slot {
             }
             let engine = self.engine();
             engine.close(Some(AlertCause::RuleRemoved), &mut wakes);
+            self.log.end(&mut wakes);
             engine.stop(inner, &mut wakes)
         };
         release();
@@ -620,8 +626,9 @@ fn go_on(engine: &Engine, restored: Option<Restored>, now: Time) -> (Groups, Opt
 }
 
 impl Begin<'_, Letter> {
-    fn feed(&self) -> Arc<Feed> {
+    fn feed(&self, of_one: bool) -> Arc<Feed> {
         Arc::new(Feed {
+            of_one,
             post: self.post(),
             initial: self.initial,
             ended: Arc::default(),
@@ -632,7 +639,7 @@ impl Begin<'_, Letter> {
 
 /// Subscribes to all rules, present and future.
 fn feed_all(begin: Begin<'_, Letter>) -> Arc<dyn Wire> {
-    let feed = begin.feed();
+    let feed = begin.feed(false);
     let slots: Vec<_> = {
         // A rule that is added meanwhile has the feed from the beginning.
         let mut table = begin.inner.rules.table();

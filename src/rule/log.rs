@@ -45,6 +45,8 @@ pub(crate) struct Turn {
 /// A subscription to alerts.
 pub(crate) struct Feed {
     pub(crate) post: Post<Letter>,
+    /// Whether it hears of one rule, and ends with it.
+    pub(crate) of_one: bool,
     /// Whether it wants to hear what is firing when it comes.
     pub(crate) initial: bool,
     pub(crate) ended: Arc<AtomicBool>,
@@ -192,6 +194,15 @@ impl Log {
         }
         bump(&feed.rules);
         said.feeds.push(feed.clone());
+    }
+
+    /// The rule has said its last: nothing more comes to those who hear of it alone.
+    pub(crate) fn end(&self, wakes: &mut Wakes) {
+        for feed in std::mem::take(&mut self.said().feeds) {
+            if feed.of_one {
+                wakes.extend(feed.post.close());
+            }
+        }
     }
 
     pub(crate) fn history(&self) -> Vec<Alert> {

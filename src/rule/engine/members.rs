@@ -501,7 +501,7 @@ impl Engine {
         self.requalify(state, index);
     }
 
-    fn new_group(
+    pub(super) fn new_group(
         &self,
         key: Arc<str>,
         labels: Pairs,

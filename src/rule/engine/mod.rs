@@ -483,12 +483,16 @@ impl Engine {
         let firing = if state.closed || !state.settled {
             Vec::new()
         } else {
-            let groups = state.groups.indices().into_iter();
-            groups
-                .filter_map(|at| state.groups.get(at))
-                .filter(|group| group.level > 0)
-                .map(|group| self.turn(group, group.level, state.latest, AlertCause::Initial))
-                .collect()
+            let here = state.groups.iter().filter(|group| group.level > 0);
+            let here =
+                here.map(|group| self.turn(group, group.level, state.latest, AlertCause::Initial));
+            // From before a restart, and not here again yet.
+            let awaited = state.inherited.iter().map(|(key, was)| {
+                let labels = was.labels.clone();
+                let group = self.new_group((&**key).into(), labels, Weak::new(), Some(was.clone()));
+                self.turn(&group, group.level, state.latest, AlertCause::Initial)
+            });
+            here.chain(awaited.filter(|turn| turn.firing)).collect()
         };
         f(&state.rule, firing);
     }
