@@ -16,7 +16,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::time::{Now, Time, nanos};
+use crate::{
+    sync::lock,
+    time::{Now, Time, nanos},
+};
 
 /// A monotonic clock, shared by its clones.
 ///
@@ -312,10 +315,6 @@ impl fmt::Debug for Sleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sleep(until {:?})", self.at)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clock {

@@ -1,7 +1,7 @@
 //! The one place that chooses between `std` and `loom`.
 //!
-//! Files whose protocol has a loom model (`cell`, `mailbox`) take their atomics and locks from here and from nowhere
-//! else. The crate in `loom/` compiles those same files with `cfg(metricbus_loom)` set by its build script, so that the
+//! Files whose protocol has a loom model (`cell`, `mailbox`, `handoff`) take their atomics and locks from here and from
+//! nowhere else; others take [`lock`] alone. The crate in `loom/` compiles those same files with `cfg(metricbus_loom)` set by its build script, so that the
 //! models run the code that ships.
 
 #[cfg(not(metricbus_loom))]

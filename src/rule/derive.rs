@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Wake, Waker},
@@ -27,6 +27,7 @@ use crate::{
     metric::FamilyCore,
     series::SeriesCore,
     stats::Stats,
+    sync::lock,
     threshold::Threshold,
 };
 
@@ -322,8 +323,4 @@ impl Wake for Setter {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

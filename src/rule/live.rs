@@ -24,6 +24,7 @@ use crate::{
     listen::{Begin, Event, Listen, sealed},
     mailbox::Mailbox,
     subscription::Wire,
+    sync::lock,
     time::Time,
 };
 
@@ -712,10 +713,6 @@ impl Wire for Feeding {
             None => "alerts".to_owned(),
         }
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

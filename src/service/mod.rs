@@ -152,7 +152,7 @@ mod by_hand;
 #[cfg(test)]
 mod properties;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tower_service::Service;
 
@@ -179,6 +179,7 @@ use crate::{
     listen::{Event, Listen},
     rule::{Alert, AlertCause, AlertState, Pairs, Quality},
     subscription::Subscription,
+    sync::lock,
     time::Time,
 };
 
@@ -236,10 +237,6 @@ impl<E: Event> Listen<E> {
             }
         })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Alert {

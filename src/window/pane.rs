@@ -13,7 +13,7 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     desc::MetricKind,
     interest::{ExtremesState, Interval},
     series::SeriesCore,
+    sync::lock,
     time::{Stamp, Time, nanos},
 };
 
@@ -155,10 +156,6 @@ fn make(
         }),
     };
     (pane, feeder)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is asked of a gauge's listener: everything.

@@ -43,7 +43,7 @@ use std::{
     cmp::Reverse,
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -63,6 +63,7 @@ use crate::{
     mailbox::Mailbox,
     series::SeriesCore,
     stats::next_id,
+    sync::lock,
     time::Time,
     watch::{Make, Watch},
 };
@@ -547,8 +548,4 @@ impl Engine {
             inner.wake_elsewhere(wakes);
         }
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
