@@ -12,8 +12,10 @@ use crate::{
     desc::{Buckets, Desc, Meta, MetricKind, Numbers, SERIES_MAX_DEFAULT, validate},
     dispatch::{Pool, WORKERS_MAX_DEFAULT},
     error::{DeclareError, SelectorError},
+    hub::Mailboxes,
     lint::{Lint, lint},
     metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
+    own::Own,
     rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
@@ -49,6 +51,10 @@ pub(crate) struct Inner {
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<Stats>,
     pub(crate) rules: Rules,
+    /// Of all subscriptions to events that no series makes: alerts, sources.
+    pub(crate) mailboxes: Mailboxes,
+    /// Whoever else counts something of itself.
+    own: Own,
     series_max: usize,
     registry: RwLock<Registry>,
     watches: RwLock<Watches>,
@@ -99,6 +105,8 @@ impl MetricBusBuilder {
             pool: Pool::new(self.workers_max),
             stats: Arc::default(),
             rules: Rules::default(),
+            mailboxes: Mailboxes::default(),
+            own: Own::default(),
             series_max: self.series_max,
             registry: RwLock::default(),
             watches: RwLock::default(),
@@ -329,6 +337,13 @@ impl Inner {
         read(&self.registry).families.values().cloned().collect()
     }
 
+    /// The series of this name with these labels, as they are exposed.
+    #[cfg(feature = "nats")]
+    pub(crate) fn find(&self, name: &str, text: &str) -> Option<Arc<SeriesCore>> {
+        let family = read(&self.registry).families.get(name).cloned()?;
+        family.get(text)
+    }
+
     fn for_each_match(&self, selector: &Selector, mut f: impl FnMut(&Arc<SeriesCore>)) {
         let Some(name) = selector.metric_name() else {
             for family in self.families() {
@@ -432,6 +447,7 @@ impl Inner {
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: desc.expire_after,
             derived: false,
+            mirrored: false,
             clock: self.clock.clone(),
         };
         let limits = (desc.series_max, desc.expire_after);
@@ -503,16 +519,25 @@ impl Inner {
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: None,
             derived: true,
+            mirrored: false,
             clock: self.clock.clone(),
         })
     }
 
-    fn find_or_insert(self: &Arc<Self>, meta: Meta) -> Result<Arc<FamilyCore>, DeclareError> {
+    pub(crate) fn find_or_insert(
+        self: &Arc<Self>,
+        meta: Meta,
+    ) -> Result<Arc<FamilyCore>, DeclareError> {
         if let Some(family) = read(&self.registry).families.get(&meta.name) {
             meta.check_same_as(&family.meta)?;
             return Ok(family.clone());
         }
-        let lints = lint(&meta);
+        // Whoever hears of a name from another process can't change it.
+        let lints = if meta.mirrored {
+            Vec::new()
+        } else {
+            lint(&meta)
+        };
         let family = {
             let mut registry = self
                 .registry
@@ -578,9 +603,10 @@ impl Inner {
         locked(&self.components).retain(|component| !gone.contains(component));
     }
 
-    /// Attaches whoever waits for a series like this one. The caller holds the family's lock, and wakes once it does not.
-    pub(crate) fn announce(&self, series: &Arc<SeriesCore>, wakes: &mut Wakes) {
-        read(&self.watches).for_new(series, |watch| watch.attach(series, true, wakes));
+    /// Attaches whoever waits for a series like this one. `newborn`: it has counted nothing yet. The caller holds the
+    /// family's lock, and wakes once it does not.
+    pub(crate) fn announce(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
+        read(&self.watches).for_new(series, |watch| watch.attach(series, newborn, wakes));
     }
 
     /// Attaches a watch to every series that matches and notes it for those to come. A series that is being made
@@ -639,12 +665,18 @@ impl Inner {
         self.pool.spawn(async move { wake_all(&mut wakes) });
     }
 
+    /// Shows what somebody counts of itself beside what the bus does, for as long as it lives.
+    #[cfg(feature = "nats")]
+    pub(crate) fn show_own(&self, whose: std::sync::Weak<dyn crate::own::Counts>) {
+        self.own.show(whose);
+    }
+
     fn self_families(&self) -> Vec<FamilySnapshot> {
         let of_rules = rule::families(&self.rules);
         let (mut families, watches, feeds) = {
             // Released before the families are looked at: theirs are taken before it.
             let watches = read(&self.watches);
-            let (feeds, missed) = self.rules.subscriptions();
+            let (feeds, missed) = self.mailboxes.sum();
             let dropped = watches.iter().map(|w| w.dropped()).sum::<u64>() + missed;
             let families = self.stats.families(dropped);
             let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
@@ -689,7 +721,9 @@ impl Inner {
         if !components.is_empty() {
             families.push(component_info(&components));
         }
+        drop(components);
         families.extend(of_rules);
+        families.extend(self.own.families());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
     }
@@ -726,6 +760,7 @@ fn component_info(components: &[Component]) -> FamilySnapshot {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.rules.end();
+        self.mailboxes.close();
         for family in self.families() {
             family.for_each(|series| series.silence());
         }

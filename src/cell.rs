@@ -346,6 +346,24 @@ impl Cell {
         }
     }
 
+    /// Takes over what was observed elsewhere: `count` counts it in its buckets, the sum becomes `sum`, and of the values
+    /// `seen` those are shown that somebody has to hear of. One thread at a time; not beside [`observe`](Cell::observe),
+    /// whose addition would be lost.
+    #[allow(dead_code)] // Of the features that take values from elsewhere.
+    pub(crate) fn absorb(&self, sum: f64, seen: &[f64], host: &impl Now, count: impl Fn()) {
+        count();
+        self.value.swap(sum.to_bits(), Ordering::AcqRel);
+        for &v in seen {
+            let (lo, hi) = (
+                self.lo.load(Ordering::Relaxed),
+                self.hi.load(Ordering::Relaxed),
+            );
+            if lo == SHUT || !Real::inside(v.to_bits(), lo, hi) {
+                self.observed_outside(v, host);
+            }
+        }
+    }
+
     #[inline(always)]
     fn mutate<R: Repr>(&self, host: &impl Now, op: impl Fn(&AtomicU64) -> (u64, u64)) {
         if self.lo.load(Ordering::Relaxed) == SHUT {

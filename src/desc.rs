@@ -295,6 +295,8 @@ pub(crate) struct Meta {
     pub(crate) expire_after: Option<Duration>,
     /// Computed from other metrics; its series come with labels of their own.
     pub(crate) derived: bool,
+    /// Mutated in other processes; its series come with labels of their own.
+    pub(crate) mirrored: bool,
     pub(crate) clock: Clock,
 }
 

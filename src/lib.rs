@@ -1,7 +1,15 @@
-#![cfg_attr(all(feature = "derive", feature = "http", feature = "backtest"), doc = include_str!("../README.md"))]
 #![cfg_attr(
-    not(all(feature = "derive", feature = "http", feature = "backtest")),
-    doc = "Metrics that react. The guide needs the features `derive`, `http` and `backtest`."
+    all(feature = "derive", feature = "http", feature = "backtest", feature = "nats"),
+    doc = include_str!("../README.md")
+)]
+#![cfg_attr(
+    not(all(
+        feature = "derive",
+        feature = "http",
+        feature = "backtest",
+        feature = "nats"
+    )),
+    doc = "Metrics that react. The guide needs the features `derive`, `http`, `backtest` and `nats`."
 )]
 
 mod bus;
@@ -13,6 +21,7 @@ mod error;
 mod events;
 mod handoff;
 mod hint;
+mod hub;
 mod inbox;
 mod interest;
 mod labels;
@@ -20,6 +29,9 @@ mod lint;
 mod listen;
 mod mailbox;
 mod metric;
+#[cfg(feature = "nats")]
+mod mirror;
+mod own;
 mod raw;
 mod rule;
 mod scope;
@@ -27,6 +39,7 @@ mod selector;
 mod series;
 mod sketch;
 mod snapshot;
+mod source;
 mod stats;
 mod subscription;
 mod sync;
@@ -41,6 +54,8 @@ pub mod backtest;
 pub mod component;
 pub mod dynamo;
 pub mod export;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "tower")]
 pub mod service;
 pub mod testing;
@@ -77,6 +92,7 @@ pub use scope::{Component, Metrics, Scope};
 pub use selector::{IntoSelector, Selector};
 pub use series::{Series, Value};
 pub use snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot};
+pub use source::{Origin, SourceId, SourceIdError};
 pub use subscription::{Subscription, SubscriptionStats};
 pub use tap::{Change, Lagged, Mutation, Mutations};
 pub use threshold::{Delta, Threshold};

@@ -145,3 +145,27 @@ impl Handle {
         }
     }
 }
+
+/// What makes `after` of `before`, to the last bit: the difference is rounded, and its sum with `before` can be, too.
+#[cfg(any(feature = "backtest", feature = "nats"))]
+pub(crate) fn amount(before: f64, after: f64) -> f64 {
+    let amount = after - before;
+    [amount, amount.next_down(), amount.next_up()]
+        .into_iter()
+        .find(|&a| before + a == after)
+        .unwrap_or(amount)
+}
+
+#[cfg(all(test, any(feature = "backtest", feature = "nats")))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_amount_makes_of_one_value_the_other(before in 0.0..1e300_f64, grown in 0.0..1e300_f64, scale in -600..1_i32) {
+            let after = before + grown * 2.0_f64.powi(scale);
+            prop_assert_eq!(before + amount(before, after), after);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::{
     error::SelectorError,
@@ -70,6 +70,30 @@ impl Selector {
         }
     }
 
+    /// As parsing, of a text that came from elsewhere: of its regular expressions there may be `regexes` at most (which is
+    /// then what is left), each of `regex_bytes` once compiled.
+    #[cfg(feature = "nats")]
+    pub(crate) fn parse_within(
+        text: &str,
+        regexes: &mut usize,
+        regex_bytes: usize,
+    ) -> Result<Selector, SelectorError> {
+        let mut parser = Parser {
+            regexes: *regexes,
+            regex_bytes: Some(regex_bytes),
+            ..Parser::new(text)
+        };
+        let selector = parser.selector();
+        *regexes = parser.regexes;
+        selector
+    }
+
+    /// Whether it was made from a handle rather than written down.
+    #[cfg(feature = "nats")]
+    pub(crate) fn is_of_handle(&self) -> bool {
+        self.only.is_some()
+    }
+
     /// Name and labels where it means one series whatever there is: a name, and no matcher but `=`.
     pub(crate) fn exact(&self) -> Option<(&str, Vec<(String, String)>)> {
         let name = self.name.as_deref().filter(|_| self.only.is_none())?;
@@ -118,6 +142,46 @@ impl Selector {
             push_label(&mut text, name, &pinned.value);
         }
         Some(text)
+    }
+
+    /// Of series that have these labels in front of their own: the selector for one who knows only their own. A label of
+    /// such a name that is their own is called `exported_` here. `None`: none of them can match.
+    #[cfg(feature = "nats")]
+    pub(crate) fn inside(&self, outer: &[(&str, &str)]) -> Option<Selector> {
+        if let Some(only) = &self.only {
+            let exact = |(label, value): (String, String)| Matcher {
+                label,
+                op: Op::Equal,
+                value,
+                regex: None,
+            };
+            let exactly = Selector {
+                name: Some(only.name().to_owned()),
+                matchers: only.labels().into_iter().map(exact).collect(),
+                only: None,
+            };
+            return exactly.inside(outer);
+        }
+        let mut matchers = Vec::new();
+        for matcher in &self.matchers {
+            if let Some((_, value)) = outer.iter().find(|(name, _)| *name == matcher.label) {
+                if !matcher.accepts(value) {
+                    return None;
+                }
+                continue;
+            }
+            let mut matcher = matcher.clone();
+            let own = matcher.label.strip_prefix("exported_");
+            if let Some(own) = own.filter(|own| outer.iter().any(|(name, _)| name == own)) {
+                matcher.label = own.to_owned();
+            }
+            matchers.push(matcher);
+        }
+        Some(Selector {
+            name: self.name.clone(),
+            matchers,
+            only: None,
+        })
     }
 
     /// Whether some series of a metric of this name could match.
@@ -206,17 +270,30 @@ impl FromStr for Selector {
     type Err = SelectorError;
 
     fn from_str(text: &str) -> Result<Self, SelectorError> {
-        Parser { text, at: 0 }.selector()
+        Parser::new(text).selector()
     }
 }
 
 struct Parser<'a> {
     text: &'a str,
     at: usize,
+    /// How many regular expressions there may be yet.
+    regexes: usize,
+    /// How large each may be once compiled; `None`: as the engine has it.
+    regex_bytes: Option<usize>,
 }
 
 impl<'a> Parser<'a> {
-    fn selector(mut self) -> Result<Selector, SelectorError> {
+    fn new(text: &'a str) -> Parser<'a> {
+        Parser {
+            text,
+            at: 0,
+            regexes: usize::MAX,
+            regex_bytes: None,
+        }
+    }
+
+    fn selector(&mut self) -> Result<Selector, SelectorError> {
         self.space();
         let name = self.word(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
         let name = match name {
@@ -281,9 +358,14 @@ impl<'a> Parser<'a> {
         let value = self.quoted()?;
         let regex = match op {
             Op::Match | Op::NotMatch => {
+                let Some(left) = self.regexes.checked_sub(1) else {
+                    return Err(self.expected("fewer regular expressions"));
+                };
+                self.regexes = left;
                 // Alone first: `a)|(?:b` would be one with the anchors around it.
-                let regex = Regex::new(&value)
-                    .and_then(|_| Regex::new(&format!("^(?s:{value})$")))
+                let regex = self
+                    .regex(&value)
+                    .and_then(|_| self.regex(&format!("^(?s:{value})$")))
                     .map_err(|error| SelectorError::Regex {
                         text: self.text.to_owned(),
                         pattern: value.clone(),
@@ -299,6 +381,16 @@ impl<'a> Parser<'a> {
             value,
             regex,
         })
+    }
+
+    fn regex(&self, pattern: &str) -> Result<Regex, regex::Error> {
+        match self.regex_bytes {
+            None => Regex::new(pattern),
+            Some(bytes) => RegexBuilder::new(pattern)
+                .size_limit(bytes)
+                .dfa_size_limit(bytes)
+                .build(),
+        }
     }
 
     /// A string in double or single quotes with the escapes `\\ \" \' \n \t \r`, or in back quotes with none.
@@ -429,6 +521,25 @@ impl IntoSelector for &Series {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[cfg(feature = "nats")]
+    #[test]
+    fn labels_in_front_choose_whom_to_ask_and_are_not_asked_for() {
+        let outer = [("component", "decode"), ("instance", "pod-7")];
+        let inside = |text: &str| {
+            let selector: Selector = text.parse().unwrap();
+            selector.inside(&outer).map(|inside| inside.to_string())
+        };
+        let text = r#"a{component="decode",b="c",exported_component!="x"}"#;
+        assert_eq!(inside(text).unwrap(), r#"a{b="c",component!="x"}"#);
+        assert_eq!(inside(r#"a{component=~"pre.*"}"#), None);
+        assert_eq!(inside(r#"{instance!="pod-7"}"#), None);
+        assert_eq!(inside(r#"{instance="pod-7"}"#).unwrap(), "{}");
+        assert_eq!(
+            inside(r#"a{exported_x="y"}"#).unwrap(),
+            r#"a{exported_x="y"}"#
+        );
+    }
 
     #[test]
     fn a_selector_reads_what_it_displays() {

@@ -155,10 +155,21 @@ impl BucketCells {
     }
 
     /// Adds to the buckets what was counted elsewhere, one number per bucket; what is too many is left out.
-    #[cfg(feature = "backtest")]
+    #[cfg(any(feature = "backtest", feature = "nats"))]
     pub(crate) fn add(&self, counts: &[u64]) {
         for (bucket, n) in self.counts.iter().zip(counts) {
-            bucket.fetch_add(*n, Ordering::Relaxed);
+            // Release, as for a single observation.
+            bucket.fetch_add(*n, Ordering::Release);
+        }
+    }
+
+    /// Counts `n` observations of one bucket of the sketch, if there is a window that wants them.
+    #[cfg(feature = "nats")]
+    pub(crate) fn add_to_sketch(&self, index: i32, n: u64) {
+        if self.sketching.load(Ordering::Relaxed) > 0
+            && let Some(sketch) = self.sketch.get()
+        {
+            sketch.add(index, n);
         }
     }
 }
@@ -242,8 +253,17 @@ impl SeriesCore {
         wakes: &mut Wakes,
         f: impl FnOnce(&mut dyn Listener, Value) -> T,
     ) -> Option<T> {
+        self.visit_bits(id, wakes, |listener, bits| f(listener, self.value_of(bits)))
+    }
+
+    /// As [`visit`](SeriesCore::visit), with the bits of the cell: they tell a gauge that was never set.
+    pub(crate) fn visit_bits<T>(
+        &self,
+        id: u64,
+        wakes: &mut Wakes,
+        f: impl FnOnce(&mut dyn Listener, u64) -> T,
+    ) -> Option<T> {
         let signal = self.signal();
-        let f = |listener: &mut dyn Listener, bits| f(listener, self.value_of(bits));
         match self.meta.numbers {
             Numbers::Whole => self.cell.visit::<Whole, T>(id, signal, self, wakes, f),
             Numbers::Amount => self.cell.visit::<Amount, T>(id, signal, self, wakes, f),

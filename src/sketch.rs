@@ -205,16 +205,21 @@ impl Sketch {
     /// Counts `v`, unless it is NaN.
     #[inline(always)]
     pub(crate) fn count(&self, v: f64) {
-        let Some(index) = index(v) else {
-            return;
-        };
+        if let Some(index) = index(v) {
+            self.add(index, 1);
+        }
+    }
+
+    /// Counts `n` observations of one bucket.
+    #[inline(always)]
+    pub(crate) fn add(&self, index: i32, n: u64) {
         let (number, within) = chunk_of(index);
         let head = &self.heads[number as usize % 64];
         match head.get() {
             Some(chunk) if chunk.number == number => {
-                chunk.counts[within].fetch_add(1, Ordering::Relaxed);
+                chunk.counts[within].fetch_add(n, Ordering::Relaxed);
             }
-            _ => count_further(head, number, within),
+            _ => count_further(head, number, within, n),
         }
     }
 
@@ -236,7 +241,7 @@ impl Sketch {
 
 #[cold]
 #[inline(never)]
-fn count_further(head: &Link, number: i32, within: usize) {
+fn count_further(head: &Link, number: i32, within: usize, n: u64) {
     let mut link = head;
     loop {
         // Who comes second takes what the first has made, which may be another chunk.
@@ -248,7 +253,7 @@ fn count_further(head: &Link, number: i32, within: usize) {
             })
         });
         if chunk.number == number {
-            chunk.counts[within].fetch_add(1, Ordering::Relaxed);
+            chunk.counts[within].fetch_add(n, Ordering::Relaxed);
             return;
         }
         link = &chunk.next;

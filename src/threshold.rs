@@ -29,6 +29,10 @@ pub struct Threshold {
     clear: Option<(Word, f64)>,
 }
 
+/// A word and its bound.
+#[cfg(feature = "nats")]
+pub(crate) type Bound = (&'static str, f64);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     Above,
@@ -117,6 +121,21 @@ impl Threshold {
     pub(crate) fn bounds(&self) -> (f64, f64) {
         let (_, raise) = self.raise;
         (raise, self.clear.map_or(raise, |(_, clear)| clear))
+    }
+
+    /// The words and their bounds, as they are called: `above`, `at_least`, `below` or `at_most`.
+    #[cfg(feature = "nats")]
+    pub(crate) fn words(&self) -> (Bound, Option<Bound>) {
+        let name = |(word, bound): (Word, f64)| {
+            let name = match word {
+                Word::Above => "above",
+                Word::AtLeast => "at_least",
+                Word::Below => "below",
+                Word::AtMost => "at_most",
+            };
+            (name, bound)
+        };
+        (name(self.raise), self.clear.map(name))
     }
 
     pub(crate) fn cuts(&self) -> Result<Cuts, SubscribeError> {
@@ -213,6 +232,12 @@ impl Delta {
         // NaN where the range is none: refused when it is used.
         let range = if lo < hi { hi - lo } else { f64::NAN };
         Delta(Distance::Absolute(share * range))
+    }
+
+    /// As it was written, right or wrong.
+    #[cfg(feature = "nats")]
+    pub(crate) fn written(self) -> Distance {
+        self.0
     }
 
     pub(crate) fn distance(self) -> Result<Distance, SubscribeError> {

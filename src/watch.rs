@@ -27,6 +27,8 @@ pub(crate) struct Watch {
     matched: AtomicU64,
     /// Whether it works for a rule, and is not a subscription of its own.
     pub(crate) of_rule: bool,
+    /// Whether it leaves out what is mirrored from other processes.
+    own_only: bool,
 }
 
 /// Makes the listener of one series. `true`: the series is new, and its value has not been measured yet. Whoever is to
@@ -55,6 +57,7 @@ impl Watch {
             dropped: Box::new(move || dropped.dropped()),
             matched: AtomicU64::new(0),
             of_rule: false,
+            own_only: false,
         }
     }
 
@@ -71,10 +74,28 @@ impl Watch {
         }
     }
 
+    /// A watch that sends to other processes what is this one's own.
+    #[cfg(feature = "nats")]
+    pub(crate) fn of_forwarding(
+        id: u64,
+        selector: Selector,
+        make: Make,
+        nothing: Arc<Mailbox<()>>,
+    ) -> Watch {
+        Watch {
+            own_only: true,
+            ..Watch::new(id, selector, make, nothing)
+        }
+    }
+
     pub(crate) fn attach(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
+        if self.own_only && series.meta.mirrored {
+            return;
+        }
         // A rule has several selectors, and one listener for each series that some of them match: the cell would refuse
-        // another, but what that one has joined would already be part of the rule.
-        let is_heard = || self.of_rule && series.ask(self.id, &mut ());
+        // another, but what that one has joined would already be part of the rule. So it is with a series that a
+        // forwarding finds and is told of at the same time.
+        let is_heard = || (self.of_rule || self.own_only) && series.ask(self.id, &mut ());
         if self.selector.matches(series) && !is_heard() {
             let listener = (self.make)(series, newborn, wakes);
             if series.attach(listener, wakes) {

@@ -227,8 +227,18 @@ impl Fleet {
     /// Closes the books.
     pub fn end(&mut self, now: Duration) {
         let since = |since: Duration| now.saturating_sub(since);
-        self.books.worker_time += self.prefill.iter().flatten().map(|m| since(m.since)).sum();
-        self.books.worker_time += self.decode.iter().flatten().map(|m| since(m.since)).sum();
+        self.books.worker_time += self
+            .prefill
+            .iter()
+            .flatten()
+            .map(|m| since(m.since))
+            .sum::<Duration>();
+        self.books.worker_time += self
+            .decode
+            .iter()
+            .flatten()
+            .map(|m| since(m.since))
+            .sum::<Duration>();
         self.truth.end(now);
     }
 

@@ -13,7 +13,7 @@ use crate::{
     desc::MetricKind,
     labels::OVERFLOW_LABEL,
     metric::FamilyCore,
-    raw::{Handle, label_text},
+    raw::{Handle, amount, label_text},
     series::is_unmeasured,
     time::Time,
 };
@@ -109,8 +109,7 @@ impl Player {
         let core = family.child(&text);
         match (&series.base, &core.buckets) {
             (Base::Histogram { sum, counts }, Some(buckets)) if counts.iter().any(|n| *n > 0) => {
-                buckets.add(counts);
-                core.cell.set_real(*sum, &*core);
+                core.cell.absorb(*sum, &[], &*core, || buckets.add(counts));
             }
             (Base::Value(bits), _) => match Handle::of(core.clone()) {
                 Handle::Whole(counter) if *bits > 0 => counter.inc_by(*bits),
@@ -146,27 +145,4 @@ fn is_overflow(series: &RecordedSeries) -> bool {
 fn has_own_labels(series: &RecordedSeries) -> bool {
     let shape = &series.shape;
     shape.kind == MetricKind::Gauge && shape.label_names.is_empty() && !series.labels.is_empty()
-}
-
-/// What makes `after` of `before`, to the last bit: the difference is rounded, and its sum with `before` can be, too.
-fn amount(before: f64, after: f64) -> f64 {
-    let amount = after - before;
-    [amount, amount.next_down(), amount.next_up()]
-        .into_iter()
-        .find(|&a| before + a == after)
-        .unwrap_or(amount)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn an_amount_makes_of_one_value_the_other(before in 0.0..1e300_f64, grown in 0.0..1e300_f64, scale in -600..1_i32) {
-            let after = before + grown * 2.0_f64.powi(scale);
-            prop_assert_eq!(before + amount(before, after), after);
-        }
-    }
 }

@@ -90,7 +90,7 @@ impl FamilyCore {
             match self.find(&table, hash, text) {
                 Some(found) => found,
                 None if table.live() < self.meta.series_max => {
-                    self.insert(&mut table, text, bus.as_deref(), &mut wakes)
+                    self.insert(&mut table, text, None, bus.as_deref(), &mut wakes)
                 }
                 None => match &table.overflow {
                     Some(overflow) => {
@@ -101,7 +101,7 @@ impl FamilyCore {
                         over = Over::First;
                         let mut text = String::new();
                         push_label(&mut text, OVERFLOW_LABEL, "true");
-                        let made = self.insert(&mut table, &text, bus.as_deref(), &mut wakes);
+                        let made = self.insert(&mut table, &text, None, bus.as_deref(), &mut wakes);
                         table.overflow = Some(made.clone());
                         made
                     }
@@ -123,16 +123,43 @@ impl FamilyCore {
         made
     }
 
+    /// The child with these labels, made where there is none; `initial` then gives it the value that it had before anybody
+    /// here could know of it. Without a limit.
+    #[cfg(feature = "nats")]
+    pub(crate) fn child_from(
+        self: &Arc<Self>,
+        text: &str,
+        initial: &dyn Fn(&SeriesCore),
+    ) -> Arc<SeriesCore> {
+        let hash = self.hasher.hash_one(text);
+        // Outlives the lock, as in `child`.
+        let bus = self.bus.upgrade();
+        let mut wakes = Wakes::new();
+        let made = {
+            let mut table = self.write();
+            match self.find(&table, hash, text) {
+                Some(found) => found,
+                None => self.insert(&mut table, text, Some(initial), bus.as_deref(), &mut wakes),
+            }
+        };
+        wake_all(&mut wakes);
+        made
+    }
+
     /// Under the lock until every listener whose selector matches is in place: nobody else can mutate the child
     /// before.
     fn insert(
         self: &Arc<Self>,
         table: &mut Table,
         text: &str,
+        initial: Option<&dyn Fn(&SeriesCore)>,
         bus: Option<&Inner>,
         wakes: &mut Wakes,
     ) -> Arc<SeriesCore> {
         let series = SeriesCore::new(self.meta.clone(), text);
+        if let Some(initial) = initial {
+            initial(&series);
+        }
         if let Some(idle) = self.meta.expire_after {
             let touch = Touch {
                 state: TouchState::new(),
@@ -145,7 +172,7 @@ impl FamilyCore {
             }
         }
         if let Some(bus) = bus {
-            bus.announce(&series, wakes);
+            bus.announce(&series, initial.is_none(), wakes);
         }
         let slot = match table.free.pop() {
             Some(slot) => {

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use crate::{series::Series, time::Time};
+use crate::{series::Series, source::Origin, time::Time};
 
 /// Names and values of labels or annotations, sorted by name.
 pub type Pairs = Arc<[(String, String)]>;
@@ -55,6 +55,9 @@ pub struct Alert {
     pub date: SystemTime,
     /// How many times this firing was sent before: not 0 only behind a [`Repeat`](crate::service::Repeat).
     pub repeat: u32,
+    /// Where it was made, if in another process; `None`: here. Of one made elsewhere, `series` is `None`, `date` is by that
+    /// process's clock, and `at` is when it was received.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Alert {

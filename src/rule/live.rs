@@ -21,6 +21,7 @@ use crate::{
     bus::{Inner, MetricBus},
     cell::{Wakes, wake_all},
     error::RuleError,
+    hub::AnyMailbox,
     listen::{Begin, Event, Listen, sealed},
     mailbox::Mailbox,
     subscription::Wire,
@@ -154,13 +155,13 @@ impl LiveRule {
     }
 
     /// The rule and how it stands, with so many active groups at most, the gravest; and how many were left out.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", feature = "nats"))]
     pub(crate) fn status_up_to(&self, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
         RuleStatus::of(&self.0, groups_max)
     }
 
     /// So many of its last transitions, the newest first.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", feature = "nats"))]
     pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
         self.0.log.last(transitions)
     }
@@ -462,8 +463,6 @@ impl Slot {
 #[derive(Default)]
 pub(crate) struct Rules {
     table: Mutex<Table>,
-    /// Of all subscriptions to alerts.
-    mailboxes: Mutex<Vec<Arc<Mailbox<Letter>>>>,
     pub(crate) changed: Changed,
     #[cfg(feature = "persist")]
     pub(crate) keeper: Mutex<Option<Arc<super::keeper::Keeper>>>,
@@ -591,16 +590,7 @@ impl Rules {
         })
     }
 
-    /// How many subscriptions to alerts there are, and how many alerts were dropped from their mailboxes.
-    pub(crate) fn subscriptions(&self) -> (usize, u64) {
-        let mailboxes = lock(&self.mailboxes);
-        (
-            mailboxes.len(),
-            mailboxes.iter().map(|mailbox| mailbox.dropped()).sum(),
-        )
-    }
-
-    /// The bus is gone: nobody is told anything any more, and what was told can still be read.
+    /// The bus is gone: nobody is told anything any more.
     pub(crate) fn end(&self) {
         #[cfg(feature = "persist")]
         if let Some(keeper) = &*lock(&self.keeper) {
@@ -608,11 +598,6 @@ impl Rules {
         }
         for slot in self.all() {
             slot.engine().close(None, &mut Wakes::new());
-        }
-        for mailbox in lock(&self.mailboxes).iter() {
-            if let Some(reader) = mailbox.close(false) {
-                reader.wake();
-            }
         }
     }
 }
@@ -669,7 +654,7 @@ struct Feeding {
 
 impl Feeding {
     fn begin(begin: Begin<'_, Letter>, feed: Arc<Feed>, of: Option<Arc<Slot>>) -> Arc<dyn Wire> {
-        lock(&begin.inner.rules.mailboxes).push(begin.mailbox.clone());
+        begin.inner.mailboxes.add(begin.mailbox.clone());
         Arc::new(Feeding {
             feed,
             mailbox: begin.mailbox,
@@ -685,15 +670,8 @@ impl Wire for Feeding {
             reader.wake();
         }
         let Some(bus) = bus else { return };
-        {
-            // What it dropped goes from one sum to the other at once, so that a scrape never sees the total fall.
-            let mut mailboxes = lock(&bus.rules.mailboxes);
-            let before = mailboxes.len();
-            mailboxes.retain(|mailbox| !Arc::ptr_eq(mailbox, &self.mailbox));
-            if mailboxes.len() < before {
-                bus.stats.dropped(self.mailbox.dropped());
-            }
-        }
+        let mailbox: Arc<dyn AnyMailbox> = self.mailbox.clone();
+        bus.mailboxes.remove(&mailbox, &bus.stats);
         if let Some(slot) = &self.of {
             bus.rules.remove_slot(bus, slot);
         }

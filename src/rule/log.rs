@@ -63,6 +63,16 @@ pub struct Letter {
 }
 
 impl Letter {
+    /// Of an alert that no rule here has made.
+    #[cfg(feature = "nats")]
+    pub(crate) fn of(alert: Arc<Alert>, ended: &Arc<AtomicBool>) -> Letter {
+        Letter {
+            alert: Some(alert),
+            ended: ended.clone(),
+            missed: None,
+        }
+    }
+
     pub(crate) fn sync(feed: &Arc<Feed>) -> Letter {
         Letter {
             alert: None,
@@ -210,7 +220,7 @@ impl Log {
     }
 
     /// So many of the last, the newest first.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", feature = "nats"))]
     pub(crate) fn last(&self, transitions: usize) -> Vec<Alert> {
         let said = self.said();
         said.history
@@ -261,6 +271,7 @@ impl Log {
             members: turn.members,
             date: clock.wall(turn.at),
             repeat: 0,
+            origin: None,
         }
     }
 }

@@ -13,6 +13,8 @@ mod log;
 mod machine;
 mod metrics;
 mod plan;
+#[cfg(any(feature = "http", feature = "nats"))]
+pub(crate) mod show;
 // Without a file there is nothing to go on from.
 #[cfg_attr(not(feature = "persist"), allow(dead_code))]
 mod store;
@@ -28,9 +30,9 @@ pub use keeper::RuleStateFile;
 pub use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
 pub(crate) use condition::Test;
+#[cfg(feature = "nats")]
+pub(crate) use expr::{Gather, How, Node, Op, Source, Stat};
 pub(crate) use live::Rules;
-#[cfg(feature = "http")]
-pub(crate) use log::{annotations_of, labels_of};
 use machine::Timing;
 pub(crate) use metrics::families;
 
@@ -163,7 +165,7 @@ impl Slots {
 }
 
 /// How many transitions a rule remembers unless told otherwise.
-const HISTORY_DEFAULT: usize = 100;
+pub(crate) const HISTORY_DEFAULT: usize = 100;
 
 impl Rule {
     /// A rule that fires when `condition` holds. The name must not be empty, and no other rule of the bus may have it.

@@ -274,6 +274,7 @@ impl Alert {
             members: 1,
             holding: Arc::default(),
             repeat: 0,
+            origin: None,
         }
     }
 }

@@ -28,7 +28,7 @@ use pane::Members;
 pub(crate) use pane::{Pane, pane};
 // For rules, which look at windows, too.
 #[allow(unused_imports)]
-pub(crate) use part::{Detail, Part, WIDTH_MIN, merge, slot_of};
+pub(crate) use part::{Detail, Moments, Part, WIDTH_MIN, merge, slot_of};
 
 impl Series {
     /// A sliding window over this series, from now on. See [`Window`].
@@ -293,7 +293,8 @@ impl Windows {
         }
     }
 
-    fn parts(&self) -> Vec<(Series, Part)> {
+    /// What each series has to say, up to now.
+    pub(crate) fn parts(&self) -> Vec<(Series, Part)> {
         let now = self.clock.now();
         let members = self.members.lock();
         let members = members.unwrap_or_else(PoisonError::into_inner).clone();

@@ -134,7 +134,9 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     };
     let measured = || parts.iter().filter(move |p| p.kind == measured);
 
-    let count = parts.iter().map(|p| p.count).sum::<u64>();
+    // What other processes say may be anything.
+    let counted = |n: u64, p: &Part| n.saturating_add(p.count);
+    let count = parts.iter().fold(0, counted);
     let sum = parts.iter().map(|p| p.sum).sum::<f64>();
     let min = parts.iter().fold(f64::NAN, |m, p| m.min(p.min));
     let max = parts.iter().fold(f64::NAN, |m, p| m.max(p.max));
@@ -146,7 +148,7 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     }
     let infinite = measured().map(|p| p.infinite).sum::<f64>();
     let avg = if !gauges {
-        let observed: u64 = measured().map(|p| p.count).sum();
+        let observed = measured().fold(0, counted);
         measured().map(|p| p.sum).sum::<f64>() / observed as f64
     } else if infinite != 0.0 {
         infinite

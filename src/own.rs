@@ -1,0 +1,41 @@
+//! What parts of the crate count of themselves, shown beside what the bus does (`metricbus_*`).
+
+use std::sync::{Mutex, Weak};
+
+use crate::{snapshot::FamilySnapshot, sync::lock};
+
+/// Whoever counts something of itself.
+pub(crate) trait Counts: Send + Sync {
+    /// The numbers as they are. Where several count the same they do it in families of the same name, told apart by
+    /// their labels.
+    fn families(&self) -> Vec<FamilySnapshot>;
+}
+
+/// All of them that a bus knows of.
+#[derive(Default)]
+pub(crate) struct Own(Mutex<Vec<Weak<dyn Counts>>>);
+
+impl Own {
+    #[cfg(feature = "nats")]
+    pub(crate) fn show(&self, whose: Weak<dyn Counts>) {
+        lock(&self.0).push(whose);
+    }
+
+    /// One family for each name.
+    pub(crate) fn families(&self) -> Vec<FamilySnapshot> {
+        // Outside of the lock: it is foreign to who counts.
+        let all: Vec<_> = {
+            let mut own = lock(&self.0);
+            own.retain(|whose| whose.strong_count() > 0);
+            own.iter().filter_map(Weak::upgrade).collect()
+        };
+        let mut families: Vec<FamilySnapshot> = Vec::new();
+        for family in all.iter().flat_map(|whose| whose.families()) {
+            match families.iter_mut().find(|f| f.name == family.name) {
+                Some(found) => found.series.extend(family.series),
+                None => families.push(family),
+            }
+        }
+        families
+    }
+}
