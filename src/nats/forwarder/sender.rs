@@ -1,0 +1,1096 @@
+//! From the outbox to the server. An alert is sent until it is known that the server has it: by an acknowledgement of
+//! JetStream, or on core NATS by a round trip on the same connection that was sent after it. After a reconnect whatever is
+//! unconfirmed goes again, in order, with the same id.
+//!
+//! Whoever hands in an alert sends it at once, in the same thread, where nothing is before it; one task does all the rest.
+//! Only one of them publishes at a time: it has the pen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use async_nats::{HeaderMap, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::sleep_until;
+
+use super::{
+    Core, Phase,
+    outbox::Outbox,
+    rate::Bucket,
+    route::{self, Route, Way},
+};
+use crate::{
+    Alert,
+    nats::{
+        connection::{Connection, Denial, jittered},
+        error::NatsError,
+        wire::{alert::encode_alert, envelope::Envelope},
+    },
+    sync::lock,
+};
+
+/// How many may be on their way at a time: what the client's queue bears, with room for others.
+const FLIGHT_MAX: usize = 256;
+/// For JetStream to acknowledge.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to gather before a confirmation is asked for: nobody waits for it, and one does for all before it.
+const GATHER: Duration = Duration::from_millis(1);
+/// What was denied, or has no way, is tried again after this.
+const HOLD: Duration = Duration::from_secs(5);
+/// After failures: from this on, twice as long each time, …
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How many confirmed alerts are remembered whose denial may still come.
+const RECENT_MAX: usize = 256;
+/// How many denied subjects are known at a time; alerts to others are simply tried.
+const BLOCKED_MAX: usize = 1_024;
+
+/// The outbox, and how far sending it is. Pure but for its lock, which is the core's.
+pub(crate) struct Desk {
+    pub(crate) outbox: Outbox<Alert>,
+    /// Somebody is publishing.
+    pen: bool,
+    /// What is on its way was sent on this connection.
+    generation: u64,
+    route: Route,
+    /// Something had no way: see whether there is one when it is tried again.
+    look_again: bool,
+    flight: BTreeMap<u64, Flight>,
+    /// Not to be sent before; and the same by when that is.
+    held: HashMap<u64, Instant>,
+    held_until: BTreeSet<(Instant, u64)>,
+    /// Subjects that were denied, with when to try again. The value moves on when somebody tries.
+    blocked: HashMap<Arc<str>, Instant>,
+    /// Confirmed a moment ago, and may turn out to have been denied.
+    recent: VecDeque<(u64, Arc<str>)>,
+    bucket: Bucket,
+    /// Nothing is sent before.
+    pause: Option<Instant>,
+    failures: u32,
+    /// The greatest sequence that was ever sent.
+    sent_up_to: u64,
+}
+
+#[derive(Clone)]
+struct Flight {
+    subject: Arc<str>,
+    /// The stream has to acknowledge it.
+    acked: bool,
+    /// The client has it: what is sent from now on comes after it.
+    gone: bool,
+    since: Instant,
+}
+
+/// An alert that is about to be published by whoever has the pen.
+struct Letter {
+    sequence: u64,
+    alert: Arc<Alert>,
+    route: Route,
+    generation: u64,
+}
+
+/// Why nothing is sent at the moment.
+#[derive(Debug, PartialEq)]
+enum Wait {
+    /// Until something happens that wakes the sender.
+    Event,
+    Until(Instant),
+}
+
+impl Desk {
+    pub(super) fn new(items_max: usize, bytes_max: usize, bucket: Bucket) -> Desk {
+        Desk {
+            outbox: Outbox::new(items_max, bytes_max),
+            pen: false,
+            generation: 0,
+            route: Route::Unknown,
+            look_again: false,
+            flight: BTreeMap::new(),
+            held: HashMap::new(),
+            held_until: BTreeSet::new(),
+            blocked: HashMap::new(),
+            recent: VecDeque::new(),
+            bucket,
+            pause: None,
+            failures: 0,
+            sent_up_to: 0,
+        }
+    }
+
+    /// For people.
+    pub(super) fn delivery_words(&self) -> String {
+        self.route.words()
+    }
+
+    /// Whether all up to this sequence are confirmed, or gone.
+    pub(super) fn is_confirmed_until(&self, sequence: u64) -> bool {
+        let oldest = self.outbox.oldest_unconfirmed();
+        oldest.is_none_or(|(oldest, _)| oldest > sequence)
+    }
+
+    /// How many up to this sequence are not confirmed.
+    pub(super) fn unconfirmed_until(&self, sequence: u64) -> usize {
+        self.outbox.unconfirmed_until(sequence)
+    }
+
+    /// It is another connection: all that is unconfirmed goes again. How many of those were sent before.
+    fn reconnected(&mut self, generation: u64) -> usize {
+        self.generation = generation;
+        self.route = Route::Unknown;
+        let flight = std::mem::take(&mut self.flight);
+        self.release_all();
+        // Permissions may be others now.
+        self.blocked.clear();
+        self.recent.clear();
+        self.pause = None;
+        self.failures = 0;
+        // One by one: whoever mutates a metric may be waiting for this desk, and the outbox may be large.
+        let back = flight
+            .into_keys()
+            .map(|sequence| self.outbox.again(sequence));
+        back.filter(|&again| again).count()
+    }
+
+    /// The next to be published, with the pen for it.
+    fn next(&mut self, generation: u64, now: Instant) -> Result<Letter, Wait> {
+        if self.pen
+            || generation != self.generation
+            || self.route == Route::Unknown
+            || self.flight.len() >= FLIGHT_MAX
+            || self.outbox.unsent() == 0
+        {
+            return Err(Wait::Event);
+        }
+        if let Some(pause) = self.pause.filter(|&pause| pause > now) {
+            return Err(Wait::Until(pause));
+        }
+        self.bucket
+            .take(now)
+            .map_err(|wait| Wait::Until(now + wait))?;
+        let Some((sequence, alert)) = self.outbox.take() else {
+            return Err(Wait::Event);
+        };
+        self.pen = true;
+        Ok(Letter {
+            sequence,
+            alert,
+            route: self.route.clone(),
+            generation,
+        })
+    }
+
+    /// Whether an alert to this subject has to wait: it was denied, and it is not yet time to try. When it is, whoever
+    /// asks is the one who tries.
+    fn is_blocked(&mut self, subject: &str, now: Instant) -> Option<Instant> {
+        let until = self.blocked.get_mut(subject)?;
+        if *until > now {
+            return Some(*until);
+        }
+        *until = now + HOLD;
+        None
+    }
+
+    /// It goes out now. `false`: it does not, since it was dropped or confirmed meanwhile.
+    fn leaves(&mut self, sequence: u64, flight: Flight) -> bool {
+        let wanted = self.outbox.is_unconfirmed(sequence);
+        if wanted {
+            self.flight.insert(sequence, flight);
+        }
+        wanted
+    }
+
+    /// It went out. Whether it had before.
+    fn left(&mut self, sequence: u64) -> bool {
+        if let Some(flight) = self.flight.get_mut(&sequence) {
+            flight.gone = true;
+        }
+        let again = sequence <= self.sent_up_to;
+        self.sent_up_to = self.sent_up_to.max(sequence);
+        again
+    }
+
+    /// It was not sent.
+    fn stays(&mut self, sequence: u64) {
+        self.flight.remove(&sequence);
+        self.outbox.again(sequence);
+        self.bucket.give_back();
+    }
+
+    fn hold(&mut self, sequence: u64, until: Instant) {
+        self.flight.remove(&sequence);
+        self.let_go(sequence);
+        if self.outbox.is_unconfirmed(sequence) {
+            self.held.insert(sequence, until);
+            self.held_until.insert((until, sequence));
+        }
+    }
+
+    fn let_go(&mut self, sequence: u64) {
+        if let Some(until) = self.held.remove(&sequence) {
+            self.held_until.remove(&(until, sequence));
+        }
+    }
+
+    /// The server has it. `false`: that was known.
+    fn confirm(&mut self, sequence: u64) -> bool {
+        self.let_go(sequence);
+        if let Some(flight) = self.flight.remove(&sequence) {
+            if self.blocked.remove(&flight.subject).is_some() {
+                // It is allowed now: let the others go, too.
+                self.release_all();
+            }
+            if !flight.acked {
+                if self.recent.len() == RECENT_MAX {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back((sequence, flight.subject));
+            }
+        }
+        let confirmed = self.outbox.confirm(sequence);
+        if confirmed {
+            self.failures = 0;
+            self.pause = None;
+        }
+        confirmed
+    }
+
+    /// A subject was denied: what was sent to it stays here, also what seemed to be confirmed.
+    fn denied(&mut self, subject: &str, now: Instant) {
+        let until = now + HOLD;
+        let mut back: Vec<u64> = Vec::new();
+        for (&sequence, flight) in &self.flight {
+            if *flight.subject == *subject {
+                back.push(sequence);
+            }
+        }
+        let outbox = &mut self.outbox;
+        self.recent.retain(|(sequence, to)| {
+            let denied = **to == *subject;
+            if denied && outbox.unconfirm(*sequence) {
+                back.push(*sequence);
+            }
+            !denied
+        });
+        if self.blocked.len() < BLOCKED_MAX || self.blocked.contains_key(subject) {
+            self.blocked.insert(subject.into(), until);
+        }
+        for sequence in back {
+            self.hold(sequence, until);
+        }
+    }
+
+    /// Those whose time has come are to be sent again.
+    fn release(&mut self, now: Instant) {
+        while let Some(&(until, sequence)) = self.held_until.first() {
+            if until > now {
+                return;
+            }
+            self.let_go(sequence);
+            self.outbox.again(sequence);
+            if std::mem::take(&mut self.look_again) {
+                self.route = Route::Unknown;
+            }
+        }
+    }
+
+    fn release_all(&mut self) {
+        self.held_until.clear();
+        for sequence in std::mem::take(&mut self.held).into_keys() {
+            self.outbox.again(sequence);
+        }
+    }
+
+    /// When the first of them is to be tried again.
+    fn held_next(&self) -> Option<Instant> {
+        self.held_until.first().map(|&(until, _)| until)
+    }
+
+    /// Something does not work: wait, longer each time.
+    fn fail(&mut self, now: Instant) {
+        let exponent = self.failures.min(10);
+        self.failures = self.failures.saturating_add(1);
+        self.pause = Some(now + jittered(PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(exponent))));
+    }
+
+    /// On their way over core NATS, with the time of the oldest.
+    fn unconfirmed_core(&self) -> (Vec<u64>, Option<Instant>) {
+        let waits = |flight: &Flight| flight.gone && !flight.acked;
+        let core = || self.flight.iter().filter(|(_, flight)| waits(flight));
+        let sequences = core().map(|(&sequence, _)| sequence).collect();
+        (sequences, core().map(|(_, flight)| flight.since).min())
+    }
+
+    /// When the first acknowledgement is overdue.
+    fn ack_due(&self) -> Option<Instant> {
+        let acked = self.flight.values().filter(|flight| flight.acked);
+        acked.map(|flight| flight.since + ACK_TIMEOUT).min()
+    }
+
+    /// What was not acknowledged in time goes again.
+    fn overdue_again(&mut self, now: Instant) -> usize {
+        let overdue = |flight: &Flight| flight.acked && flight.since + ACK_TIMEOUT <= now;
+        let sequences: Vec<_> = self
+            .flight
+            .iter()
+            .filter(|(_, flight)| overdue(flight))
+            .map(|(&sequence, _)| sequence)
+            .collect();
+        for sequence in &sequences {
+            self.flight.remove(sequence);
+            self.outbox.again(*sequence);
+        }
+        sequences.len()
+    }
+}
+
+/// A message, ready to be published.
+struct Message {
+    subject: Arc<str>,
+    reply: Option<String>,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Where acknowledgements come in: `{inbox}.{sequence}`.
+pub(super) async fn subscribe(connection: &Connection) -> Result<(String, Subscriber), NatsError> {
+    let inbox = connection.client().new_inbox();
+    let acks = super::subscribe(connection, format!("{inbox}.*")).await?;
+    Ok((inbox, acks))
+}
+
+/// Puts an alert into the outbox, and sends it at once if it may be and is to be sent in this thread. Never waits.
+pub(super) fn offer(core: &Core, alert: Alert, here: bool) -> Result<u64, NatsError> {
+    if !core.is_running() {
+        return Err(NatsError::Ended);
+    }
+    if let Some(origin) = &alert.origin {
+        core.stats.looped.fetch_add(1, Relaxed);
+        return Err(NatsError::Looped {
+            rule: alert.rule.to_string(),
+            source_id: origin.source.to_string(),
+        });
+    }
+    let bytes = weigh(&alert);
+    let (now, time) = (Instant::now(), core.clock.now());
+    let up = core.connection.is_up();
+    let generation = core.connection.generation();
+    let (sequence, letter) = {
+        let mut desk = lock(&core.desk);
+        let Some(sequence) = desk.outbox.push(alert, bytes, time) else {
+            let max = desk.outbox.bytes_max();
+            drop(desk);
+            core.stats.too_large.fetch_add(1, Relaxed);
+            return Err(NatsError::TooLarge {
+                what: "an alert",
+                bytes,
+                max,
+            });
+        };
+        // Only if none is before it.
+        let first = here && up && desk.outbox.unsent() == 1;
+        let letter = first.then(|| desk.next(generation, now).ok()).flatten();
+        (sequence, letter)
+    };
+    if let Some(letter) = letter {
+        let _pen = Pen(core);
+        if let Some(message) = prepare(core, &letter, now) {
+            // Waits for nothing: where the client has no room, the sender has time.
+            let published = core.connection.try_publish(
+                &message.subject,
+                message.reply,
+                message.headers,
+                message.body,
+            );
+            settle(core, letter.sequence, published);
+        }
+    }
+    Ok(sequence)
+}
+
+/// Gives the pen back, whatever happens.
+struct Pen<'a>(&'a Core);
+
+impl Drop for Pen<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.desk).pen = false;
+    }
+}
+
+/// Writes the message, and notes that it goes out. `None`: it does not, and was put where it belongs.
+fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
+    let Letter {
+        sequence, alert, ..
+    } = letter;
+    let envelope = Envelope {
+        source: core.source.clone(),
+        epoch: core.epoch,
+        sequence: *sequence,
+    };
+    let subject: Arc<str> = core.alert_subject(alert).into();
+    let way = letter.route.way(&subject);
+    let mut headers = envelope.alert_headers();
+    if let Way::Stream(stream) = &way {
+        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, stream.as_str());
+    }
+    let inbox = &core.acks;
+    let reply = match &way {
+        Way::Core => None,
+        Way::Stream(_) => Some(format!("{inbox}.{sequence}")),
+        Way::Nowhere(why) => {
+            {
+                let mut desk = lock(&core.desk);
+                desk.bucket.give_back();
+                desk.hold(*sequence, now + HOLD);
+                desk.look_again = true;
+            }
+            core.note(why.clone());
+            return None;
+        }
+    };
+    {
+        let mut desk = lock(&core.desk);
+        if let Some(until) = desk.is_blocked(&subject, now) {
+            desk.bucket.give_back();
+            desk.hold(*sequence, until);
+            return None;
+        }
+    }
+    let room = core
+        .connection
+        .max_payload()
+        .saturating_sub(wire_len(&headers));
+    let body = match encode_alert(alert, &envelope, room) {
+        Ok(body) => body,
+        Err(error) => {
+            let mut desk = lock(&core.desk);
+            desk.bucket.give_back();
+            if desk.outbox.discard(*sequence) {
+                drop(desk);
+                core.stats.too_large.fetch_add(1, Relaxed);
+                core.note(format!(
+                    "an alert of rule {:?} can't be sent, and is dropped: {error}",
+                    alert.rule
+                ));
+                core.progress.notify_waiters();
+            }
+            return None;
+        }
+    };
+    {
+        let mut desk = lock(&core.desk);
+        // Another connection, and with it perhaps another way.
+        if desk.generation != letter.generation {
+            desk.stays(*sequence);
+            return None;
+        }
+        let flight = Flight {
+            subject: subject.clone(),
+            acked: reply.is_some(),
+            gone: false,
+            since: now,
+        };
+        if !desk.leaves(*sequence, flight) {
+            return None;
+        }
+    }
+    Some(Message {
+        subject,
+        reply,
+        headers,
+        body: body.into(),
+    })
+}
+
+/// What became of it.
+fn settle(core: &Core, sequence: u64, published: Result<(), NatsError>) {
+    match published {
+        Ok(()) => {
+            let again = lock(&core.desk).left(sequence);
+            core.stats.sent.fetch_add(1, Relaxed);
+            if again {
+                core.stats.retried.fetch_add(1, Relaxed);
+            }
+        }
+        Err(NatsError::Full | NatsError::Disconnected { .. } | NatsError::Ended) => {
+            lock(&core.desk).stays(sequence);
+        }
+        Err(error) => {
+            {
+                let mut desk = lock(&core.desk);
+                desk.stays(sequence);
+                desk.fail(Instant::now());
+            }
+            core.stats.publish_errors.fetch_add(1, Relaxed);
+            core.note(format!("an alert was not sent: {error}"));
+        }
+    }
+}
+
+impl Core {
+    fn alert_subject(&self, alert: &Alert) -> String {
+        match &self.alert_subject {
+            Some(template) => template.of(&self.source, alert),
+            None => self.subjects.alert(&self.source, &alert.rule, alert.state),
+        }
+    }
+
+    /// What all of them match, of all sources that are set up as this one.
+    pub(super) fn alert_pattern(&self) -> String {
+        use crate::nats::subject::Channel;
+        match &self.alert_subject {
+            Some(template) => template.pattern(),
+            None => self.subjects.all(None, None, Channel::Alerts),
+        }
+    }
+}
+
+pub(super) fn start(core: &Arc<Core>, acks: Subscriber) {
+    tokio::spawn(run(core.clone(), acks));
+}
+
+async fn run(core: Arc<Core>, mut acks: Subscriber) {
+    let mut link = core.connection.watch();
+    let mut phase = core.phase.subscribe();
+    let mut denied_seen = 0;
+    loop {
+        if *phase.borrow_and_update() == Phase::Ended {
+            return;
+        }
+        link.borrow_and_update();
+        let wait = work(&core, &mut acks, &mut denied_seen).await;
+        let timer = async {
+            match wait {
+                Wait::Until(at) => sleep_until(at.into()).await,
+                Wait::Event => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = phase.changed() => if ended.is_err() { return },
+            changed = link.changed() => if changed.is_err() { return },
+            ack = acks.next() => match ack {
+                Some(ack) => acknowledged(&core, &ack),
+                None => return,
+            },
+            () = core.bell.notified() => {}
+            () = timer => {}
+        }
+    }
+}
+
+/// Does what can be done now, and says when to come back if nothing happens.
+async fn work(core: &Core, acks: &mut Subscriber, denied_seen: &mut u64) -> Wait {
+    if !core.connection.is_up() {
+        // The link tells when it is; but what it tells may be lost where too much happens at once.
+        return Wait::Until(Instant::now() + PAUSE_MAX);
+    }
+    let generation = core.connection.generation();
+    if lock(&core.desk).generation != generation {
+        lock(&core.desk).reconnected(generation);
+    }
+    lock(&core.desk).release(Instant::now());
+    if let Some(wait) = find_route(core, generation).await {
+        return wait;
+    }
+    while let Some(Some(ack)) = acks.next().now_or_never() {
+        acknowledged(core, &ack);
+    }
+    hear_denials(core, denied_seen);
+    let wait = publish_all(core, generation).await;
+    // The client's task was woken by that and may be next on this very thread: its turn, before confirmations are.
+    tokio::task::yield_now().await;
+    let gather = confirm_core(core, generation, denied_seen).await;
+    let due = ask_for_acks(core, generation).await;
+    let held = lock(&core.desk).held_next();
+    let next = [gather, due, held].into_iter().flatten().min();
+    match (wait, next) {
+        (Wait::Until(one), Some(other)) => Wait::Until(one.min(other)),
+        (Wait::Event, Some(at)) | (Wait::Until(at), None) => Wait::Until(at),
+        (Wait::Event, None) => Wait::Event,
+    }
+}
+
+/// Finds out how alerts get to the server, where that is not known. `Some`: it is not known, and alerts have to wait.
+async fn find_route(core: &Core, generation: u64) -> Option<Wait> {
+    {
+        let desk = lock(&core.desk);
+        if desk.route != Route::Unknown {
+            return None;
+        }
+        if let Some(pause) = desk.pause.filter(|&pause| pause > Instant::now()) {
+            return Some(Wait::Until(pause));
+        }
+    }
+    let found = route::find(core).await;
+    let now = Instant::now();
+    let mut desk = lock(&core.desk);
+    if core.connection.generation() != generation {
+        // It is about another server, perhaps.
+        return Some(Wait::Until(now));
+    }
+    match found {
+        Ok(route) => {
+            let words = route.words();
+            desk.route = route;
+            drop(desk);
+            let words = format!("alerts go by {words}");
+            if core.connection.says(&words) {
+                tracing::info!("metricbus forwarder of {}: {words}", core.source);
+            }
+            None
+        }
+        Err(why) => {
+            desk.fail(now);
+            let pause = desk.pause;
+            drop(desk);
+            core.note(why);
+            Some(Wait::Until(pause.unwrap_or(now)))
+        }
+    }
+}
+
+/// Publishes what is to be sent, in order, until there is no more or it may not go on.
+async fn publish_all(core: &Core, generation: u64) -> Wait {
+    loop {
+        let now = Instant::now();
+        let letter = {
+            let mut desk = lock(&core.desk);
+            desk.release(now);
+            match desk.next(generation, now) {
+                Ok(letter) => letter,
+                Err(wait) => return wait,
+            }
+        };
+        let _pen = Pen(core);
+        let Some(message) = prepare(core, &letter, now) else {
+            continue;
+        };
+        let published = core
+            .connection
+            .publish(
+                async_nats::Subject::from(&*message.subject),
+                message.reply,
+                Some(message.headers),
+                message.body,
+            )
+            .await;
+        let failed = published.is_err();
+        settle(core, letter.sequence, published);
+        if failed {
+            return Wait::Until(now + PAUSE_MIN);
+        }
+    }
+}
+
+/// Confirms what was sent over core NATS; gives when to do so, where it is too early.
+async fn confirm_core(core: &Core, generation: u64, denied_seen: &mut u64) -> Option<Instant> {
+    let (sequences, oldest) = lock(&core.desk).unconfirmed_core();
+    let gathered = oldest? + GATHER;
+    let now = Instant::now();
+    if gathered > now && sequences.len() < FLIGHT_MAX / 2 {
+        return Some(gathered);
+    }
+    match core.connection.confirm_since(generation).await {
+        Ok(()) => {
+            hear_denials(core, denied_seen);
+            let mut confirmed = 0;
+            {
+                let mut desk = lock(&core.desk);
+                if desk.generation == generation {
+                    for sequence in sequences {
+                        // What was denied is not on its way any more.
+                        if desk.flight.contains_key(&sequence) {
+                            confirmed += u64::from(desk.confirm(sequence));
+                        }
+                    }
+                }
+            }
+            core.stats.confirmed.fetch_add(confirmed, Relaxed);
+            core.progress.notify_waiters();
+            // There may be more by now, and room for it.
+            Some(Instant::now())
+        }
+        // They are on their way as long as it is the same connection: ask again.
+        Err(error @ NatsError::TimedOut { .. }) => {
+            core.note(format!("alerts are not confirmed: {error}"));
+            Some(Instant::now() + PAUSE_MIN)
+        }
+        Err(error @ NatsError::Denied { .. }) => {
+            core.note(format!("alerts can't be confirmed: {error}"));
+            Some(Instant::now() + HOLD)
+        }
+        // The link tells what comes next.
+        Err(_) => Some(Instant::now() + PAUSE_MIN),
+    }
+}
+
+/// Sends again what JetStream has not acknowledged in time, if the connection works; gives when that is due.
+async fn ask_for_acks(core: &Core, generation: u64) -> Option<Instant> {
+    let due = lock(&core.desk).ack_due()?;
+    if due > Instant::now() {
+        return Some(due);
+    }
+    if let Err(error) = core.connection.confirm_since(generation).await {
+        // Then it is not the stream, and what was sent is not lost yet. Of another connection the link tells.
+        if let NatsError::TimedOut { .. } | NatsError::Denied { .. } = error {
+            core.note(format!("alerts are not acknowledged: {error}"));
+        }
+        return Some(Instant::now() + PAUSE_MIN);
+    }
+    let now = Instant::now();
+    let overdue = {
+        let mut desk = lock(&core.desk);
+        let overdue = desk.overdue_again(now);
+        if overdue > 0 {
+            // The stream may be gone.
+            desk.route = Route::Unknown;
+            desk.fail(now);
+        }
+        overdue
+    };
+    if overdue > 0 {
+        core.stats.publish_errors.fetch_add(overdue as u64, Relaxed);
+        core.note(format!(
+            "JetStream did not acknowledge {overdue} alerts within {ACK_TIMEOUT:?}; sending them again"
+        ));
+    }
+    Some(now)
+}
+
+/// An answer of JetStream to an alert.
+fn acknowledged(core: &Core, ack: &async_nats::Message) {
+    let Some(sequence) = ack
+        .subject
+        .rsplit('.')
+        .next()
+        .and_then(|sequence| sequence.parse().ok())
+    else {
+        return;
+    };
+    let why = if ack.status == Some(StatusCode::NO_RESPONDERS) {
+        "no stream takes it any more".to_owned()
+    } else {
+        match serde_json::from_slice::<serde_json::Value>(&ack.payload) {
+            Ok(answer) => match route::read_error(&answer) {
+                None if answer["stream"].is_string() => {
+                    if lock(&core.desk).confirm(sequence) {
+                        core.stats.confirmed.fetch_add(1, Relaxed);
+                    }
+                    core.progress.notify_waiters();
+                    return;
+                }
+                None => return,
+                Some((text, code)) => format!("JetStream says: {text} ({code})"),
+            },
+            Err(_) => return,
+        }
+    };
+    {
+        let mut desk = lock(&core.desk);
+        if desk.flight.remove(&sequence).is_none() {
+            return;
+        }
+        desk.outbox.again(sequence);
+        // What the stream takes, or whether it is there, may have changed.
+        desk.route = Route::Unknown;
+        desk.fail(Instant::now());
+    }
+    core.stats.publish_errors.fetch_add(1, Relaxed);
+    core.note(format!("an alert was not taken: {why}; trying again"));
+}
+
+fn hear_denials(core: &Core, seen: &mut u64) {
+    let (denials, now_seen) = core.connection.denied_since(*seen);
+    *seen = now_seen;
+    if denials.is_empty() {
+        return;
+    }
+    let now = Instant::now();
+    let mut desk = lock(&core.desk);
+    for Denial { publish, subject } in &denials {
+        if *publish {
+            desk.denied(subject, now);
+        }
+    }
+}
+
+/// The bytes of the headers in a message.
+pub(super) fn wire_len(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values
+            .iter()
+            .map(|value| name.len() + value.as_str().len() + ": \r\n".len())
+            .sum::<usize>()
+    });
+    "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>()
+}
+
+/// About how many bytes an alert takes in memory.
+fn weigh(alert: &Alert) -> usize {
+    let pairs = |pairs: &[(String, String)]| {
+        pairs
+            .iter()
+            .map(|(name, value)| 2 * size_of::<String>() + name.len() + value.len())
+            .sum::<usize>()
+    };
+    let text = |text: &Option<Arc<str>>| text.as_deref().map_or(0, str::len);
+    size_of::<Alert>()
+        + alert.rule.len()
+        + text(&alert.level)
+        + text(&alert.previous_level)
+        + pairs(&alert.group)
+        + pairs(&alert.labels)
+        + pairs(&alert.annotations)
+        + alert
+            .holding
+            .iter()
+            .map(|group| pairs(group))
+            .sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AlertState, Time};
+
+    /// A desk with a connection, and the time.
+    struct Bench {
+        desk: Desk,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(alerts: usize) -> Bench {
+            let now = Instant::now();
+            let mut desk = Desk::new(1000, 1 << 20, Bucket::new(1e6, now));
+            desk.reconnected(1);
+            desk.route = Route::Core;
+            let mut bench = Bench { desk, now };
+            bench.push(alerts);
+            bench
+        }
+
+        fn push(&mut self, alerts: usize) {
+            for _ in 0..alerts {
+                let alert = Alert::new("R", AlertState::Firing, Time::ZERO);
+                self.desk.outbox.push(alert, 1, Time::ZERO);
+            }
+        }
+
+        fn flight(&self, subject: &str, acked: bool) -> Flight {
+            Flight {
+                subject: subject.into(),
+                acked,
+                gone: false,
+                since: self.now,
+            }
+        }
+
+        /// Sends all that can be, to these subjects in turn; what is blocked is held.
+        fn send(&mut self, subjects: &[&str], acked: bool) -> Vec<u64> {
+            let mut sent = Vec::new();
+            while let Ok(letter) = self.desk.next(self.desk.generation, self.now) {
+                let sequence = letter.sequence;
+                let subject = subjects[sequence as usize % subjects.len()];
+                if let Some(until) = self.desk.is_blocked(subject, self.now) {
+                    self.desk.hold(sequence, until);
+                } else if self.desk.leaves(sequence, self.flight(subject, acked)) {
+                    self.desk.left(sequence);
+                    sent.push(sequence);
+                }
+                self.desk.pen = false;
+            }
+            sent
+        }
+
+        /// As an echo does.
+        fn confirm(&mut self) {
+            for sequence in self.desk.unconfirmed_core().0 {
+                self.desk.confirm(sequence);
+            }
+        }
+    }
+
+    #[test]
+    fn only_one_publishes_at_a_time() {
+        let mut bench = Bench::new(2);
+        let letter = bench.desk.next(1, bench.now).unwrap();
+        assert_eq!(letter.sequence, 1);
+        assert!(bench.desk.next(1, bench.now).is_err());
+        bench.desk.pen = false;
+        assert_eq!(bench.desk.next(1, bench.now).unwrap().sequence, 2);
+    }
+
+    #[test]
+    fn nothing_is_sent_on_a_connection_whose_ways_are_not_known() {
+        let mut bench = Bench::new(1);
+        assert!(bench.desk.next(2, bench.now).is_err());
+        bench.desk.reconnected(2);
+        assert!(bench.desk.next(2, bench.now).is_err());
+        bench.desk.route = Route::Core;
+        assert!(bench.desk.next(2, bench.now).is_ok());
+    }
+
+    #[test]
+    fn after_a_reconnect_all_that_is_unconfirmed_goes_again_in_order() {
+        let mut bench = Bench::new(4);
+        assert_eq!(bench.send(&["a"], false), [1, 2, 3, 4]);
+        bench.desk.confirm(2);
+        assert_eq!(bench.desk.reconnected(2), 3);
+        bench.desk.route = Route::Core;
+        bench.push(1);
+        assert_eq!(bench.send(&["a"], false), [1, 3, 4, 5]);
+        bench.confirm();
+        assert_eq!(bench.desk.outbox.unconfirmed(), 0);
+    }
+
+    #[test]
+    fn an_echo_confirms_only_what_the_client_had_before() {
+        let mut bench = Bench::new(1);
+        let letter = bench.desk.next(1, bench.now).unwrap();
+        let flight = bench.flight("a", false);
+        assert!(bench.desk.leaves(letter.sequence, flight));
+        assert_eq!(bench.desk.unconfirmed_core(), (vec![], None));
+        assert!(!bench.desk.left(letter.sequence));
+        assert_eq!(bench.desk.unconfirmed_core(), (vec![1], Some(bench.now)));
+    }
+
+    #[test]
+    fn what_the_client_did_not_take_is_the_next_again_and_counts_as_sent_once() {
+        let mut bench = Bench::new(2);
+        let letter = bench.desk.next(1, bench.now).unwrap();
+        let flight = bench.flight("a", false);
+        bench.desk.leaves(letter.sequence, flight);
+        bench.desk.stays(letter.sequence);
+        bench.desk.pen = false;
+        assert!(bench.desk.flight.is_empty());
+        assert_eq!(bench.send(&["a"], false), [1, 2]);
+        assert!(bench.desk.left(1), "now it went out before");
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_bounded() {
+        let mut bench = Bench::new(FLIGHT_MAX + 10);
+        assert_eq!(bench.send(&["a"], false).len(), FLIGHT_MAX);
+        bench.confirm();
+        assert_eq!(bench.send(&["a"], false).len(), 10);
+    }
+
+    #[test]
+    fn a_denied_subject_holds_its_alerts_and_no_others_and_one_tries_again() {
+        let mut bench = Bench::new(4);
+        let subjects = ["even", "odd"];
+        bench.send(&subjects, false);
+        bench.desk.denied("odd", bench.now);
+        bench.confirm();
+        assert_eq!(bench.desk.outbox.unconfirmed(), 2);
+        // Later ones of that subject are not even tried.
+        bench.push(2);
+        assert_eq!(bench.send(&subjects, false), [6]);
+        bench.confirm();
+        bench.now += HOLD;
+        bench.desk.release(bench.now);
+        assert_eq!(bench.send(&subjects, false), [1], "only one, to see");
+        bench.desk.denied("odd", bench.now);
+        bench.now += HOLD;
+        bench.desk.release(bench.now);
+        assert_eq!(bench.send(&subjects, false), [1]);
+        // It is allowed now: the others follow at once.
+        bench.confirm();
+        assert_eq!(bench.send(&subjects, false), [3, 5]);
+        bench.confirm();
+        assert_eq!(bench.desk.outbox.unconfirmed(), 0);
+    }
+
+    #[test]
+    fn a_denial_that_comes_late_takes_the_confirmation_back() {
+        let mut bench = Bench::new(2);
+        bench.send(&["even", "odd"], false);
+        bench.confirm();
+        assert_eq!(bench.desk.outbox.unconfirmed(), 0);
+        bench.desk.denied("odd", bench.now);
+        assert_eq!(
+            bench.desk.outbox.oldest_unconfirmed(),
+            Some((1, Time::ZERO))
+        );
+        assert_eq!(bench.desk.held_next(), Some(bench.now + HOLD));
+    }
+
+    #[test]
+    fn what_a_stream_does_not_acknowledge_goes_again_and_what_it_does_is_not() {
+        let mut bench = Bench::new(3);
+        bench.send(&["a"], true);
+        assert!(bench.desk.unconfirmed_core().0.is_empty());
+        bench.desk.confirm(2);
+        assert_eq!(bench.desk.ack_due(), Some(bench.now + ACK_TIMEOUT));
+        assert_eq!(bench.desk.overdue_again(bench.now), 0);
+        bench.now += ACK_TIMEOUT;
+        assert_eq!(bench.desk.overdue_again(bench.now), 2);
+        assert_eq!(bench.send(&["a"], true), [1, 3]);
+    }
+
+    #[test]
+    fn after_failures_it_pauses_for_longer_and_longer_until_something_is_confirmed() {
+        let mut bench = Bench::new(1);
+        for n in 0..20 {
+            bench.desk.fail(bench.now);
+            let pause = bench.desk.pause.unwrap() - bench.now;
+            let full = PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(n.min(10)));
+            assert!(pause >= full / 2 && pause <= full, "{pause:?}");
+        }
+        let wait = bench.desk.next(1, bench.now).err().unwrap();
+        assert_eq!(wait, Wait::Until(bench.desk.pause.unwrap()));
+        bench.now += PAUSE_MAX;
+        assert_eq!(bench.send(&["a"], false), [1]);
+        bench.confirm();
+        assert_eq!((bench.desk.failures, bench.desk.pause), (0, None));
+    }
+
+    #[test]
+    fn too_many_in_a_second_wait_and_are_not_lost() {
+        let mut bench = Bench::new(3);
+        bench.desk.bucket = Bucket::new(2.0, bench.now);
+        assert_eq!(bench.send(&["a"], false), [1, 2]);
+        let wait = bench.desk.next(1, bench.now).err().unwrap();
+        assert_eq!(wait, Wait::Until(bench.now + Duration::from_millis(500)));
+        bench.now += Duration::from_millis(500);
+        assert_eq!(bench.send(&["a"], false), [3]);
+    }
+
+    #[test]
+    fn what_was_dropped_while_it_was_held_is_forgotten() {
+        let mut bench = Bench::new(0);
+        bench.desk.outbox = Outbox::new(1, 1 << 20);
+        bench.push(1);
+        bench.send(&["a"], false);
+        bench.desk.denied("a", bench.now);
+        bench.push(1);
+        bench.now += HOLD;
+        bench.desk.release(bench.now);
+        assert_eq!(bench.send(&["b"], false), [2]);
+    }
+
+    #[test]
+    fn the_length_of_headers_is_as_on_the_wire() {
+        let mut headers = HeaderMap::new();
+        headers.insert("A", "b");
+        headers.append("A", "cc");
+        assert_eq!(
+            wire_len(&headers),
+            "NATS/1.0\r\nA: b\r\nA: cc\r\n\r\n".len()
+        );
+    }
+
+    #[test]
+    fn all_texts_of_an_alert_are_weighed() {
+        let mut alert = Alert::new("R", AlertState::Firing, Time::ZERO);
+        let light = weigh(&alert);
+        alert.annotations = [("a".to_owned(), "x".repeat(1000))].into();
+        alert.holding = [alert.annotations.clone(), alert.annotations.clone()].into();
+        assert!(weigh(&alert) >= light + 3000);
+    }
+}
