@@ -1,0 +1,303 @@
+//! What the sources have firing, so that a late subscriber hears of it and that of a dead source is resolved.
+//!
+//! A source's alerts tell it: firing puts a rule's group in, resolved takes it out. When the source is gone, nobody can
+//! vouch for what it had firing: it is told as resolved, with the cause [`Removed`](AlertCause::Removed), of quality
+//! [`Gone`](Quality::Gone). Should the source come back and still have it firing, it is told again, with the cause
+//! [`Initial`](AlertCause::Initial). Both have the epoch and the origin of the alert they are about: they are not the source's
+//! own.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    Alert, AlertCause, AlertState, Clock, MetricBus, Quality, SourceId, hub::Hub, listen::Listen,
+    rule::Pairs, sync::lock,
+};
+
+/// How many are remembered: of one source, and of all together. What is beyond is told like any, but a late subscriber
+/// does not hear of it, and it is not resolved when its source is gone.
+const OF_ONE_MAX: usize = 10_000;
+const MAX: usize = 100_000;
+
+type Key = (Arc<str>, Pairs);
+
+/// Alerts of all sources, and whoever hears of them.
+pub(super) struct Alerts {
+    bus: MetricBus,
+    hub: Arc<Hub<Alert>>,
+    firing: Arc<Mutex<Firing>>,
+}
+
+#[derive(Default)]
+struct Firing {
+    sources: HashMap<SourceId, HashMap<Key, Entry>>,
+    len: usize,
+    forgotten: u64,
+}
+
+struct Entry {
+    alert: Alert,
+    /// Whether the last that was told is that it fires.
+    told: bool,
+}
+
+impl Alerts {
+    pub(super) fn new(bus: &MetricBus) -> Alerts {
+        Alerts {
+            bus: bus.clone(),
+            hub: Hub::new(),
+            firing: Arc::default(),
+        }
+    }
+
+    /// What is firing first, then what comes.
+    pub(super) fn listen(&self) -> Listen<Alert> {
+        let firing = self.firing.clone();
+        self.hub
+            .listen(&self.bus, "alerts of the sources", move || {
+                lock(&firing).all_told()
+            })
+    }
+
+    /// How many rules' groups fire, and how many could not be remembered.
+    pub(super) fn counts(&self) -> (usize, u64) {
+        let firing = lock(&self.firing);
+        (firing.len, firing.forgotten)
+    }
+
+    /// It is news.
+    pub(super) fn deliver(&self, source: &SourceId, alert: Alert) {
+        self.hub
+            .tell(&alert, || lock(&self.firing).note(source, &alert, true));
+    }
+
+    /// It was said before we came.
+    pub(super) fn recall(&self, source: &SourceId, alert: &Alert) {
+        lock(&self.firing).note(source, alert, false);
+    }
+
+    /// Tells what the source has firing and nobody has been told of.
+    pub(super) fn tell(&self, source: &SourceId) {
+        let untold = lock(&self.firing).of(source, false);
+        for (key, alert) in untold {
+            let alert = initial(alert);
+            self.hub
+                .tell(&alert, || lock(&self.firing).set_told(source, &key, true));
+        }
+    }
+
+    /// Nobody can vouch for what the source has firing. `forever`: not even when it comes back.
+    pub(super) fn withdraw(&self, source: &SourceId, forever: bool) {
+        let told = lock(&self.firing).of(source, true);
+        let clock = self.bus.clock();
+        for (key, alert) in told {
+            let alert = resolved(alert, clock);
+            self.hub
+                .tell(&alert, || lock(&self.firing).set_told(source, &key, false));
+        }
+        if forever {
+            lock(&self.firing).forget(source);
+        }
+    }
+}
+
+impl Firing {
+    fn note(&mut self, source: &SourceId, alert: &Alert, told: bool) {
+        let key = (alert.rule.clone(), alert.group.clone());
+        if alert.state == AlertState::Resolved {
+            if let Some(of_one) = self.sources.get_mut(source)
+                && of_one.remove(&key).is_some()
+            {
+                self.len -= 1;
+            }
+            return;
+        }
+        let of_one = self.sources.entry(source.clone()).or_default();
+        let full = of_one.len() >= OF_ONE_MAX || self.len >= MAX;
+        if full && !of_one.contains_key(&key) {
+            self.forgotten += 1;
+            return;
+        }
+        let alert = alert.clone();
+        if of_one.insert(key, Entry { alert, told }).is_none() {
+            self.len += 1;
+        }
+    }
+
+    fn of(&self, source: &SourceId, told: bool) -> Vec<(Key, Alert)> {
+        let of_one = self.sources.get(source).into_iter().flatten();
+        let mut all: Vec<_> = of_one
+            .filter(|(_, entry)| entry.told == told)
+            .map(|(key, entry)| (key.clone(), entry.alert.clone()))
+            .collect();
+        all.sort_by_key(|(_, alert)| place(alert));
+        all
+    }
+
+    fn set_told(&mut self, source: &SourceId, key: &Key, told: bool) {
+        let of_one = self.sources.get_mut(source);
+        if let Some(entry) = of_one.and_then(|of_one| of_one.get_mut(key)) {
+            entry.told = told;
+        }
+    }
+
+    fn forget(&mut self, source: &SourceId) {
+        if let Some(of_one) = self.sources.remove(source) {
+            self.len -= of_one.len();
+        }
+    }
+
+    fn all_told(&self) -> Vec<Alert> {
+        let mut all: Vec<Alert> = self
+            .sources
+            .values()
+            .flat_map(HashMap::values)
+            .filter(|entry| entry.told)
+            .map(|entry| initial(entry.alert.clone()))
+            .collect();
+        all.sort_by(|a, b| {
+            let source = |alert: &Alert| alert.origin.as_ref().map(|o| o.source.clone());
+            (source(a), place(a)).cmp(&(source(b), place(b)))
+        });
+        all
+    }
+}
+
+/// Its place among what its source said.
+fn place(alert: &Alert) -> u64 {
+    alert.origin.as_ref().map_or(0, |origin| origin.sequence)
+}
+
+fn initial(alert: Alert) -> Alert {
+    Alert {
+        cause: AlertCause::Initial,
+        ..alert
+    }
+}
+
+fn resolved(alert: Alert, clock: &Clock) -> Alert {
+    let at = clock.now();
+    Alert {
+        state: AlertState::Resolved,
+        previous_level: alert.level,
+        level: None,
+        value: None,
+        quality: Quality::Gone,
+        cause: AlertCause::Removed,
+        at,
+        date: clock.wall(at),
+        holds: 0,
+        holding: Arc::default(),
+        repeat: 0,
+        ..alert
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{Origin, Time, listen::Events};
+
+    fn pod() -> SourceId {
+        SourceId::new("ns", "c", "pod")
+    }
+
+    fn alert(rule: &str, state: AlertState, sequence: u64) -> Alert {
+        Alert {
+            origin: Some(Arc::new(Origin {
+                source: pod(),
+                boot: 1,
+                sequence,
+            })),
+            ..Alert::new(rule, state, Time::ZERO)
+        }
+    }
+
+    fn hear(events: &mut Events<Alert>) -> Vec<String> {
+        std::iter::from_fn(|| events.next().now_or_never().flatten())
+            .map(|alert| format!("{} {} {}", alert.rule, alert.state, alert.cause))
+            .collect()
+    }
+
+    use AlertState::{Firing, Resolved};
+
+    fn world() -> (MetricBus, Alerts) {
+        let bus = MetricBus::builder().clock(Clock::manual()).build();
+        let alerts = Alerts::new(&bus);
+        (bus, alerts)
+    }
+
+    #[test]
+    fn a_late_subscriber_hears_what_is_firing_and_then_what_comes() {
+        let (_bus, alerts) = world();
+        alerts.deliver(&pod(), alert("A", Firing, 1));
+        alerts.deliver(&pod(), alert("B", Firing, 2));
+        alerts.deliver(&pod(), alert("A", Resolved, 3));
+        let mut late = alerts.listen().stream().unwrap();
+        alerts.deliver(&pod(), alert("B", Resolved, 4));
+        assert_eq!(
+            hear(&mut late),
+            ["B firing initial", "B resolved condition"]
+        );
+    }
+
+    #[test]
+    fn of_what_was_said_before_we_came_only_what_still_fires_is_told() {
+        let (_bus, alerts) = world();
+        let mut events = alerts.listen().stream().unwrap();
+        alerts.recall(&pod(), &alert("A", Firing, 1));
+        alerts.recall(&pod(), &alert("B", Firing, 2));
+        alerts.recall(&pod(), &alert("A", Resolved, 3));
+        assert_eq!(hear(&mut events), [""; 0]);
+        alerts.tell(&pod());
+        assert_eq!(hear(&mut events), ["B firing initial"]);
+        alerts.tell(&pod());
+        assert_eq!(hear(&mut events), [""; 0], "once");
+    }
+
+    #[test]
+    fn what_a_dead_source_had_firing_is_resolved_and_told_again_when_it_is_back() {
+        let (_bus, alerts) = world();
+        alerts.deliver(&pod(), alert("A", Firing, 1));
+        alerts.deliver(&pod(), alert("B", Firing, 2));
+        let mut events = alerts.listen().initial(false).stream().unwrap();
+        alerts.withdraw(&pod(), false);
+        assert_eq!(
+            hear(&mut events),
+            ["A resolved removed", "B resolved removed"]
+        );
+        let mut late = alerts.listen().stream().unwrap();
+        assert_eq!(hear(&mut late), [""; 0]);
+        // Back, with what it said meanwhile.
+        alerts.deliver(&pod(), alert("A", Resolved, 3));
+        alerts.tell(&pod());
+        assert_eq!(
+            hear(&mut events),
+            ["A resolved condition", "B firing initial"]
+        );
+    }
+
+    #[test]
+    fn what_a_life_had_firing_ends_with_it() {
+        let (_bus, alerts) = world();
+        alerts.deliver(&pod(), alert("A", Firing, 1));
+        let mut events = alerts.listen().initial(false).stream().unwrap();
+        alerts.withdraw(&pod(), true);
+        alerts.tell(&pod());
+        assert_eq!(hear(&mut events), ["A resolved removed"]);
+        assert_eq!(alerts.counts(), (0, 0));
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound_and_the_rest_is_counted() {
+        let (_bus, alerts) = world();
+        for i in 0..=OF_ONE_MAX {
+            alerts.recall(&pod(), &alert(&format!("R{i}"), Firing, 1));
+        }
+        assert_eq!(alerts.counts(), (OF_ONE_MAX, 1));
+    }
+}
