@@ -1,4 +1,5 @@
-//! `crossing_to_callback`: from the call that makes a gauge cross its threshold to the first line of the callback.
+//! `crossing_to_callback`: from the call that makes a gauge cross its threshold to the first line of the callback. And
+//! [`race`], which measures such times, also those of [`nats`](crate::nats).
 //!
 //! One crossing at a time, and each finds the receiver truly parked: before it, the receiver's state is read from
 //! `/proc` until the kernel says that it sleeps (elsewhere than on Linux, a millisecond is waited), and then as long
@@ -40,15 +41,15 @@ use crate::{
 };
 
 const THRESHOLD: f64 = 0.9;
-const OVER: f64 = 0.95;
-const UNDER: f64 = 0.1;
+pub(crate) const OVER: f64 = 0.95;
+pub(crate) const UNDER: f64 = 0.1;
 
-fn busy() -> Threshold {
+pub(crate) fn busy() -> Threshold {
     Threshold::above(THRESHOLD).clear_below(0.5)
 }
 
 /// What a receiver leaves behind when it is reached.
-struct Probe {
+pub(crate) struct Probe {
     origin: Instant,
     /// Nanoseconds since the origin; 0 until reached.
     reached: AtomicU64,
@@ -59,7 +60,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn new() -> Arc<Probe> {
+    pub(crate) fn new() -> Arc<Probe> {
         Arc::new(Probe {
             origin: Instant::now(),
             reached: AtomicU64::new(0),
@@ -74,14 +75,14 @@ impl Probe {
     }
 
     /// The first line of a receiver.
-    fn reach(&self) {
+    pub(crate) fn reach(&self) {
         let now = self.now();
         // Before the other side is let go on: it looks at the thread next.
         self.thread.store(this_thread(), Ordering::Release);
         self.reached.store(now, Ordering::Release);
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.thread.store(this_thread(), Ordering::Release);
         self.cleared.fetch_add(1, Ordering::AcqRel);
     }
@@ -128,7 +129,7 @@ fn wait_until_parked(thread: u64) -> Result<(), Failure> {
 }
 
 /// One contender.
-struct Contender<'a> {
+pub(crate) struct Contender<'a> {
     role: Role,
     name: &'static str,
     /// Before the names of its further figures.
@@ -143,7 +144,7 @@ struct Contender<'a> {
 }
 
 impl<'a> Contender<'a> {
-    fn new(
+    pub(crate) fn new(
         role: Role,
         (name, prefix): (&'static str, &'static str),
         probe: &Arc<Probe>,
@@ -162,7 +163,7 @@ impl<'a> Contender<'a> {
         }
     }
 
-    fn gauge(
+    pub(crate) fn gauge(
         role: Role,
         names: (&'static str, &'static str),
         probe: &Arc<Probe>,
@@ -298,7 +299,18 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Figures, Failure> {
             streamed,
         ),
     ];
-    let (blocks, block) = effort.pick((5, 20), (24, 80));
+    let blocks = effort.pick((5, 20), (24, 80));
+    let bar = Bar::Floor(1.3);
+    race("crossing_to_callback", &mut contenders, blocks, bar)
+}
+
+/// Lets the contenders take turns, crossing by crossing, in so many blocks of so many.
+pub(crate) fn race(
+    name: &'static str,
+    contenders: &mut [Contender<'_>],
+    (blocks, block): (usize, usize),
+    bar: Bar,
+) -> Result<Figures, Failure> {
     let mut rounds = Rounds {
         lanes: contenders
             .iter()
@@ -307,11 +319,11 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Figures, Failure> {
     };
     // Learns which threads the receivers are.
     for _ in 0..20 {
-        for contender in &mut contenders {
+        for contender in contenders.iter_mut() {
             contender.once()?;
         }
     }
-    for contender in &mut contenders {
+    for contender in contenders.iter_mut() {
         contender.latency.clear();
         contender.call.clear();
     }
@@ -328,8 +340,8 @@ pub(crate) fn to_callback(effort: Effort) -> Result<Figures, Failure> {
         }
     }
 
-    let mut figures = Figures::new("crossing_to_callback", Unit::Ns, rounds, Bar::Floor(1.3));
-    for contender in &contenders {
+    let mut figures = Figures::new(name, Unit::Ns, rounds, bar);
+    for contender in contenders.iter() {
         let more = [
             ("callback_p99_ns", &contender.latency, 0.99),
             ("call_itself_p50_ns", &contender.call, 0.5),

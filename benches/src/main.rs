@@ -1,8 +1,9 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`replay`],
-//! [`rules`], [`crossing`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns, and the
+//! [`window`], [`forward`], [`replay`],
+//! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
+//! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
 //!
 //! ```text
@@ -12,12 +13,14 @@
 mod counters;
 mod crossing;
 mod encode;
+mod forward;
 mod gauge;
 mod harness;
 mod histogram;
 mod labels;
 mod memory;
 mod naive;
+mod nats;
 mod replay;
 mod report;
 mod rules;
@@ -31,7 +34,7 @@ use clap::Parser;
 
 use crate::{
     harness::Effort,
-    report::{Entry, Figures},
+    report::{Entry, Figures, Skipped},
 };
 
 /// What keeps an entry from being measured.
@@ -65,6 +68,11 @@ const ENTRIES: &[Measure] = &[
         "counter_inc_2_threads_same",
         "Counter::inc of one counter by two threads",
         counters::inc_2_threads_same,
+    ),
+    (
+        "forward_inc",
+        "Counter::inc of a counter that is forwarded, between two frames",
+        forward::inc,
     ),
     (
         "tap_one_subscriber",
@@ -152,6 +160,16 @@ const ENTRIES: &[Measure] = &[
         crossing::to_callback,
     ),
     (
+        "nats_crossing_to_remote_callback",
+        "from the mutation to a callback in another process",
+        nats::crossing::to_remote_callback,
+    ),
+    (
+        "nats_fleet_1000",
+        "1 000 pods of 50 series: one server, one fleet",
+        nats::fleet::thousand,
+    ),
+    (
         "encode_100k_counters",
         "the text of 100 000 counters",
         encode::counters,
@@ -191,12 +209,16 @@ struct Arguments {
     /// Where to write the report as JSON: a list of objects with name, ns, floor_ns, peer, peer_ns and more.
     #[arg(long, value_name = "FILE", default_value = "target/bench-report.json")]
     out: PathBuf,
+
+    /// Be a part of nats_fleet_1000, as another process.
+    #[arg(long, hide = true, num_args = 1.., value_name = "PART")]
+    nats_part: Vec<String>,
 }
 
 fn entries() -> String {
     ENTRIES
         .iter()
-        .map(|(name, what, _)| format!("  {name:<28}{what}\n"))
+        .map(|(name, what, _)| format!("  {name:<34}{what}\n"))
         .collect()
 }
 
@@ -212,7 +234,12 @@ fn examples() -> String {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let outcome = match &arguments.nats_part[..] {
+        [] => run(&arguments),
+        part => nats::fleet::part(part),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("side-by-side: {error}");
@@ -242,7 +269,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let machine = report::machine();
     eprint!("{machine}");
-    let mut all: Vec<Figures> = Vec::new();
+    let mut all: Vec<Option<Figures>> = chosen.iter().map(|_| None).collect();
+    let mut skipped: Vec<String> = Vec::new();
     for pass in 1..=effort.passes() {
         for (i, (name, what, measure)) in chosen.iter().enumerate() {
             eprintln!(
@@ -251,20 +279,39 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 i + 1,
                 chosen.len()
             );
-            let figures = measure(effort).map_err(|error| format!("{name}: {error}"))?;
+            let figures = match measure(effort) {
+                Ok(figures) => figures,
+                Err(error) if error.is::<Skipped>() => {
+                    let line = format!("{name} is skipped: {error}");
+                    eprintln!("{line}");
+                    if pass == 1 {
+                        skipped.push(line);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(format!("{name}: {error}").into()),
+            };
             match all.get_mut(i) {
-                Some(before) => before.absorb(figures),
-                None => all.push(figures),
+                Some(Some(before)) => before.absorb(figures),
+                Some(none) => *none = Some(figures),
+                None => {}
             }
         }
     }
-    let report = all.iter().map(Entry::of).collect::<Result<Vec<_>, _>>()?;
+    let report = all
+        .iter()
+        .flatten()
+        .map(Entry::of)
+        .collect::<Result<Vec<_>, _>>()?;
     report::write_json(&arguments.out, &report)?;
     println!("{machine}");
     if effort.quick {
         println!("A quick run: not to be quoted.\n");
     }
     print!("{}", report::table(&report));
+    for line in skipped {
+        println!("\n{line}");
+    }
     eprintln!("written to {}", arguments.out.display());
     Ok(())
 }

@@ -40,10 +40,23 @@ pub(crate) enum Unit {
 pub(crate) struct Figures {
     name: &'static str,
     unit: Unit,
+    /// May be without a lane: then there is nothing to compare, only further figures.
     rounds: Rounds,
     bar: Bar,
     more: BTreeMap<String, Vec<f64>>,
 }
+
+/// An entry that can't be measured here, which is no failure.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
 
 impl Figures {
     pub(crate) fn new(name: &'static str, unit: Unit, rounds: Rounds, bar: Bar) -> Figures {
@@ -54,6 +67,12 @@ impl Figures {
             bar,
             more: BTreeMap::new(),
         }
+    }
+
+    /// Of an entry in which nothing takes turns with anything, and all figures are further ones.
+    pub(crate) fn alone(name: &'static str) -> Figures {
+        let rounds = Rounds { lanes: Vec::new() };
+        Figures::new(name, Unit::Ns, rounds, Bar::None)
     }
 
     /// Adds a further figure; its unit comes last in its name. Shown is the median over the passes.
@@ -72,21 +91,22 @@ impl Figures {
     }
 }
 
-/// One line of the report. `ns`, `floor_ns` and `peer_ns` are in bytes where the unit says so.
+/// One line of the report. `ns`, `floor_ns` and `peer_ns` are in bytes where the unit says so. What an entry does not have
+/// is null.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Entry {
     name: &'static str,
     unit: Unit,
-    ns: f64,
-    floor: &'static str,
-    floor_ns: f64,
-    peer: &'static str,
-    peer_ns: f64,
+    ns: Option<f64>,
+    floor: Option<&'static str>,
+    floor_ns: Option<f64>,
+    peer: Option<&'static str>,
+    peer_ns: Option<f64>,
     /// Medians of the ratios within each round, and the quartiles around them.
-    ratio_to_floor: f64,
-    ratio_to_floor_quartiles: [f64; 2],
-    ratio_to_peer: f64,
-    ratio_to_peer_quartiles: [f64; 2],
+    ratio_to_floor: Option<f64>,
+    ratio_to_floor_quartiles: Option<[f64; 2]>,
+    ratio_to_peer: Option<f64>,
+    ratio_to_peer_quartiles: Option<[f64; 2]>,
     rounds: usize,
     bar: Option<String>,
     meets_bar: Option<bool>,
@@ -116,31 +136,39 @@ impl Entry {
             bar,
             more,
         } = figures;
-        let lane = |role| {
-            let (lane, samples) = rounds
-                .lane(role)
-                .ok_or_else(|| format!("{name} has no lane for the {role:?}"))?;
-            let summary =
-                Summary::of(samples).ok_or_else(|| format!("{lane}: no round was run"))?;
-            Ok::<_, Failure>((lane, samples, summary.median))
+        let empty = || format!("{name}: no round was run");
+        let lane = |role| match rounds.lane(role) {
+            Some((lane, samples)) => match Summary::of(samples) {
+                Some(summary) => Ok(Some((lane, samples, summary.median))),
+                None => Err(format!("{lane}: no round was run")),
+            },
+            None => Ok(None),
         };
-        let (_, subject, ns) = lane(Role::Subject)?;
-        let (floor, floor_samples, floor_ns) = lane(Role::Floor)?;
-        let (peer, peer_samples, peer_ns) = lane(Role::Peer)?;
-        let against = |samples| {
-            Summary::of(&ratios(subject, samples))
-                .ok_or_else(|| format!("{name}: no round was run"))
+        let subject = lane(Role::Subject)?;
+        let (floor, peer) = (lane(Role::Floor)?, lane(Role::Peer)?);
+        let subject_samples: &[f64] = match subject {
+            Some((_, samples, _)) => samples,
+            None if rounds.lanes.is_empty() => &[],
+            None => return Err(format!("{name} has no lane for the subject").into()),
         };
-        let (to_floor, to_peer) = (against(floor_samples)?, against(peer_samples)?);
+        let against = |samples| Summary::of(&ratios(subject_samples, samples)).ok_or_else(empty);
+        let to_floor = floor.map(|(_, samples, _)| against(samples)).transpose()?;
+        let to_peer = peer.map(|(_, samples, _)| against(samples)).transpose()?;
+        let no_lane = |what: &str| format!("{name} has a bar, and no lane for the {what}");
         let judged = match *bar {
-            Bar::Floor(at_most) => Some((at_most, to_floor, floor)),
-            Bar::Peer(at_most) => Some((at_most, to_peer, peer)),
+            Bar::Floor(at_most) => Some((at_most, to_floor, &floor, "floor")),
+            Bar::Peer(at_most) => Some((at_most, to_peer, &peer, "peer")),
             Bar::None => None,
+        };
+        let judged = match judged {
+            Some((at_most, Some(ratio), Some((of, ..)), _)) => Some((at_most, ratio, of)),
+            Some((.., what)) => return Err(no_lane(what).into()),
+            None => None,
         };
         let mut others = Vec::new();
         for (role, name, samples) in &rounds.lanes {
             if *role == Role::Other {
-                let ns = Summary::of(samples).ok_or_else(|| format!("{name}: no round was run"))?;
+                let ns = Summary::of(samples).ok_or_else(empty)?;
                 others.push(Other {
                     name,
                     ns: ns.median,
@@ -148,19 +176,21 @@ impl Entry {
                 });
             }
         }
+        let median = |summary: Summary| summary.median;
+        let quartiles = |summary: Summary| [summary.q1, summary.q3];
         Ok(Entry {
             name,
             unit: *unit,
-            ns,
-            floor,
-            floor_ns,
-            peer,
-            peer_ns,
-            ratio_to_floor: to_floor.median,
-            ratio_to_floor_quartiles: [to_floor.q1, to_floor.q3],
-            ratio_to_peer: to_peer.median,
-            ratio_to_peer_quartiles: [to_peer.q1, to_peer.q3],
-            rounds: subject.len(),
+            ns: subject.map(|(.., ns)| ns),
+            floor: floor.map(|(name, ..)| name),
+            floor_ns: floor.map(|(.., ns)| ns),
+            peer: peer.map(|(name, ..)| name),
+            peer_ns: peer.map(|(.., ns)| ns),
+            ratio_to_floor: to_floor.map(median),
+            ratio_to_floor_quartiles: to_floor.map(quartiles),
+            ratio_to_peer: to_peer.map(median),
+            ratio_to_peer_quartiles: to_peer.map(quartiles),
+            rounds: subject_samples.len(),
             bar: judged.map(|(at_most, _, of)| format!("≤ {at_most} × {of}")),
             meets_bar: judged.map(|(at_most, ratio, _)| ratio.median <= at_most),
             bar_within_noise: judged.is_some_and(|(at_most, ratio, _)| ratio.straddles(at_most)),
@@ -201,15 +231,18 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         ]
         .map(String::from),
     ];
-    for e in entries {
+    let none = || "–".to_owned();
+    for e in entries.iter().filter(|e| e.ns.is_some()) {
+        let amount = |ns: Option<f64>| ns.map(|ns| Amount(ns, e.unit).to_string());
+        let peer = e.peer.zip(amount(e.peer_ns));
         rows.push([
             e.name.into(),
-            Amount(e.ns, e.unit).to_string(),
-            Amount(e.floor_ns, e.unit).to_string(),
-            ratio(e.ratio_to_floor, e.ratio_to_floor_quartiles),
-            format!("{} {}", e.peer, Amount(e.peer_ns, e.unit)),
-            ratio(e.ratio_to_peer, e.ratio_to_peer_quartiles),
-            e.bar.clone().unwrap_or_else(|| "–".into()),
+            amount(e.ns).unwrap_or_else(none),
+            amount(e.floor_ns).unwrap_or_else(none),
+            ratio(e.ratio_to_floor, e.ratio_to_floor_quartiles).unwrap_or_else(none),
+            peer.map_or_else(none, |(name, amount)| format!("{name} {amount}")),
+            ratio(e.ratio_to_peer, e.ratio_to_peer_quartiles).unwrap_or_else(none),
+            e.bar.clone().unwrap_or_else(none),
             e.verdict(),
         ]);
     }
@@ -219,11 +252,10 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         if e.others.is_empty() && e.more.is_empty() {
             continue;
         }
-        let _ = writeln!(
-            text,
-            "\n{} (floor: {}; {} rounds)",
-            e.name, e.floor, e.rounds
-        );
+        let _ = match e.floor {
+            Some(floor) => writeln!(text, "\n{} (floor: {floor}; {} rounds)", e.name, e.rounds),
+            None => writeln!(text, "\n{}", e.name),
+        };
         for other in &e.others {
             let amount = Amount(other.ns, e.unit).to_string();
             let _ = writeln!(
@@ -305,8 +337,9 @@ fn significant(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-fn ratio(median: f64, [q1, q3]: [f64; 2]) -> String {
-    format!("{median:.2} [{q1:.2}–{q3:.2}]")
+fn ratio(median: Option<f64>, quartiles: Option<[f64; 2]>) -> Option<String> {
+    let (median, [q1, q3]) = median.zip(quartiles)?;
+    Some(format!("{median:.2} [{q1:.2}–{q3:.2}]"))
 }
 
 fn align<const N: usize>(rows: &[[String; N]]) -> String {
@@ -350,7 +383,7 @@ mod tests {
         second.more("share", 0.4);
         figures.absorb(second);
         let entry = Entry::of(&figures).unwrap();
-        assert_eq!((entry.ns, entry.rounds), (2.0, 3));
+        assert_eq!((entry.ns, entry.rounds), (Some(2.0), 3));
         assert!((entry.more["share"] - 0.3).abs() < 1e-9);
     }
 
@@ -389,6 +422,38 @@ mod tests {
     #[test]
     fn an_entry_without_a_round_is_an_error_rather_than_zero() {
         assert!(entry("inc", &[], Bar::None).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_compares_nothing_has_its_further_figures_only() {
+        let mut figures = Figures::alone("fleet");
+        figures.more("synced_ms", 120.0);
+        let entry = Entry::of(&figures).unwrap();
+        assert_eq!(
+            (entry.ns, entry.floor_ns, entry.meets_bar),
+            (None, None, None)
+        );
+        let table = table(&[entry]);
+        assert!(table.contains("120  synced_ms"), "{table}");
+        assert!(!table.contains("NaN"), "{table}");
+    }
+
+    #[test]
+    fn a_bar_needs_what_it_is_a_multiple_of() {
+        let mut rounds = rounds(&[1.0; 3]);
+        rounds.lanes.truncate(2);
+        let of = |bar| {
+            Entry::of(&Figures::new(
+                "inc",
+                Unit::Ns,
+                Rounds {
+                    lanes: rounds.lanes.clone(),
+                },
+                bar,
+            ))
+        };
+        assert!(of(Bar::Floor(1.0)).unwrap().peer.is_none());
+        assert!(of(Bar::Peer(1.0)).is_err());
     }
 
     #[test]
