@@ -160,6 +160,9 @@ pub(crate) struct Core {
     acks: String,
     /// The outbox, and what is on its way.
     pub(crate) desk: Mutex<Desk>,
+    /// The connection on which the birth was said. No alert goes before it: who hears of a source by an alert first takes it
+    /// for one that was there before, and its alerts for no news.
+    born: AtomicU64,
     /// Wakes the sender.
     bell: Notify,
     /// Something was confirmed or given up, or somebody has left.
@@ -466,6 +469,7 @@ impl NatsForwarderBuilder {
                 self.outbox_bytes,
                 Bucket::new(self.alerts_per_second, now),
             )),
+            born: AtomicU64::new(0),
             bell: Notify::new(),
             progress: Notify::new(),
             phase: watch::Sender::new(Phase::Running),

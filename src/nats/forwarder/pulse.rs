@@ -1,7 +1,10 @@
 //! Signs of life: birth at each connect, heartbeats between, death at the end, and an answer to whoever says hello.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, Release},
+    },
     time::{Duration, Instant},
 };
 
@@ -87,6 +90,8 @@ async fn beat(core: Arc<Core>) {
             if publish(&core, PulseKind::Birth, None).await.is_ok() {
                 core.stats.births.fetch_add(1, Relaxed);
                 born = generation;
+                core.born.store(generation, Release);
+                core.bell.notify_one();
             } else {
                 core.stats.publish_errors.fetch_add(1, Relaxed);
             }

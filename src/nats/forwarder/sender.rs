@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -623,6 +626,10 @@ async fn find_route(core: &Core, generation: u64) -> Option<Wait> {
         if let Some(pause) = desk.pause.filter(|&pause| pause > Instant::now()) {
             return Some(Wait::Until(pause));
         }
+    }
+    if core.born.load(Acquire) != generation {
+        // The birth rings the bell.
+        return Some(Wait::Until(Instant::now() + PAUSE_MAX));
     }
     let found = route::find(core).await;
     let now = Instant::now();
