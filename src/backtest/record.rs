@@ -169,42 +169,8 @@ impl Recorder {
         path: &Path,
         sink: W,
     ) -> Result<Recorder, Fault> {
-        let clock = bus.clock().clone();
-        let start = clock.now();
-        let header = Header {
-            start: start.as_nanos(),
-            origin: origin_of(&clock),
-        };
-        let encoder = Encoder::new(sink, header).map_err(Fault::Write)?;
-
-        // Births and deaths first, so that of each series met later it is known whether it is new.
-        let births = Arc::new(Births::default());
-        let watch = births.watch(bus, selector.clone());
-        let mutations = bus
-            .subscribe_with_capacity(selector, CAPACITY)
-            .map_err(Fault::Selector)?;
-        let _ = births.counter.set(Box::new(mutations.counter()));
-        let present = births.close_present();
-
-        let tally = Arc::new(Tally::default());
-        let mut scribe = Scribe {
-            encoder,
-            births,
-            tally: tally.clone(),
-            metrics: HashMap::new(),
-            known: HashMap::new(),
-            last: None,
-            opening: Some(Opening {
-                present,
-                held: Vec::new(),
-            }),
-            start: header.start,
-            due: None,
-            events: VecDeque::new(),
-            // What was taken already makes a difference to the count, and costs one look more.
-            seen: 0,
-            told: 0,
-        };
+        let (mut scribe, watch, mutations) = Scribe::of(bus, selector, sink)?;
+        let tally = scribe.tally.clone();
         let thread = std::thread::Builder::new()
             .name("metricbus-recorder".into())
             .spawn(move || {
@@ -222,7 +188,7 @@ impl Recorder {
             .map_err(Fault::Thread)?;
         Ok(Recorder {
             path: path.to_owned(),
-            clock,
+            clock: bus.clock().clone(),
             tally,
             thread: Some(thread),
         })
@@ -546,6 +512,50 @@ impl Wake for Bell {
 }
 
 impl<W: Sink> Scribe<W> {
+    /// From now on the selected series are told, to be written by [`run`](Scribe::run).
+    fn of(
+        bus: &MetricBus,
+        selector: Selector,
+        sink: W,
+    ) -> Result<(Scribe<W>, Watching, Mutations), Fault> {
+        let clock = bus.clock().clone();
+        let start = clock.now();
+        let header = Header {
+            start: start.as_nanos(),
+            origin: origin_of(&clock),
+        };
+        let encoder = Encoder::new(sink, header).map_err(Fault::Write)?;
+
+        // Births and deaths first, so that of each series met later it is known whether it is new.
+        let births = Arc::new(Births::default());
+        let watch = births.watch(bus, selector.clone());
+        let mutations = bus
+            .subscribe_with_capacity(selector, CAPACITY)
+            .map_err(Fault::Selector)?;
+        let _ = births.counter.set(Box::new(mutations.counter()));
+        let present = births.close_present();
+
+        let scribe = Scribe {
+            encoder,
+            births,
+            tally: Arc::default(),
+            metrics: HashMap::new(),
+            known: HashMap::new(),
+            last: None,
+            opening: Some(Opening {
+                present,
+                held: Vec::new(),
+            }),
+            start: header.start,
+            due: None,
+            events: VecDeque::new(),
+            // What was taken already makes a difference to the count, and costs one look more.
+            seen: 0,
+            told: 0,
+        };
+        Ok((scribe, watch, mutations))
+    }
+
     fn run(&mut self, mut mutations: Mutations) -> io::Result<Summary> {
         let waker = Waker::from(Arc::new(Bell(std::thread::current())));
         let mut cx = Context::from_waker(&waker);
@@ -795,9 +805,11 @@ impl<W: Sink> Scribe<W> {
 /// What a series held before its first mutation, as that tells.
 fn before(change: &Change, present: &Present) -> Base {
     let bits = match *change {
-        Change::Counted { before, .. } => match before {
-            Value::U64(before) => before,
-            Value::F64(before) => before.to_bits(),
+        // Whichever is less: what was dropped before this mutation, after the value was read, is a jump in the recording.
+        Change::Counted { before, .. } => match (before, &present.value) {
+            (Value::U64(before), Base::Value(read)) => before.min(*read),
+            (Value::F64(before), Base::Value(read)) => before.min(f64::from_bits(*read)).to_bits(),
+            (_, Base::Histogram { .. }) => return present.value.clone(),
         },
         // A mutation tells 0 for what nobody has set.
         Change::Set { before: 0.0, .. } if present.unset => (-0.0_f64).to_bits(),
@@ -876,5 +888,40 @@ mod tests {
         assert!(error.contains("can be read"), "{error}");
         // Unsubscribed: a mutation costs what it did.
         assert!(gauge.series().core().cell.is_open());
+    }
+
+    #[test]
+    fn what_is_dropped_before_the_thread_runs_leaves_the_beginning_as_it_was() {
+        let bus = MetricBus::builder().clock(Clock::manual()).build();
+        let counter = bus.counter("c_total", "c").unwrap();
+        counter.inc_by(5);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("late.rec");
+        let sink = File::create(&path).unwrap();
+        let (mut scribe, _watch, mutations) = Scribe::of(&bus, "c_total".parse().unwrap(), sink)
+            .ok()
+            .unwrap();
+        let told = 2 * CAPACITY as u64;
+        (0..told).for_each(|_| counter.inc());
+        scribe.tally.stop.store(true, Ordering::Release);
+        let summary = scribe.run(mutations).unwrap();
+        assert!(summary.dropped > 0, "{summary:?}");
+        assert_eq!(summary.mutations + summary.dropped, told);
+
+        let mut first = None;
+        for entry in crate::backtest::Recording::open(&path)
+            .unwrap()
+            .entries()
+            .unwrap()
+        {
+            if let crate::backtest::Entry::Mutation { change, .. } = entry.unwrap() {
+                first.get_or_insert(change);
+            }
+        }
+        let Some(Change::Counted { before, after }) = first else {
+            panic!("{first:?}");
+        };
+        assert_eq!(before, Value::U64(5));
+        assert_eq!(after, Value::U64(5 + summary.dropped + 1));
     }
 }
