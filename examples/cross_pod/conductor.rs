@@ -263,7 +263,8 @@ impl Story {
     async fn rule_through_kv(&mut self) -> Result<(), Stop> {
         self.screen.chapter(
             "A rule is sent to the workers",
-            "It goes through a KV bucket, and is then evaluated in each worker, with each mutation; only its transitions travel. Workers to come find it, too.",
+            "It goes through a KV bucket, and is then evaluated in each worker, with each mutation; only its transitions travel. Workers to come find it, too. \
+             The first rule makes the bucket; a worker looks for one every 5 s, so one may have the rule seconds before the other.",
         );
         self.tell_to(PLANNER, "rule 40").await?;
         let in_force = (PLANNER, Fact::RuleInForce(2));

@@ -1,6 +1,7 @@
 //! A planner: all workers on one bus, rules and windows over all of them, and rules that it sends to them.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -21,6 +22,9 @@ use crate::{
 /// The rule that is sent to the workers.
 const SENT: &str = "QueueLong";
 
+/// Commands that wait until the planner can answer them.
+const EARLY_MAX: usize = 16;
+
 const WINDOW: Duration = Duration::from_secs(10);
 
 pub async fn run(options: NatsOptions, voice: Voice) -> Result<(), Failure> {
@@ -37,15 +41,30 @@ pub async fn run(options: NatsOptions, voice: Voice) -> Result<(), Failure> {
     ));
 
     let mut commands = voice.commands();
-    tokio::select! {
-        () = fleet.synced() => {}
-        // Without a server it may take long.
-        _ = commands.next() => return Ok(()),
+    // Without a server it may take long: what is asked meanwhile is answered afterwards.
+    let mut early = VecDeque::new();
+    loop {
+        tokio::select! {
+            () = fleet.synced() => break,
+            command = commands.next() => match command {
+                Some(command) if early.len() < EARLY_MAX => {
+                    voice.say(format!("{command}: as soon as I know all workers"));
+                    early.push_back(command);
+                }
+                Some(command) => voice.say(format!("{command}: not before I know all workers")),
+                None => return Ok(()),
+            }
+        }
     }
     // A worker opens a window at the first question about it, so the first is asked before the answer is needed.
     let _ = fleet.window("ttft_seconds", WINDOW).await;
 
-    while let Some(command) = commands.next().await {
+    loop {
+        let command = match early.pop_front() {
+            Some(command) => Some(command),
+            None => commands.next().await,
+        };
+        let Some(command) = command else { break };
         let outcome = match command.split_whitespace().collect::<Vec<_>>()[..] {
             ["pods"] => {
                 pods(&fleet, voice);

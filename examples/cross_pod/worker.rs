@@ -124,8 +124,10 @@ fn status(forwarder: &NatsForwarder, voice: Voice) {
     if let Some(error) = status.connection.last_error.filter(|_| !connected) {
         voice.say(error);
     }
-    if let Some(error) = status.last_error {
-        voice.say(error);
+    // It stays there when it was put right: how long ago tells which of the two it is.
+    if let Some((error, at)) = status.last_error.zip(status.last_error_at) {
+        let ago = at.elapsed().unwrap_or_default().as_secs();
+        voice.say(format!("{ago} s ago: {error}"));
     }
 }
 

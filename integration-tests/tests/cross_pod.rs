@@ -1,7 +1,7 @@
 //! The example `cross_pod`: its story is told to the end, and whatever ends it sooner, nothing that it started is left.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -95,6 +95,25 @@ fn after_ctrl_c_nothing_is_left() -> Outcome {
 #[test]
 fn asked_to_terminate_it_leaves_nothing() -> Outcome {
     interrupted_by(Signal::TERM)
+}
+
+#[test]
+fn a_planner_that_is_asked_before_it_knows_anybody_goes_on() -> Outcome {
+    let mut planner = example();
+    // Nobody listens there.
+    planner
+        .args(["planner", "--url", "nats://127.0.0.1:1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut planner = planner.spawn()?;
+    let mut stdin = planner.stdin.take().ok_or("no input")?;
+    stdin.write_all(b"pods\nquit\n")?;
+    let output = planner.wait_with_output()?;
+    let text = text(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("pods: as soon as"), "{text}");
+    Ok(())
 }
 
 #[test]

@@ -153,6 +153,95 @@ async fn a_stream_that_takes_the_subject_is_used_without_being_told(release: Rel
     Ok(())
 }
 
+/// A bus whose rule has annotations of so many bytes in all its alerts.
+fn wordy(bytes: usize) -> Result<(MetricBus, Gauge), Box<dyn Error>> {
+    let bus = MetricBus::new();
+    let queue = bus.gauge("queue_depth", "Requests waiting.")?;
+    bus.add_rule(
+        Rule::new(
+            "QueueFull",
+            Condition::when("queue_depth", Threshold::above(10.0)),
+        )
+        .annotation("runbook", "x".repeat(bytes)),
+    )?;
+    Ok((bus, queue))
+}
+
+async fn an_alert_that_is_too_large_for_its_stream_goes_in_part_and_holds_up_no_others(
+    release: Release,
+) -> Outcome {
+    let server = NatsServer::jetstream(release);
+    let context = jetstream::new(server.client().await);
+    let stream = |max_message_size| jetstream::stream::Config {
+        name: "ALERTS".to_owned(),
+        subjects: vec!["metricbus.v1.*.*.*.a.>".to_owned()],
+        max_message_size,
+        ..Default::default()
+    };
+    let made = context.create_stream(stream(4_096)).await?;
+    let (bus, queue) = wordy(8_192)?;
+    let forwarder = NatsForwarder::builder(&bus, NatsOptions::new(&server.url())?)
+        .source(source("pod-1"))
+        .delivery(Delivery::JetStream {
+            stream: "ALERTS".to_owned(),
+            create: false,
+        })
+        .start()
+        .await?;
+    let _alerts = forwarder.forward_alerts()?;
+    let confirmed = async |alerts| {
+        until("the stream to have them", || {
+            (forwarder.status().outbox.confirmed == alerts).then_some(())
+        })
+        .await;
+    };
+    queue.set(11.0);
+    confirmed(1).await;
+    // It takes less than it did when the way of alerts was looked up.
+    context.update_stream(stream(2_048)).await?;
+    queue.set(1.0);
+    confirmed(2).await;
+    for sequence in 1..=2 {
+        let kept = made.get_raw_message(sequence).await?;
+        let body: serde_json::Value = serde_json::from_slice(&kept.payload)?;
+        assert_eq!(body["data"]["truncated"], true, "{body}");
+    }
+    // And now less than any alert is.
+    context.update_stream(stream(100)).await?;
+    queue.set(11.0);
+    until("the next one to be dropped", || {
+        (forwarder.status().outbox.too_large == 1).then_some(())
+    })
+    .await;
+    let status = forwarder.status();
+    assert_eq!(status.outbox.unconfirmed, 0, "{status:?}");
+    Ok(())
+}
+
+async fn what_is_too_large_for_a_stream_that_nobody_demands_goes_to_who_listens(
+    release: Release,
+) -> Outcome {
+    let server = NatsServer::jetstream(release);
+    let client = server.client().await;
+    jetstream::new(client.clone())
+        .create_stream(jetstream::stream::Config {
+            name: "ALERTS".to_owned(),
+            subjects: vec!["metricbus.v1.*.*.*.a.>".to_owned()],
+            max_message_size: 100,
+            ..Default::default()
+        })
+        .await?;
+    let raw = Raw::of(&client, "metricbus.v1.*.*.*.a.>").await;
+    let pod = Pod::start(&server.url(), source("pod-1")).await?;
+    pod.flap("a", 5)?;
+    pod.flush().await;
+    raw.until(10).await;
+    let status = pod.forwarder.status();
+    assert_eq!(status.outbox.confirmed, 10, "{status:?}");
+    assert_eq!(status.outbox.too_large, 0, "{status:?}");
+    Ok(())
+}
+
 async fn without_a_stream_alerts_go_over_core(release: Release) -> Outcome {
     let server = NatsServer::jetstream(release);
     let raw = Raw::of(&server.client().await, "metricbus.v1.*.*.*.a.>").await;
@@ -160,6 +249,30 @@ async fn without_a_stream_alerts_go_over_core(release: Release) -> Outcome {
     pod.flap("a", 5)?;
     pod.flush().await;
     raw.until(10).await;
+    Ok(())
+}
+
+async fn what_does_not_concern_alerts_is_no_reason_why_they_are_not_confirmed(
+    release: Release,
+) -> Outcome {
+    let mut server = NatsServer::jetstream(release);
+    let pod = Pod::with(NatsOptions::new(&server.url())?, source("pod-1"), |f| {
+        f.delivery(Delivery::Core).rules_from("no-such-bucket")
+    })
+    .await?;
+    pod.flap("a", 1)?;
+    pod.flush().await;
+    until("a word about the bucket", || {
+        pod.forwarder.status().last_error
+    })
+    .await;
+    server.freeze();
+    pod.flap("a", 1)?;
+    let flushed = pod.forwarder.flush(Duration::from_millis(100)).await;
+    server.thaw();
+    let error = flushed.err().ok_or("a frozen server confirmed alerts")?;
+    assert!(!error.to_string().contains("bucket"), "{error}");
+    assert!(error.to_string().contains("has not confirmed"), "{error}");
     Ok(())
 }
 
@@ -395,7 +508,10 @@ on_each_server!(
     numbers_that_json_has_not_are_strings,
     every_transition_of_many_threads_arrives_once,
     a_stream_that_takes_the_subject_is_used_without_being_told,
+    an_alert_that_is_too_large_for_its_stream_goes_in_part_and_holds_up_no_others,
+    what_is_too_large_for_a_stream_that_nobody_demands_goes_to_who_listens,
     without_a_stream_alerts_go_over_core,
+    what_does_not_concern_alerts_is_no_reason_why_they_are_not_confirmed,
     a_stream_is_made_where_that_was_asked_for_and_keeps_alerts_for_who_comes_later,
     a_template_puts_alerts_where_the_reader_wants_them,
     names_with_dots_spaces_wildcards_and_line_breaks_stay_in_their_token,

@@ -1,13 +1,18 @@
 //! Bytes that no source of ours would send, on every subject, from somebody who may publish: counted and ignored, while the
 //! true source goes on.
 
-use std::error::Error;
+use std::{error::Error, fs};
 
 use async_nats::{Client, HeaderMap, Message};
-use metricbus::nats::{Delivery, Fleet, NatsOptions};
+use metricbus::{
+    Condition, Rule, Threshold,
+    nats::{Delivery, Fleet, NatsOptions},
+};
 use metricbus_integration_tests::{
     nats::{
-        NatsServer, Outcome, Pod, Raw, Release, Told, raw::number, source, until, until_it_answers,
+        NatsServer, Outcome, Pod, Raw, Release, Told,
+        raw::{ask, number},
+        source, until, until_it_answers,
     },
     on_each_server,
     random::Random,
@@ -365,6 +370,54 @@ async fn a_flood_of_false_sources_is_bounded(release: Release) -> Outcome {
     Ok(())
 }
 
+/// Bytes of memory that this process has occupied at most.
+fn peak() -> Result<usize, Box<dyn Error>> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: usize = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .ok_or("no peak")?
+        .parse()?;
+    Ok(kib << 10)
+}
+
+async fn many_questions_about_all_alerts_cost_little_memory(release: Release) -> Outcome {
+    const QUESTIONS: usize = 150;
+    const ALERTS: usize = 500;
+    let server = NatsServer::start(release);
+    let client = server.client().await;
+    let options = NatsOptions::new(&server.url())?;
+    let pod = Pod::with(options, source("pod-1"), |f| f.delivery(Delivery::Core)).await?;
+    let long = Condition::when("queue_depth", Threshold::above(10.0));
+    pod.bus
+        .add_rule(Rule::new("QueueLong", long).annotation("runbook", "x".repeat(8 << 10)))?;
+    for _ in 0..ALERTS / 2 {
+        pod.queue.set(11.0);
+        pod.queue.set(1.0);
+    }
+    pod.flush().await;
+    let body = format!(
+        r#"{{"epoch":{},"from":1,"to":1000000}}"#,
+        pod.forwarder.status().boot
+    );
+    let subject = format!("{SOURCE}.q.alerts");
+    assert_eq!(ask(&client, &subject, &body).await.len(), ALERTS);
+    let before = peak()?;
+    for _ in 0..QUESTIONS {
+        let nobody = client.new_inbox();
+        client
+            .publish_with_reply(subject.clone(), nobody, body.clone().into())
+            .await?;
+    }
+    // In turn: when this one is answered, so are they.
+    let last = ask(&client, &subject, &body).await;
+    assert_eq!(last.len(), ALERTS);
+    let grown = peak()? - before;
+    let all = QUESTIONS * ALERTS * (8 << 10);
+    assert!(grown < all / 5, "{grown} of {all} bytes");
+    Ok(())
+}
+
 on_each_server!(
     random_bytes_on_every_subject_are_counted_and_ignored,
     true_messages_with_a_byte_changed_harm_nobody,
@@ -373,4 +426,5 @@ on_each_server!(
     giant_bodies_and_names_are_bounded,
     hostile_questions_are_answered_or_ignored_and_the_pod_goes_on,
     a_flood_of_false_sources_is_bounded,
+    many_questions_about_all_alerts_cost_little_memory,
 );

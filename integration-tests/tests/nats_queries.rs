@@ -128,6 +128,27 @@ async fn alerts_can_be_asked_for_again(release: Release) -> Outcome {
     Ok(())
 }
 
+async fn alerts_are_told_a_thousand_at_a_time(release: Release) -> Outcome {
+    let server = NatsServer::start(release);
+    let client = server.client().await;
+    let pod = pod(&server, source("pod-1")).await?;
+    pod.flap("a", 600)?;
+    pod.flush().await;
+    let info = ask_pod(&client, "info", "").await;
+    let epoch = number(&info[0], "Metricbus-Epoch");
+    for (from, first, last) in [(1, 1, 1000), (101, 101, 1100), (1001, 1001, 1200)] {
+        let body = format!(r#"{{"epoch":{epoch},"from":{from},"to":9223372036854775807}}"#);
+        let told = ask_pod(&client, "alerts", &body).await;
+        let told: Vec<u64> = told
+            .iter()
+            .map(|part| number(part, "Metricbus-Sequence"))
+            .collect();
+        let expected: Vec<u64> = (first..=last).collect();
+        assert_eq!(told, expected, "from {from}");
+    }
+    Ok(())
+}
+
 async fn a_question_that_is_none_is_answered_with_what_is_wrong(release: Release) -> Outcome {
     let server = NatsServer::start(release);
     let client = server.client().await;
@@ -279,6 +300,7 @@ on_each_server!(
     a_snapshot_is_there_for_machines_and_for_people,
     rules_are_shown_with_their_states,
     alerts_can_be_asked_for_again,
+    alerts_are_told_a_thousand_at_a_time,
     a_question_that_is_none_is_answered_with_what_is_wrong,
     the_service_api_lists_every_source_once,
     windows_of_many_pods_merge_without_loss,

@@ -124,7 +124,7 @@
 //! |---|---|
 //! | `metricbus_nats_connection_state{state="connected"}` is 0 | no server, or it refuses: the log has one line, `metricbus forwarder: …`, with the address, the reason, and what to check |
 //! | `metricbus_nats_outbox_unconfirmed` stays above 0 | alerts wait; for how long: `metricbus_nats_outbox_oldest_unconfirmed_seconds` |
-//! | `metricbus_nats_alerts_dropped_total` grows | alerts are lost: the outbox is too small for the outage, or `reason="too_large"` |
+//! | `metricbus_nats_alerts_dropped_total` grows | alerts are lost: the outbox is too small for the outage, or `reason="too_large"`: raise `max_payload` of the server, or `max_msg_size` of the stream |
 //! | `metricbus_nats_permission_denials_total` grows | the server does not permit a subject, which is in the log |
 //! | `metricbus_nats_frames_merged_total` grows | more is to be sent than [`frames_per_second_max`](NatsForwarderBuilder::frames_per_second_max) permits; values come later, none is wrong |
 //! | `metricbus_nats_rules_not_in_force` is above 0 | a rule from the bucket was refused: [`Fleet::rules_of`] says why |

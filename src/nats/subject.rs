@@ -72,14 +72,21 @@ pub(crate) fn up_to(text: &str, bytes: usize) -> &str {
 
 /// A part as a token.
 pub(crate) fn escape(part: &str) -> String {
-    if part.is_empty() {
-        return "=".to_owned();
-    }
-    let mut token = String::with_capacity(part.len());
-    for &byte in part.as_bytes() {
-        push_escaped(&mut token, byte);
-    }
+    let mut token = String::with_capacity(part.len().max(1));
+    push_part(&mut token, part);
     token
+}
+
+fn push_part(token: &mut String, part: &str) {
+    if part.is_empty() {
+        token.push('=');
+    } else if part.bytes().all(is_plain) {
+        token.push_str(part);
+    } else {
+        for &byte in part.as_bytes() {
+            push_escaped(token, byte);
+        }
+    }
 }
 
 fn is_plain(byte: u8) -> bool {
@@ -123,6 +130,9 @@ pub(crate) fn unescape(token: &str) -> Result<String, SubjectError> {
         "" => return Err(wrong("it is empty; the empty text is \"=\"")),
         "=" => return Ok(String::new()),
         _ => {}
+    }
+    if token.bytes().all(is_plain) {
+        return Ok(token.to_owned());
     }
     let mut part = Vec::with_capacity(token.len());
     let mut bytes = token.bytes();
@@ -174,9 +184,39 @@ pub(crate) fn check_source(source: &SourceId) -> Result<(), SubjectError> {
 
 /// `ns.component.instance`, escaped.
 pub(crate) fn source_tokens(source: &SourceId) -> String {
-    let [namespace, component, instance] =
-        [&source.namespace, &source.component, &source.instance].map(|part| escape(part));
-    format!("{namespace}.{component}.{instance}")
+    let mut tokens = String::with_capacity(room_for(source));
+    push_source(&mut tokens, source);
+    tokens
+}
+
+fn push_source(tokens: &mut String, source: &SourceId) {
+    push_part(tokens, &source.namespace);
+    tokens.push('.');
+    push_part(tokens, &source.component);
+    tokens.push('.');
+    push_part(tokens, &source.instance);
+}
+
+/// How long its tokens are, where nothing in it has to be escaped.
+fn room_for(source: &SourceId) -> usize {
+    source.namespace.len() + source.component.len() + source.instance.len() + 5
+}
+
+/// What comes after the tokens of a source that a text begins with; `None`: it does not.
+pub(crate) fn strip_source<'a>(text: &'a str, source: &SourceId) -> Option<&'a str> {
+    let rest = strip_part(text, &source.namespace)?.strip_prefix('.')?;
+    let rest = strip_part(rest, &source.component)?.strip_prefix('.')?;
+    strip_part(rest, &source.instance)
+}
+
+fn strip_part<'a>(text: &'a str, part: &str) -> Option<&'a str> {
+    if part.is_empty() {
+        return text.strip_prefix('=');
+    }
+    if part.bytes().all(is_plain) {
+        return text.strip_prefix(part);
+    }
+    text.strip_prefix(&*escape(part))
 }
 
 /// The source of what [`source_tokens`] made.
@@ -302,7 +342,18 @@ impl Subjects {
     }
 
     fn of(&self, source: &SourceId, rest: &str) -> String {
-        format!("{}{}.{rest}", self.root, source_tokens(source))
+        let mut subject = self.begin(source, rest.len());
+        subject.push_str(rest);
+        subject
+    }
+
+    /// A subject up to what it is about, with room for that.
+    fn begin(&self, source: &SourceId, rest: usize) -> String {
+        let mut subject = String::with_capacity(self.root.len() + room_for(source) + rest);
+        subject.push_str(&self.root);
+        push_source(&mut subject, source);
+        subject.push('.');
+        subject
     }
 
     /// Where frames go.
@@ -312,7 +363,12 @@ impl Subjects {
 
     /// Where alerts go.
     pub(crate) fn alert(&self, source: &SourceId, rule: &str, state: AlertState) -> String {
-        self.of(source, &format!("a.{}.{}", escape(rule), state.as_str()))
+        let mut subject = self.begin(source, rule.len() + "a..resolved".len());
+        subject.push_str("a.");
+        push_part(&mut subject, rule);
+        subject.push('.');
+        subject.push_str(state.as_str());
+        subject
     }
 
     /// Where signs of life go.

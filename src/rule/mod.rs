@@ -224,6 +224,20 @@ impl Rule {
         &self.name
     }
 
+    /// What it watches for, each with the name of its level; a rule without levels has one condition, without a name.
+    ///
+    /// ```
+    /// use metricbus::{Condition, Rule, Threshold};
+    ///
+    /// let rule = Rule::new("KvFull", Condition::when("kv_usage_ratio", Threshold::above(0.9).clear_below(0.8)));
+    /// let shown: Vec<String> = rule.conditions().map(|(_, condition)| condition.to_string()).collect();
+    /// assert_eq!(shown, ["kv_usage_ratio above 0.9, clear below 0.8"]);
+    /// ```
+    pub fn conditions(&self) -> impl Iterator<Item = (Option<&str>, Condition)> {
+        let levels = self.levels.iter();
+        levels.map(|level| (level.name.as_deref(), Condition(level.test.clone())))
+    }
+
     /// Fires only once the condition has held for `time` without a break. (Prometheus calls it `for`.)
     pub fn hold_for(mut self, time: Duration) -> Rule {
         self.hold = time;

@@ -72,7 +72,7 @@ where
 
 /// Makes two tests of each function, `oldest::name` and `newest::name`.
 ///
-/// ```ignore
+/// ```text
 /// async fn an_alert_arrives(release: Release) -> Outcome {
 ///     let server = NatsServer::start(release);
 ///     …

@@ -184,9 +184,19 @@ impl Asker {
 }
 
 /// An alert, and whose: headers and body agree.
-pub(super) fn read_alert(message: &Message, now: Time) -> Result<(Envelope, Alert), WireError> {
+fn read_alert(message: &Message, now: Time) -> Result<(Envelope, Alert), WireError> {
     let envelope = Envelope::read(message.headers.as_ref())?;
-    let alert = decode_alert(&message.payload, now)?;
+    let alert = read_body(&envelope, &message.payload, now)?;
+    Ok((envelope, alert))
+}
+
+/// The alert of a message that has these headers.
+pub(super) fn read_body(
+    envelope: &Envelope,
+    payload: &[u8],
+    now: Time,
+) -> Result<Alert, WireError> {
+    let alert = decode_alert(payload, now)?;
     let agrees = alert.origin.as_ref().is_some_and(|origin| {
         origin.source == envelope.source
             && origin.boot == envelope.epoch
@@ -198,7 +208,7 @@ pub(super) fn read_alert(message: &Message, now: Time) -> Result<(Envelope, Aler
             "its body and its headers disagree",
         ));
     }
-    Ok((envelope, alert))
+    Ok(alert)
 }
 
 pub(super) fn is_nobody(message: &Message) -> bool {

@@ -108,13 +108,26 @@ impl Firing {
         let key = (alert.rule.clone(), alert.group.clone());
         if alert.state == AlertState::Resolved {
             if let Some(of_one) = self.sources.get_mut(source)
+                && (told
+                    || of_one
+                        .get(&key)
+                        .is_some_and(|entry| place(&entry.alert) < place(alert)))
                 && of_one.remove(&key).is_some()
             {
                 self.len -= 1;
             }
             return;
         }
-        let of_one = self.sources.entry(source.clone()).or_default();
+        let of_one = match self.sources.get_mut(source) {
+            // Mostly so: its name need not be copied.
+            Some(of_one) => of_one,
+            None => self.sources.entry(source.clone()).or_default(),
+        };
+        // What was said before we came may be told late, after newer things.
+        let newer = |entry: &Entry| place(&entry.alert) >= place(alert);
+        if !told && of_one.get(&key).is_some_and(newer) {
+            return;
+        }
         let full = of_one.len() >= OF_ONE_MAX || self.len >= MAX;
         if full && !of_one.contains_key(&key) {
             self.forgotten += 1;
@@ -257,6 +270,25 @@ mod tests {
         assert_eq!(hear(&mut events), ["B firing initial"]);
         alerts.tell(&pod());
         assert_eq!(hear(&mut events), [""; 0], "once");
+    }
+
+    #[test]
+    fn what_was_said_before_we_came_changes_nothing_that_is_newer() {
+        let (_bus, alerts) = world();
+        let mut events = alerts.listen().stream().unwrap();
+        alerts.deliver(&pod(), alert("A", Firing, 5));
+        alerts.deliver(&pod(), alert("B", Resolved, 6));
+        hear(&mut events);
+        alerts.recall(&pod(), &alert("A", Firing, 1));
+        alerts.recall(&pod(), &alert("B", Firing, 2));
+        alerts.recall(&pod(), &alert("C", Firing, 3));
+        alerts.recall(&pod(), &alert("A", Resolved, 4));
+        alerts.recall(&pod(), &alert("A", Firing, 5));
+        alerts.recall(&pod(), &alert("B", Resolved, 6));
+        alerts.tell(&pod());
+        assert_eq!(hear(&mut events), ["C firing initial"]);
+        let mut late = alerts.listen().stream().unwrap();
+        assert_eq!(hear(&mut late), ["C firing initial", "A firing initial"]);
     }
 
     #[test]

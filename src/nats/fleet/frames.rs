@@ -16,6 +16,8 @@
 //! | a snapshot is on its way | it does not come | kept frames are applied where there was one before; asked again, ever later |
 //! | up to n, for [`SETTLED`] already | a pulse that speaks of less than n | we were misled: as a gap |
 //!
+//! | up to n | a frame, or a pulse that speaks, of more than n + [`AHEAD_MAX`] | ignored: no source sends so much |
+//!
 //! What is dropped from among the kept leaves a gap, which is found when they are applied.
 
 use std::{collections::VecDeque, time::Duration};
@@ -27,6 +29,9 @@ pub(super) const GRACE: Duration = Duration::from_millis(200);
 
 /// After this no pulse is on its way any more that was sent before what we know.
 pub(super) const SETTLED: Duration = Duration::from_secs(10);
+
+/// Nobody misses more. What is further ahead is a mistake, or malice.
+const AHEAD_MAX: u64 = 1 << 32;
 
 const KEPT_MAX: usize = 256;
 const KEPT_BYTES: usize = 2 << 20;
@@ -132,6 +137,11 @@ impl<F: Weigh> Frames<F> {
         self.failures
     }
 
+    /// Whether a frame of this number can't be.
+    pub(super) fn is_beyond(&self, sequence: u64) -> bool {
+        self.taken_over && sequence.saturating_sub(self.last) > AHEAD_MAX
+    }
+
     pub(super) fn frame(&mut self, sequence: u64, frame: F) -> Option<Step<F>> {
         if !self.taken_over || self.asked {
             self.keep(sequence, frame);
@@ -142,7 +152,7 @@ impl<F: Weigh> Frames<F> {
 
     fn keep(&mut self, sequence: u64, frame: F) {
         if self.kept.back().is_some_and(|(last, _)| sequence <= *last) {
-            self.counts.duplicates += 1;
+            self.counts.duplicates = self.counts.duplicates.saturating_add(1);
             return;
         }
         self.kept_bytes += frame.bytes();
@@ -156,28 +166,28 @@ impl<F: Weigh> Frames<F> {
     }
 
     fn pass(&mut self, sequence: u64, frame: F) -> Option<Step<F>> {
-        if sequence <= self.last {
-            self.counts.duplicates += 1;
+        if sequence <= self.last || self.is_beyond(sequence) {
+            self.counts.duplicates = self.counts.duplicates.saturating_add(1);
             return None;
         }
-        if sequence > self.last + 1 {
+        if sequence - self.last > 1 {
             self.missed(sequence - self.last - 1);
         }
         self.last = sequence;
-        self.counts.applied += 1;
+        self.counts.applied = self.counts.applied.saturating_add(1);
         Some(Step::Apply(frame))
     }
 
     fn missed(&mut self, frames: u64) {
-        self.counts.missed += frames;
-        self.counts.gaps += 1;
+        self.counts.missed = self.counts.missed.saturating_add(frames);
+        self.counts.gaps = self.counts.gaps.saturating_add(1);
         self.wanted = true;
     }
 
     /// Nobody knows what was missed.
     pub(super) fn distrust(&mut self) {
         if self.taken_over && !self.wanted {
-            self.counts.gaps += 1;
+            self.counts.gaps = self.counts.gaps.saturating_add(1);
             self.wanted = true;
         }
     }
@@ -202,7 +212,7 @@ impl<F: Weigh> Frames<F> {
         let Some((sent, until)) = self.claimed else {
             return;
         };
-        if sent <= self.last {
+        if sent <= self.last || self.is_beyond(sent) {
             self.claimed = None;
         } else if now >= until && self.taken_over && !self.asked {
             self.claimed = None;
@@ -236,7 +246,7 @@ impl<F: Weigh> Frames<F> {
         self.not_before = now + SPACING;
         self.last = sequence;
         self.last_then = (sequence, now);
-        self.counts.snapshots += 1;
+        self.counts.snapshots = self.counts.snapshots.saturating_add(1);
         let mut steps = vec![Step::Replace(parts)];
         self.release(&mut steps);
         steps
@@ -249,7 +259,7 @@ impl<F: Weigh> Frames<F> {
         }
         self.asked = false;
         self.failures = self.failures.saturating_add(1);
-        self.counts.failed += 1;
+        self.counts.failed = self.counts.failed.saturating_add(1);
         self.not_before = now + backoff(self.failures);
         let mut steps = Vec::new();
         if self.taken_over {
@@ -417,7 +427,7 @@ mod tests {
     #[test]
     fn a_number_that_misled_us_is_mended() {
         let mut frames = known_up_to(3);
-        frames.frame(u64::MAX - 1, "x");
+        frames.frame(AHEAD_MAX, "x");
         assert!(frames.wants_snapshot(ms(1000)));
         assert_eq!(frames.snapshot(4, vec!["all"], ms(1000)), []);
         frames.claim(4, ms(1100));
@@ -428,6 +438,29 @@ mod tests {
         let steps = frames.snapshot(5, vec!["all"], ms(20_101));
         assert_eq!(steps, [Step::Replace(vec!["all"])]);
         assert_eq!(frames.frame(6, "f"), Some(Step::Apply("f")));
+    }
+
+    #[test]
+    fn numbers_beyond_all_measure_are_ignored_and_break_nothing() {
+        for taken_over in [false, true] {
+            let mut frames = match taken_over {
+                true => known_up_to(3),
+                false => Frames::new(FrameCounts::default()),
+            };
+            for sequence in [u64::MAX >> 1, u64::MAX - 1, u64::MAX] {
+                assert_eq!(frames.frame(sequence, "x"), None);
+                frames.claim(sequence, ms(0));
+                frames.tick(ms(1000));
+            }
+            if !taken_over {
+                assert!(frames.wants_snapshot(ms(1000)));
+                frames.snapshot(3, vec!["all"], ms(1000));
+                frames.tick(ms(2000));
+            }
+            assert_eq!(frames.frame(4, "d"), Some(Step::Apply("d")));
+            assert_eq!((frames.counts.missed, frames.counts.gaps), (0, 0));
+            assert!(frames.complete());
+        }
     }
 
     #[test]

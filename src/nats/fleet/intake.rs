@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::{
     sync::{Semaphore, watch},
-    task::JoinSet,
+    task::{JoinSet, unconstrained},
     time::Instant,
 };
 
@@ -138,14 +138,20 @@ impl Intake {
             tokio::select! {
                 _ = stop.changed() => break,
                 Some(message) = self.frames.next() => {
-                    self.take(message);
                     // Whoever comes often comes in crowds.
-                    for _ in 0..CROWD {
-                        let Some(Some(message)) = self.frames.next().now_or_never() else { break };
-                        self.take(message);
+                    let mut crowd = vec![message];
+                    while crowd.len() < CROWD
+                        && let Some(Some(message)) = self.frames.next().now_or_never()
+                    {
+                        crowd.push(message);
                     }
+                    self.take_pulses();
+                    crowd.into_iter().for_each(|message| self.take(message));
                 }
-                Some(message) = self.alerts.next() => self.take(message),
+                Some(message) = self.alerts.next() => {
+                    self.take_pulses();
+                    self.take(message);
+                }
                 Some(message) = self.pulses.next() => self.take(message),
                 answer = hear(greeting) => self.greeted(answer),
                 Some(Ok(answer)) = self.asked.join_next() => self.answered(answer),
@@ -169,6 +175,15 @@ impl Intake {
 
     fn now(&self) -> Time {
         self.shared.bus.clock().now()
+    }
+
+    /// What came over the connection before a message that is at hand waits by now, in the subscriptions: a source's birth is
+    /// taken in before its frames and alerts.
+    fn take_pulses(&mut self) {
+        // Tokio makes a task that has read much see nothing, for fairness' sake: that would not do here.
+        while let Some(Some(message)) = unconstrained(self.pulses.next()).now_or_never() {
+            self.take(message);
+        }
     }
 
     /// A message of a subscription.
@@ -203,7 +218,7 @@ impl Intake {
             return Err(of(Invalid::Mismatch, &why));
         }
         let Envelope {
-            source,
+            ref source,
             epoch,
             sequence,
         } = envelope;
@@ -211,26 +226,26 @@ impl Intake {
         let reaction = match &address.about {
             About::Frame { .. } => {
                 let body = message.payload.clone();
-                self.table().frame(&source, epoch, sequence, body, now)
+                self.table().frame(source, epoch, sequence, body, now)
             }
             About::Alert { rule, state } => {
-                let (_, alert) = ask::read_alert(message, now).map_err(body)?;
+                let alert = ask::read_body(&envelope, &message.payload, now).map_err(body)?;
                 if *alert.rule != **rule || alert.state != *state {
                     let why = format!("its body says {} {}", alert.rule, alert.state);
                     return Err(of(Invalid::Mismatch, &why));
                 }
-                self.table().alert(&source, epoch, sequence, alert, now)
+                self.table().alert(source, epoch, sequence, alert, now)
             }
             About::Pulse(kind) => {
                 let pulse = decode_pulse(&message.payload).map_err(body)?;
-                if pulse.source != source || pulse.epoch != epoch || pulse.kind != *kind {
+                if pulse.source != *source || pulse.epoch != epoch || pulse.kind != *kind {
                     return Err(of(Invalid::Mismatch, &"its body says something else"));
                 }
                 self.pulse(&pulse, WordKind::from(*kind), now)
             }
             About::Query(_) => return Err(of(Invalid::Subject, &"a question to somebody else")),
         };
-        Ok((source, reaction))
+        Ok((envelope.source, reaction))
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, super::table::Table> {
@@ -552,8 +567,9 @@ impl Intake {
             gauge.set(up);
         }
         match &change {
+            // Not a line for each: both can go on for as long as a source is wrong.
             SourceChange::Conflict { .. } | SourceChange::AlertsLost { .. } => {
-                tracing::warn!(source = %source, boot, "metricbus: source {change}");
+                self.shared.warn(source, &format!("source {change}"));
             }
             SourceChange::Gone { .. } | SourceChange::Stale => {
                 tracing::info!(source = %source, boot, "metricbus: source {change}");
@@ -580,7 +596,13 @@ async fn given(
 ) -> Result<Given, AskError> {
     // First: what is said after this is among the alerts.
     let firing = match firing {
-        true => asker.firing(source, boot, clock).await.unwrap_or_default(),
+        true => match asker.firing(source, boot, clock).await {
+            // A source of another kind need not have rules, nor know that question.
+            Err(AskError::Nobody | AskError::Wrong(WireError::Refused { code: 404, .. })) => {
+                Vec::new()
+            }
+            firing => firing?,
+        },
         false => Vec::new(),
     };
     let alerts = asker.alerts(source, boot, asked, clock.now()).await?;

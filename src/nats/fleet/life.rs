@@ -100,6 +100,8 @@ pub enum GoneWhy {
     NoResponders,
     /// The fleet itself has had no connection for too long.
     Unreachable,
+    /// The fleet itself has failed, by a mistake in this library.
+    Failed,
 }
 
 impl std::fmt::Display for GoneWhy {
@@ -110,6 +112,7 @@ impl std::fmt::Display for GoneWhy {
             GoneWhy::Silent => f.write_str("nothing was heard of it"),
             GoneWhy::NoResponders => f.write_str("nobody answers for it"),
             GoneWhy::Unreachable => f.write_str("the fleet's own connection is down"),
+            GoneWhy::Failed => f.write_str("the fleet itself has failed"),
         }
     }
 }

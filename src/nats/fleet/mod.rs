@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 use self::{
     ask::Asker,
@@ -59,8 +59,8 @@ use super::{
     },
 };
 use crate::{
-    Alert, Clock, Desc, FamilySnapshot, Gauge, HistogramSnapshot, IntoSelector, Listen, LiveRule,
-    MetricBus, Rule, RuleError, SampleValue, SeriesSnapshot, Snapshot, SourceId, Value,
+    Alert, Clock, Desc, Family, FamilySnapshot, Gauge, HistogramSnapshot, IntoSelector, Listen,
+    LiveRule, MetricBus, Rule, RuleError, SampleValue, SeriesSnapshot, Snapshot, SourceId, Value,
     mirror::MirrorValue, own::Counts, sync::lock,
 };
 
@@ -206,6 +206,30 @@ impl Shared {
 
     fn fell(&self) -> u64 {
         self.fell.load(Ordering::Relaxed)
+    }
+}
+
+/// Sees that nothing is shown as live any more, should the task fail that takes everything in.
+async fn watch_over(intake: JoinHandle<()>, shared: Arc<Shared>, up: Family<Gauge>) {
+    let Err(error) = intake.await else {
+        return;
+    };
+    if error.is_panic() {
+        tracing::error!(
+            "metricbus: the fleet has failed, and takes nothing in any more: {error}; please report this, and start the fleet anew"
+        );
+    }
+    // Its series went with the task itself.
+    shared.synced.send_replace(false);
+    let now = shared.bus.clock().now();
+    let known = lock(&shared.table).end(now);
+    for (source, boot) in known {
+        let _ = up.remove(&[&source.namespace, &source.component, &source.instance]);
+        shared.alerts.withdraw(&source, true);
+        let why = GoneWhy::Failed;
+        shared
+            .events
+            .tell(&source, boot, SourceChange::Gone { why });
     }
 }
 
@@ -405,8 +429,9 @@ impl FleetBuilder {
         let counts: Weak<dyn Counts> = Arc::downgrade(&counts);
         shared.bus.inner().show_own(counts);
         let (stop, stopped) = watch::channel(false);
-        let intake = Intake::new(shared.clone(), self.series_max, up, subscribers);
-        tokio::spawn(intake.run(stopped.clone()));
+        let intake = Intake::new(shared.clone(), self.series_max, up.clone(), subscribers);
+        let intake = tokio::spawn(intake.run(stopped.clone()));
+        tokio::spawn(watch_over(intake, shared.clone(), up));
         let rules = shared.clone();
         tokio::spawn(async move { rules.rules_out.run(stopped).await });
         Ok(Fleet(Arc::new(Handle { shared, stop })))
@@ -443,8 +468,8 @@ impl Fleet {
     /// been taken over with all its series, and what it has firing was told. At once, where it is so already. After an outage
     /// it is so again when each source that was known has been heard again, or is gone.
     ///
-    /// A source that answers three times that it is there, and gives no snapshot, is not waited for:
-    /// [`SourceStatus::synced`] says so of it.
+    /// A source that answers three times that it is there, and gives no snapshot, is not waited for; nor is one that five
+    /// times does not say what it has firing, which goes on being asked. [`SourceStatus::synced`] says so of them.
     pub async fn synced(&self) {
         let mut synced = self.shared().synced.subscribe();
         // The sender is in `self`.
@@ -679,4 +704,69 @@ fn sample(point: FramePoint, bounds: &[f64]) -> Option<SeriesSnapshot> {
         labels: point.labels,
         value,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::{
+        AlertState,
+        nats::{subject::PulseKind, wire::pulse::Pulse},
+    };
+
+    fn pod() -> SourceId {
+        SourceId::new("n", "c", "i")
+    }
+
+    fn pulse() -> Pulse {
+        Pulse {
+            kind: PulseKind::Heartbeat,
+            source: pod(),
+            epoch: 7,
+            interval: Duration::from_secs(1),
+            frames: 0,
+            alerts: 0,
+            alerts_from: 1,
+            series: 0,
+            at: SystemTime::UNIX_EPOCH,
+            version: String::new(),
+            reason: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fleet_that_fails_shows_nobody_as_live() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap()
+            .port();
+        let options = NatsOptions::new(&format!("nats://127.0.0.1:{port}")).unwrap();
+        let fleet = Fleet::builder(options).start().await.unwrap();
+        let shared = fleet.0.shared.clone();
+        let up = fleet
+            .bus()
+            .family::<Gauge>(Desc::new("up", "Up.").labels(OUTER))
+            .unwrap();
+        up.with_label_values(&["n", "c", "i"]).unwrap().set(1.0);
+        let now = fleet.bus().clock().now();
+        lock(&shared.table).pulse(
+            &pod(),
+            &pulse(),
+            source::WordKind::Heartbeat,
+            now,
+            SystemTime::UNIX_EPOCH,
+        );
+        let alert = Alert::new("R", AlertState::Firing, now);
+        shared.alerts.deliver(&pod(), alert);
+        shared.synced.send_replace(true);
+        assert_eq!((fleet.status().live, fleet.status().firing), (1, 1));
+        let failing = tokio::spawn(async { panic!("a mistake") });
+        watch_over(failing, shared, up).await;
+        assert_eq!((fleet.status().live, fleet.status().firing), (0, 0));
+        assert!(!fleet.is_synced());
+        assert!(fleet.bus().series("up").unwrap().is_empty());
+    }
 }

@@ -89,7 +89,9 @@ impl Asker {
 /// The alert of a group that fires, as far as it is told.
 fn alert(rule: &str, row: &Value, group: &Value, now: Time, clock: &Clock) -> Option<Alert> {
     let firing = matches!(text(group, "state")?.as_str(), "firing" | "clearing");
-    if !firing {
+    // Of a rule that is only tried out nothing is said: nobody would ever hear that it is over.
+    let silent = row.get("dry_run").and_then(Value::as_bool) == Some(true);
+    if !firing || silent {
         return None;
     }
     let age = group
@@ -238,6 +240,19 @@ mod tests {
         assert_eq!(full.label("severity"), Some("page"));
         assert_eq!((full.epoch, full.since.as_secs_f64()), (7, 49.5));
         assert_eq!(read(&groups[1]), None);
+    }
+
+    #[test]
+    fn a_rule_that_is_only_tried_out_has_nothing_firing() {
+        let clock = Clock::manual();
+        let mut row: Value = serde_json::from_str(
+            r#"{"name": "Full", "dry_run": true, "alerts": [{"state": "firing", "labels": {}}]}"#,
+        )
+        .unwrap();
+        let group = row["alerts"][0].clone();
+        assert_eq!(alert("Full", &row, &group, clock.now(), &clock), None);
+        row["dry_run"] = false.into();
+        assert!(alert("Full", &row, &group, clock.now(), &clock).is_some());
     }
 
     #[test]

@@ -90,6 +90,8 @@ enum Known {
         shape: MirrorShape,
         /// Where each is among the places.
         series: HashMap<Labels, u32>,
+        /// It was told that the source has it otherwise now.
+        told: bool,
     },
     Refused {
         /// When it was tried, by [`Shown::withdrawn`].
@@ -286,23 +288,17 @@ impl Shown {
     /// Sees that the metric is declared as the source has it. `false`: it can't be.
     fn enter(&mut self, source: &SourceId, metric: &FrameMetric, outcome: &mut Outcome) -> bool {
         let withdrawn = self.withdrawn;
-        let known = self.shelf(source).metrics.get(&metric.name);
+        let known = self.shelf(source).metrics.get_mut(&metric.name);
         let tried = match known {
-            Some(Known::Taken { shape, .. }) => {
-                let same = shape.kind == metric.kind
-                    && shape.numbers == metric.numbers
-                    && shape.bounds == metric.bounds;
-                if !same {
-                    // Of one source it is one thing at a time.
-                    let why = format!(
-                        "metric {:?} was {} here, and now is another {}",
-                        metric.name, shape.kind, metric.kind
-                    );
-                    if outcome.refused.iter().all(|(name, _)| *name != metric.name) {
-                        outcome.refused.push((metric.name.clone(), why));
-                    }
+            Some(Known::Taken { shape, told, .. }) => {
+                let Some(why) = differs(shape, metric) else {
+                    return true;
+                };
+                // Of one source it is one thing at a time.
+                if !std::mem::replace(told, true) {
+                    outcome.refused.push((metric.name.clone(), why));
                 }
-                return same;
+                return false;
             }
             Some(Known::Refused { tried }) if *tried == withdrawn => return false,
             Some(Known::Refused { .. }) => true,
@@ -326,6 +322,7 @@ impl Shown {
                     family,
                     shape,
                     series: HashMap::new(),
+                    told: false,
                 }
             }
             Err(error) => {
@@ -502,6 +499,28 @@ impl FramePoint {
     fn is_removed(&self) -> bool {
         self.value == FrameValue::Removed
     }
+}
+
+/// What a source has otherwise now than before, in words.
+fn differs(was: &MirrorShape, now: &FrameMetric) -> Option<String> {
+    let numbers = |numbers: Numbers| match numbers {
+        Numbers::Whole => "integers",
+        Numbers::Amount | Numbers::Real => "doubles",
+    };
+    let what = if was.kind != now.kind {
+        format!("type was {}, and now is {}", was.kind, now.kind)
+    } else if was.numbers != now.numbers {
+        let (was, now) = (numbers(was.numbers), numbers(now.numbers));
+        format!("it counted in {was}, and now does in {now}")
+    } else if was.bounds != now.bounds {
+        "its buckets are others now".to_owned()
+    } else {
+        return None;
+    };
+    let name = &now.name;
+    Some(format!(
+        "metric {name:?} clashes with what the source itself has said before: {what}"
+    ))
 }
 
 /// The source's own labels as they are here.
@@ -763,6 +782,56 @@ mod tests {
             world.all(),
             [r#"g{namespace="ns",component="c",instance="b"} = 3"#]
         );
+    }
+
+    #[test]
+    fn a_metric_that_a_source_has_otherwise_than_before_is_told_once() {
+        let mut world = world();
+        let frame = |kind, numbers, bounds: &[f64]| {
+            let value = match kind {
+                MetricKind::Counter => MirrorValue::Amount(1.0),
+                _ => MirrorValue::Histogram {
+                    counts: vec![0; bounds.len() + 1],
+                    sum: 0.0,
+                    sketch: Vec::new(),
+                },
+            };
+            let metric = FrameMetric {
+                numbers,
+                bounds: bounds.to_vec(),
+                ..metric("m", kind, vec![point(&[], 1, value)])
+            };
+            Frame {
+                at: 1,
+                metrics: vec![metric],
+            }
+        };
+        let histogram = |bounds: &[f64]| frame(MetricKind::Histogram, Numbers::Real, bounds);
+        world
+            .shown
+            .replace(&pod("a"), vec![histogram(&[1.0])], false);
+        let outcome = world.shown.apply(&pod("a"), histogram(&[2.0]));
+        assert_eq!(outcome.refused.len(), 1);
+        let why = &outcome.refused[0].1;
+        assert!(why.ends_with("its buckets are others now"), "{why}");
+        for _ in 0..3 {
+            let outcome = world.shown.apply(&pod("a"), histogram(&[2.0]));
+            assert_eq!((outcome.clashing, outcome.refused.len()), (1, 0));
+        }
+        // Another life has not been told of.
+        world.shown.clear(&pod("a"));
+        world
+            .shown
+            .replace(&pod("a"), vec![counts(&[], 1, 1)], false);
+        let mut amounts = frame(MetricKind::Counter, Numbers::Amount, &[]);
+        amounts.metrics[0].name = "c_total".to_owned();
+        let outcome = world.shown.apply(&pod("a"), amounts.clone());
+        let why = &outcome.refused[0].1;
+        assert!(
+            why.ends_with("it counted in integers, and now does in doubles"),
+            "{why}"
+        );
+        assert_eq!(world.shown.apply(&pod("a"), amounts).refused, []);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | boot b | of b | goes to its life |
 //! | boot b | of more than b | a restart: everything of the old life ends, and all of the new one is news |
 //! | boot b, live | of less than b | ignored, counted: old, or another process with this identity; a pulse is told as a conflict, once |
-//! | boot b, stale or gone | a birth or heartbeat of less than b | a restart: its clock was set back |
+//! | boot b, stale or gone | a birth or heartbeat of less than b | its clock was set back, or b was of another process with this identity: as who was there before us, or where the life before was that one, as who is back |
 //! | boot b, gone | a birth or heartbeat of b | back: taken over by snapshot again, which is no news |
 //! | boot b, gone | a frame of b | ignored: it was on its way |
 //! | boot b, gone | an alert of b | delivered: it was said; and withdrawn, if it says firing |
@@ -96,6 +96,8 @@ pub(super) struct Source<F, A> {
     life: Life,
     frames: Frames<F>,
     alerts: Alerts<A>,
+    /// The life before this one, and its next alert.
+    before: Option<(u64, u64)>,
     /// The life began under our eyes.
     news: bool,
     /// The boot of which it was last told that it is there.
@@ -136,6 +138,7 @@ impl<F: Weigh, A> Source<F, A> {
             life: Life::new(now),
             frames: Frames::new(FrameCounts::default()),
             alerts: Alerts::joining(AlertCounts::default()),
+            before: None,
             news: false,
             told: None,
             present: false,
@@ -175,7 +178,8 @@ impl<F: Weigh, A> Source<F, A> {
         };
         let series = self.frames.complete() || self.frames.failures() >= 3;
         let heard = self.life.heard_at() >= since;
-        self.life.is_gone() || heard && series && self.alerts.taken_over()
+        let firing = self.alerts.taken_over() || self.alerts.is_late();
+        self.life.is_gone() || heard && series && firing
     }
 
     /// Whether its series, and what it has firing, are known.
@@ -276,7 +280,7 @@ impl<F: Weigh, A> Source<F, A> {
         }
         if boot != self.boot {
             // Of the life before, or of the one after: its own messages will tell.
-            self.counts.other_life += 1;
+            self.counts.other_life = self.counts.other_life.saturating_add(1);
             return self.snapshot_failed(now);
         }
         let turn = self.life.heard(now);
@@ -373,6 +377,14 @@ impl<F: Weigh, A> Source<F, A> {
         effects
     }
 
+    /// It is forgotten: nobody will ask it any more for what is missing.
+    pub(super) fn finish(&mut self, now: Time) -> Vec<Effect<F, A>> {
+        let mut effects = Vec::new();
+        let steps = self.alerts.finish(now);
+        self.said(steps, &mut effects);
+        effects
+    }
+
     /// What it is to be asked now. Then it counts as asked.
     pub(super) fn wants(&mut self, now: Time, link: OwnLink) -> Wants {
         let probe = self.life.wants_probe(now, link);
@@ -382,11 +394,12 @@ impl<F: Weigh, A> Source<F, A> {
                 ..Wants::default()
             };
         }
+        let alerts = self.alerts.wants(now);
         Wants {
             probe,
             snapshot: self.frames.wants_snapshot(now),
-            alerts: self.alerts.wants(now),
-            firing: self.alerts.wants_firing(),
+            alerts,
+            firing: alerts.is_some_and(|asked| self.alerts.wants_firing(asked)),
         }
     }
 
@@ -397,7 +410,7 @@ impl<F: Weigh, A> Source<F, A> {
         }
         let alive = matches!(by, By::Word(WordKind::Birth | WordKind::Heartbeat));
         if boot < self.boot && !(alive && self.state() != SourceState::Live) {
-            self.counts.other_life += 1;
+            self.counts.other_life = self.counts.other_life.saturating_add(1);
             if alive && self.conflict != Some(boot) {
                 self.conflict = Some(boot);
                 effects.push(Effect::Tell(SourceChange::Conflict { other: boot }));
@@ -413,15 +426,27 @@ impl<F: Weigh, A> Source<F, A> {
         self.said(steps, effects);
         effects.push(Effect::Withdraw { forever: true });
         effects.push(Effect::Clear);
+        let counts = self.alerts.counts;
+        // Of one that we came to late and never knew, all is still to come.
+        let next = self.alerts.is_known().then(|| self.alerts.next());
+        let after = boot > self.boot;
+        let known = self.before.filter(|(before, _)| *before == boot);
+        self.before = next.map(|next| (self.boot, next));
         self.boot = boot;
         self.life = Life::new(now);
         self.frames = Frames::new(self.frames.counts);
-        self.alerts = Alerts::from_birth(self.alerts.counts);
-        self.news = true;
+        self.news = after && known.is_none();
+        self.alerts = match known {
+            // What was told of it once is not told again.
+            Some((_, next)) => Alerts::resumed(next, counts),
+            None if after => Alerts::from_birth(counts),
+            // It did not begin now.
+            None => Alerts::joining(counts),
+        };
         self.conflict = None;
         self.died = None;
         self.restore = false;
-        self.counts.restarts += 1;
+        self.counts.restarts = self.counts.restarts.saturating_add(1);
     }
 
     fn turned(&mut self, turn: Option<Turn>, effects: &mut Vec<Effect<F, A>>) {
@@ -659,8 +684,59 @@ mod tests {
         );
         assert_eq!(pod.frame(4, 1, "a", ms(3002)), [], "a pulse has to say so");
         let said = pod.word(&word(Heartbeat, 4, 1, 0), ms(3003));
-        assert_eq!(said, [Withdraw { forever: true }, Clear]);
+        assert_eq!(said, [Withdraw { forever: true }, Clear, Recalled]);
         assert_eq!(pod.boot(), 4);
+    }
+
+    #[test]
+    fn a_double_that_lived_for_a_moment_does_not_make_news_of_old_alerts() {
+        let mut pod = known();
+        assert_eq!(pod.alert(5, 1, 1, ms(1)), [Deliver(1)]);
+        assert_eq!(pod.alert(5, 2, 2, ms(2)), [Deliver(2)]);
+        // A second process with its identity, which ends at once.
+        pod.word(&word(Birth, 8, 0, 0), ms(100));
+        pod.word(&word(Death, 8, 0, 0), ms(200));
+        assert_eq!(pod.alert(5, 3, 3, ms(300)), [], "nobody knows of whom");
+        let said = pod.word(&word(Heartbeat, 5, 2, 3), ms(1000));
+        assert_eq!(said, [Withdraw { forever: true }, Clear]);
+        // What was said meanwhile is news, and what was said before tells what is firing.
+        let asked = pod.wants(ms(1200), UP).alerts.unwrap();
+        assert_eq!(asked, (3, 3));
+        let said = pod.alerts_answer(5, asked, Vec::new(), vec![(3, 3)], ms(1201));
+        assert_eq!(said, [Deliver(3)]);
+        let asked = pod.wants(ms(1202), UP).alerts.unwrap();
+        assert_eq!(asked, (1, 3));
+        let given = vec![(1, 1), (2, 2), (3, 3)];
+        let said = pod.alerts_answer(5, asked, Vec::new(), given, ms(1203));
+        assert_eq!(said, [Recall(1), Recall(2), Recall(3), Recalled]);
+        let said = pod.snapshot(5, 2, vec!["all"], ms(1204));
+        let (parts, news) = (vec!["all"], false);
+        assert_eq!(said[0], Replace { parts, news });
+        assert_eq!(
+            (pod.alerts().counts.delivered, pod.alerts().counts.lost),
+            (3, 0)
+        );
+    }
+
+    #[test]
+    fn a_lower_boot_that_was_not_known_before_is_joined_late() {
+        let mut pod = known();
+        pod.word(&word(Death, 5, 2, 0), ms(10));
+        let said = pod.word(&word(Heartbeat, 4, 7, 2), ms(20));
+        assert_eq!(said, [Withdraw { forever: true }, Clear]);
+        assert_eq!(pod.wants(ms(20), UP).alerts, Some((1, 2)));
+        let said = pod.alerts_answer(4, (1, 2), Vec::new(), vec![(1, 1), (2, 2)], ms(21));
+        assert_eq!(said, [Recall(1), Recall(2), Recalled]);
+        // One that says that it begins has said nothing before.
+        pod.word(&word(Death, 4, 7, 2), ms(30));
+        pod.word(&word(Birth, 3, 0, 0), ms(40));
+        assert_eq!(pod.alert(3, 1, 1, ms(41)), [Deliver(1)]);
+        let said = pod.snapshot(3, 0, Vec::new(), ms(1042));
+        assert_eq!(said, []);
+        assert!(pod.wants(ms(1043), UP).snapshot);
+        let said = pod.snapshot(3, 0, Vec::new(), ms(1044));
+        let (parts, news) = (Vec::new(), true);
+        assert_eq!(said[0], Replace { parts, news });
     }
 
     #[test]

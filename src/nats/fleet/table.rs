@@ -124,6 +124,8 @@ pub(super) struct Table {
     last_error: Option<String>,
     /// Of those that were forgotten.
     past: Totals,
+    /// Those that were forgotten since the last tick, and what was still to be done for them.
+    forgotten: Vec<(SourceId, Reaction)>,
     /// Nobody could be forgotten then.
     full_at: Option<Time>,
 }
@@ -150,13 +152,15 @@ impl Table {
             invalid: [0; Invalid::ALL.len()],
             last_error: None,
             past: Totals::default(),
+            forgotten: Vec::new(),
             full_at: None,
         }
     }
 
     /// Something was ignored. `true` where these words are new.
     pub(super) fn ignore(&mut self, what: Invalid, times: u64, why: Option<String>) -> bool {
-        self.invalid[what as usize] += times;
+        let count = &mut self.invalid[what as usize];
+        *count = count.saturating_add(times);
         let new = why.is_some() && why != self.last_error;
         self.last_error = why.or(self.last_error.take());
         new
@@ -257,6 +261,12 @@ impl Table {
         if !self.admit(id, boot, now) {
             return Reaction::default();
         }
+        let known = self.sources.get(id).map(|entry| &entry.source);
+        if known.is_some_and(|known| known.boot() == boot && known.frames().is_beyond(sequence)) {
+            let why = format!("a frame of {id} says that it is number {sequence}");
+            self.ignore(Invalid::Headers, 1, Some(why));
+            return Reaction::default();
+        }
         self.with(id, now, |entry, _| {
             entry.source.frame(boot, sequence, body, now)
         })
@@ -344,7 +354,7 @@ impl Table {
     pub(super) fn tick(&mut self, now: Time) -> (Vec<(SourceId, Reaction)>, Vec<SourceId>) {
         let (link, patience) = (self.link, self.patience);
         let mut reactions = Vec::new();
-        let mut forgotten = Vec::new();
+        let mut due = Vec::new();
         for (id, entry) in &mut self.sources {
             let effects = entry.source.tick(now, link, patience);
             let reaction = entry.react(effects, now, link);
@@ -352,11 +362,19 @@ impl Table {
                 reactions.push((id.clone(), reaction));
             }
             if entry.gone_at.is_some_and(|at| now.since(at) >= GONE_KEPT) {
-                forgotten.push(id.clone());
+                due.push(id.clone());
             }
         }
-        for id in &forgotten {
-            self.forget(id);
+        for id in &due {
+            self.forget(id, now);
+        }
+        let mut forgotten = Vec::new();
+        for (id, reaction) in std::mem::take(&mut self.forgotten) {
+            reactions.push((id.clone(), reaction));
+            // One that made room for another may be there again.
+            if !self.sources.contains_key(&id) {
+                forgotten.push(id);
+            }
         }
         (reactions, forgotten)
     }
@@ -438,7 +456,7 @@ impl Table {
             return true;
         }
         if self.sources.len() >= self.sources_max && !self.make_room(now) {
-            self.invalid[Invalid::SourceLimit as usize] += 1;
+            self.ignore(Invalid::SourceLimit, 1, None);
             return false;
         }
         self.sources.insert(
@@ -467,7 +485,7 @@ impl Table {
         let gone = |(id, entry): (&SourceId, &Entry)| Some((entry.gone_at?, id.clone()));
         match self.sources.iter().filter_map(gone).min() {
             Some((_, id)) => {
-                self.forget(&id);
+                self.forget(&id, now);
                 true
             }
             None => {
@@ -477,9 +495,29 @@ impl Table {
         }
     }
 
-    fn forget(&mut self, id: &SourceId) {
-        if let Some(entry) = self.sources.remove(id) {
+    /// Nobody takes anything in any more: nothing that is known can be relied on. Who was known.
+    pub(super) fn end(&mut self, now: Time) -> Vec<(SourceId, u64)> {
+        self.link = OwnLink::Down;
+        self.greeted = false;
+        let boot = |(id, entry): (&SourceId, &Entry)| (id.clone(), entry.source.boot());
+        let known: Vec<_> = self.sources.iter().map(boot).collect();
+        for (id, _) in &known {
+            self.forget(id, now);
+        }
+        self.forgotten.clear();
+        known
+    }
+
+    fn forget(&mut self, id: &SourceId, now: Time) {
+        if let Some(mut entry) = self.sources.remove(id) {
+            let effects = entry.source.finish(now);
             self.past.add(&entry);
+            let reaction = Reaction {
+                boot: entry.source.boot(),
+                effects,
+                wants: Wants::default(),
+            };
+            self.forgotten.push((id.clone(), reaction));
         }
     }
 
@@ -545,17 +583,19 @@ impl Entry {
 impl Totals {
     fn add(&mut self, entry: &Entry) {
         let (frames, alerts) = (entry.source.frames().counts, entry.source.alerts().counts);
-        self.frames += frames.applied;
-        self.frames_duplicate += frames.duplicates;
-        self.frames_missed += frames.missed;
-        self.gaps += frames.gaps;
-        self.snapshots += frames.snapshots;
-        self.snapshots_failed += frames.failed;
-        self.alerts += alerts.delivered;
-        self.alerts_duplicate += alerts.duplicates;
-        self.alerts_lost += alerts.lost;
-        self.restarts += entry.source.counts.restarts;
-        self.other_life += entry.source.counts.other_life;
+        self.frames = self.frames.saturating_add(frames.applied);
+        self.frames_duplicate = self.frames_duplicate.saturating_add(frames.duplicates);
+        self.frames_missed = self.frames_missed.saturating_add(frames.missed);
+        self.gaps = self.gaps.saturating_add(frames.gaps);
+        self.snapshots = self.snapshots.saturating_add(frames.snapshots);
+        self.snapshots_failed = self.snapshots_failed.saturating_add(frames.failed);
+        self.alerts = self.alerts.saturating_add(alerts.delivered);
+        self.alerts_duplicate = self.alerts_duplicate.saturating_add(alerts.duplicates);
+        self.alerts_lost = self.alerts_lost.saturating_add(alerts.lost);
+        self.restarts = self.restarts.saturating_add(entry.source.counts.restarts);
+        self.other_life = self
+            .other_life
+            .saturating_add(entry.source.counts.other_life);
     }
 }
 
@@ -574,5 +614,102 @@ fn ahead(date: SystemTime, of: SystemTime) -> f64 {
     match date.duration_since(of) {
         Ok(ahead) => ahead.as_secs_f64(),
         Err(behind) => -behind.duration().as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::fleet::event::SourceChange;
+
+    const PATIENCE: Patience = Patience {
+        stale_after: None,
+        gone_after: Duration::from_secs(10),
+    };
+
+    fn pod() -> SourceId {
+        SourceId::new("n", "c", "i")
+    }
+
+    fn seconds(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn pulse(frames: u64, alerts: u64) -> Pulse {
+        Pulse {
+            kind: PulseKind::Heartbeat,
+            source: pod(),
+            epoch: 7,
+            interval: Duration::from_secs(1),
+            frames,
+            alerts,
+            alerts_from: 1,
+            series: 0,
+            at: SystemTime::UNIX_EPOCH,
+            version: String::new(),
+            reason: None,
+        }
+    }
+
+    /// One source that is known.
+    fn world(sources_max: usize) -> Table {
+        let mut table = Table::new(sources_max, PATIENCE);
+        table.set_link(true, seconds(0));
+        hear(&mut table, &pod(), 3, 0);
+        table.snapshot(&pod(), 7, 3, Vec::new(), seconds(0));
+        table
+    }
+
+    fn hear(table: &mut Table, id: &SourceId, frames: u64, alerts: u64) {
+        let date = SystemTime::UNIX_EPOCH;
+        let kind = WordKind::Heartbeat;
+        table.pulse(id, &pulse(frames, alerts), kind, seconds(0), date);
+    }
+
+    #[test]
+    fn what_a_source_said_and_nobody_got_is_lost_when_it_is_forgotten() {
+        let mut table = world(10);
+        hear(&mut table, &pod(), 3, 2);
+        table.tick(seconds(20));
+        let (reactions, forgotten) = table.tick(seconds(21));
+        assert_eq!((reactions.len(), forgotten.len()), (1, 0));
+        assert_eq!((table.totals().gone, table.totals().alerts_lost), (1, 0));
+        let (reactions, forgotten) = table.tick(seconds(700));
+        assert_eq!(forgotten, [pod()]);
+        let lost = SourceChange::AlertsLost { alerts: 2 };
+        assert_eq!(reactions[0].1.effects, [Effect::Tell(lost)]);
+        assert_eq!((table.totals().gone, table.totals().alerts_lost), (0, 2));
+    }
+
+    #[test]
+    fn who_made_room_for_another_is_told_of_as_forgotten_too() {
+        let mut table = world(1);
+        hear(&mut table, &pod(), 3, 2);
+        table.tick(seconds(20));
+        table.tick(seconds(21));
+        let other = SourceId::new("n", "c", "other");
+        table.frame(&other, 1, 1, Bytes::new(), seconds(22));
+        assert_eq!(table.boot(&other), Some(1));
+        assert_eq!(table.totals().alerts_lost, 2);
+        let (reactions, forgotten) = table.tick(seconds(22));
+        assert_eq!(forgotten, [pod()]);
+        let lost = SourceChange::AlertsLost { alerts: 2 };
+        let of_pod = reactions.iter().find(|(id, _)| *id == pod()).unwrap();
+        assert_eq!(of_pod.1.effects, [Effect::Tell(lost)]);
+    }
+
+    #[test]
+    fn a_frame_of_a_number_that_can_t_be_is_refused_and_counted() {
+        let mut table = world(10);
+        table.frame(&pod(), 7, (1 << 63) - 1, Bytes::new(), seconds(1));
+        let refused = table.ignored().find(|(what, _)| *what == Invalid::Headers);
+        assert_eq!(refused, Some((Invalid::Headers, 1)));
+        assert!(table.last_error().is_some());
+        assert_eq!(
+            (table.totals().frames, table.totals().frames_missed),
+            (0, 0)
+        );
+        table.frame(&pod(), 7, 4, Bytes::new(), seconds(1));
+        assert_eq!(table.totals().frames, 1);
     }
 }

@@ -108,9 +108,10 @@ impl Shared {
             .collect();
         let stale = stale.into_iter().filter(|s| concerned(s).is_some());
         let stale: Vec<SourceId> = stale.collect();
-        let questions = asked.iter().map(|(source, selector)| async move {
-            let life = lock(&self.table).boot(source);
-            ask(&self.asker, source, life, selector, width).await
+        // Each question owns what it is about: the future as a whole could not be sent to a thread otherwise.
+        let questions = asked.into_iter().map(|(source, selector)| async move {
+            let life = lock(&self.table).boot(&source);
+            ask(&self.asker, &source, life, &selector, width).await
         });
         let told: Vec<Told> = stream::iter(questions)
             .buffer_unordered(ASKED_MAX)
@@ -227,6 +228,15 @@ mod tests {
 
     fn pod(instance: &str) -> SourceId {
         SourceId::new("ns", "c", instance)
+    }
+
+    /// That it compiles is the test.
+    #[test]
+    fn a_window_can_be_asked_for_in_a_task() {
+        fn spawnable(_: impl Future + Send + 'static) {}
+        let _ = |fleet: super::super::Fleet| {
+            spawnable(async move { fleet.window("ttft_seconds", WIDTH).await });
+        };
     }
 
     fn counter(increase: f64) -> WindowSeries {

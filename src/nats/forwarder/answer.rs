@@ -42,9 +42,9 @@ use crate::{
         subject::{About, PulseKind, Query, shown},
         wire::{
             WireError,
-            alert::encode_alert,
             envelope::{FRAME_TYPE, JSON_TYPE, set_alerts_from, set_error, set_part},
             frame::{Encoded, encode_json_within, encode_within},
+            limits,
             query::{
                 Format, decode_alerts_request, decode_snapshot_request, decode_window_request,
             },
@@ -342,7 +342,7 @@ impl Desk {
         Ok(self.send_parts(&asked.reply, &headers, &parts).await)
     }
 
-    /// Those that are still here, as they were published.
+    /// Those that are still here, as they were published; the oldest, where they are more than one answer has.
     async fn alerts(&self, asked: &Asked, body: &[u8]) -> Result<Sent, Failure> {
         let core = &self.core;
         let request = decode_alerts_request(body)?;
@@ -353,24 +353,31 @@ impl Desk {
             );
             return Err(Failure::new(404, why));
         }
+        // All that are found are held until the last of them is sent: so only a few such answers at once.
+        let _permit = self.heavy.acquire().await;
         let (found, oldest) = {
             let desk = lock(&core.desk);
-            let found = desk.outbox.range(request.from, request.to, usize::MAX);
+            let found = desk
+                .outbox
+                .range(request.from, request.to, limits::ALERTS_ASKED_MAX);
             (found, desk.outbox.oldest())
         };
-        let mut letters = Vec::with_capacity(found.len());
-        for (sequence, alert) in found {
-            let envelope = core.envelope(sequence);
-            let mut headers = envelope.alert_headers();
-            set_alerts_from(&mut headers, oldest);
-            if let Ok(body) = encode_alert(&alert, &envelope, core.room()) {
-                letters.push((headers, Bytes::from(body)));
+        // The first part says how many there are, so it has to be known which of them fit into a message. Each is written
+        // again when its turn comes: all of them at a time would be many times what the outbox holds.
+        let mut written = Vec::with_capacity(found.len());
+        for (n, (sequence, alert)) in found.into_iter().enumerate() {
+            if core
+                .letterhead
+                .encode(&alert, sequence, core.room())
+                .is_ok()
+            {
+                written.push((sequence, alert));
             }
-            if letters.len() % 256 == 0 {
+            if n % 16 == 15 {
                 yield_now().await;
             }
         }
-        let of = u32::try_from(letters.len()).unwrap_or(u32::MAX);
+        let of = u32::try_from(written.len()).unwrap_or(u32::MAX);
         if of == 0 {
             let why = format!("none of them is kept any more; the oldest is {oldest}");
             return Err(Failure {
@@ -378,9 +385,18 @@ impl Desk {
                 ..Failure::new(404, why)
             });
         }
-        for (part, (mut headers, body)) in (1..).zip(letters) {
+        for (part, (sequence, alert)) in (1..).zip(written) {
+            let Ok(body) = core.letterhead.encode(&alert, sequence, core.room()) else {
+                let why = "the server allows less than a moment ago: ask again";
+                return Err(Failure::new(503, why));
+            };
+            let mut headers = core.letterhead.headers(sequence);
+            set_alerts_from(&mut headers, oldest);
             set_part(&mut headers, part, of);
-            if let Err(error) = self.publish(asked.reply.clone(), Some(headers), body).await {
+            let sent = self
+                .publish(asked.reply.clone(), Some(headers), body.into())
+                .await;
+            if let Err(error) = sent {
                 return Ok(Err(error));
             }
         }

@@ -55,6 +55,7 @@ use super::{
     options::NatsOptions,
     subject::{AlertSubject, Subjects, check_source},
     wire::{
+        alert::Letterhead,
         envelope::{Envelope, FRAME_TYPE, PARTS_MAX, SEQUENCE_MAX, set_part},
         limits,
     },
@@ -73,6 +74,8 @@ const ALERTS_PER_SECOND: f64 = 1_000.0;
 const FRAMES_PER_SECOND: f64 = 100.0;
 /// For the last alerts and the death of a forwarder that nobody holds any more.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For something that was tried in vain to be tried again, and to be told again: the longest pause, and a question.
+const TROUBLE: Duration = Duration::from_secs(10);
 /// For the death itself, beyond a deadline that the alerts have used up.
 const DEATH: Duration = Duration::from_millis(500);
 
@@ -80,12 +83,13 @@ const DEATH: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Delivery {
     /// Through JetStream where a stream takes the alert's subject, which is looked up at each connect; else as
-    /// [`Core`](Delivery::Core).
+    /// [`Core`](Delivery::Core). So goes, too, what is larger than the stream's `max_msg_size` even when it is shortened.
     #[default]
     Auto,
     /// To those who listen at the time. Confirmed once the server has processed it; whether anybody heard it is not known.
     Core,
-    /// Into this stream of JetStream; confirmed once the stream has it.
+    /// Into this stream of JetStream; confirmed once the stream has it. What is larger than its `max_msg_size` even when it
+    /// is shortened is lost, and counted.
     JetStream {
         /// Its name.
         stream: String,
@@ -143,6 +147,10 @@ pub(crate) struct Core {
     pub(crate) source: SourceId,
     /// Which life of the source this is.
     pub(crate) epoch: u64,
+    /// What its alerts have in common.
+    letterhead: Letterhead,
+    /// How much of a message the headers of frames and answers take.
+    headers_len: usize,
     pub(crate) subjects: Subjects,
     pub(crate) connection: Connection,
     pub(crate) heartbeat: Duration,
@@ -169,8 +177,13 @@ pub(crate) struct Core {
     progress: Notify,
     phase: watch::Sender<Phase>,
     staying: AtomicUsize,
-    last_error: Mutex<Option<(String, SystemTime)>>,
+    last_error: Mutex<Option<Told>>,
+    /// The same, of alerts alone.
+    last_of_alerts: Mutex<Option<Told>>,
 }
+
+/// What was told to an operator, and when.
+type Told = (String, SystemTime);
 
 /// Where a forwarder is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -451,6 +464,8 @@ impl NatsForwarderBuilder {
         let core = Arc::new(Core {
             bus: Arc::downgrade(self.bus.inner()),
             clock: self.bus.clock().clone(),
+            letterhead: Letterhead::new(source.clone(), epoch),
+            headers_len: headers_len(&source, epoch),
             source,
             epoch,
             subjects,
@@ -475,6 +490,7 @@ impl NatsForwarderBuilder {
             phase: watch::Sender::new(Phase::Running),
             staying: AtomicUsize::new(0),
             last_error: Mutex::default(),
+            last_of_alerts: Mutex::default(),
         });
         let shown: Weak<Core> = Arc::downgrade(&core);
         self.bus.inner().show_own(shown as Weak<dyn Counts>);
@@ -502,6 +518,27 @@ pub(crate) async fn subscribe(
     })
 }
 
+/// Of what was told, the newest that can be why alerts of this age are not confirmed: what is older has been overcome.
+fn why_unconfirmed(told: impl Iterator<Item = Told>, age: Duration, now: SystemTime) -> String {
+    let recent = told.filter(|(_, at)| now.duration_since(*at).unwrap_or_default() <= age);
+    recent.max_by_key(|(_, at)| *at).map_or_else(
+        || "the server has not confirmed them".to_owned(),
+        |(words, _)| words,
+    )
+}
+
+/// The most that the headers of a frame or an answer of this source take.
+fn headers_len(source: &SourceId, epoch: u64) -> usize {
+    let envelope = Envelope {
+        source: source.clone(),
+        epoch,
+        sequence: SEQUENCE_MAX,
+    };
+    let mut headers = envelope.headers(FRAME_TYPE);
+    set_part(&mut headers, PARTS_MAX, PARTS_MAX);
+    sender::wire_len(&headers)
+}
+
 impl Core {
     pub(crate) fn bus(&self) -> Option<MetricBus> {
         self.bus.upgrade().map(MetricBus::of)
@@ -517,10 +554,9 @@ impl Core {
 
     /// The room in a message beside the headers that frames and answers have.
     fn room(&self) -> usize {
-        let mut headers = self.envelope(SEQUENCE_MAX).headers(FRAME_TYPE);
-        set_part(&mut headers, PARTS_MAX, PARTS_MAX);
-        let room = self.connection.max_payload();
-        room.saturating_sub(sender::wire_len(&headers))
+        self.connection
+            .max_payload()
+            .saturating_sub(self.headers_len)
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -561,6 +597,12 @@ impl Core {
         *lock(&self.last_error) = Some((words, SystemTime::now()));
     }
 
+    /// The same, where it is about alerts: it may be why some are not confirmed.
+    fn note_of_alerts(&self, words: String) {
+        *lock(&self.last_of_alerts) = Some((words.clone(), SystemTime::now()));
+        self.note(words);
+    }
+
     async fn flush(&self, until: Instant) -> Result<(), NatsError> {
         let mark = lock(&self.desk).outbox.last();
         let done = self
@@ -570,14 +612,18 @@ impl Core {
             return Ok(());
         }
         let why = if self.connection.is_up() {
-            // Whatever was told last.
             let status = self.connection.status();
             let connection = status.last_error.zip(status.last_error_at);
-            let told = lock(&self.last_error).clone().into_iter().chain(connection);
-            told.max_by_key(|(_, at)| *at).map_or_else(
-                || "the server did not confirm them".to_owned(),
-                |(words, _)| words,
-            )
+            let alerts = lock(&self.last_of_alerts).clone();
+            let (oldest, tried) = {
+                let desk = lock(&self.desk);
+                let oldest = desk.outbox.oldest_unconfirmed();
+                (oldest.map(|(_, since)| since), desk.is_tried_again())
+            };
+            let age = oldest.map_or(Duration::ZERO, |since| self.clock.now().since(since));
+            // What was tried in vain before it came, and will be again, stands in its way as well.
+            let age = age.saturating_add(if tried { TROUBLE } else { Duration::ZERO });
+            why_unconfirmed(alerts.into_iter().chain(connection), age, SystemTime::now())
         } else {
             self.connection.why_down()
         };
@@ -781,7 +827,7 @@ pub struct OutboxStatus {
     pub confirmed: u64,
     /// Lost because the outbox was full.
     pub dropped: u64,
-    /// Lost because they are larger than the server takes, or the outbox.
+    /// Lost because they are larger than the server takes, or the stream that is demanded, or the outbox.
     pub too_large: u64,
     /// Refused because they came from another process.
     pub looped: u64,
@@ -859,6 +905,23 @@ mod tests {
 
     fn alert() -> Alert {
         Alert::new("R", AlertState::Firing, Time::ZERO)
+    }
+
+    #[test]
+    fn alerts_wait_for_what_was_told_since_they_came_and_for_nothing_older() {
+        let now = SystemTime::now();
+        let ago = |words: &str, secs| (words.to_owned(), now - Duration::from_secs(secs));
+        let why = |told: &[Told], age| {
+            why_unconfirmed(told.iter().cloned(), Duration::from_secs(age), now)
+        };
+        let told = [ago("no stream", 30), ago("denied", 3)];
+        assert_eq!(why(&told, 60), "denied");
+        assert_eq!(why(&told[..1], 60), "no stream");
+        assert!(why(&told, 2).contains("has not confirmed"));
+        assert!(why(&[], 60).contains("has not confirmed"));
+        // Somebody has set the clock back.
+        let later = ("later".to_owned(), now + Duration::from_secs(9));
+        assert_eq!(why(&[later], 0), "later");
     }
 
     #[tokio::test]

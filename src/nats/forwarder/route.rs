@@ -37,13 +37,22 @@ pub(super) enum Route {
 pub(super) struct Stream {
     pub(super) name: String,
     pub(super) subjects: Vec<String>,
+    /// Bytes of a message, with its headers, that it takes; `None`: whatever the server does.
+    pub(super) message_max: Option<usize>,
 }
 
 /// How one alert gets there.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Way {
     Core,
-    Stream(String),
+    /// Through a stream.
+    Stream {
+        name: String,
+        /// As of the [`Stream`].
+        message_max: Option<usize>,
+        /// Core NATS is no way for what the stream does not take.
+        demanded: bool,
+    },
     /// Not at all: for people, why not.
     Nowhere(String),
 }
@@ -57,7 +66,11 @@ impl Route {
         };
         let takes = |stream: &&Stream| stream.subjects.iter().any(|s| matches(s, subject));
         match streams.iter().find(takes) {
-            Some(stream) => Way::Stream(stream.name.clone()),
+            Some(stream) => Way::Stream {
+                name: stream.name.clone(),
+                message_max: stream.message_max,
+                demanded,
+            },
             None if demanded => Way::Nowhere(not_taken(streams, subject)),
             None => Way::Core,
         }
@@ -232,6 +245,10 @@ fn read_stream(config: &Value) -> Stream {
             .iter()
             .filter_map(|subject| Some(subject.as_str()?.to_owned()))
             .collect(),
+        // -1: no limit.
+        message_max: config["max_msg_size"]
+            .as_u64()
+            .map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
     }
 }
 
@@ -301,6 +318,7 @@ async fn denied(core: &Core, subject: &str) {
 const NOT_ENABLED: u64 = 10076;
 const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
 const STREAM_NOT_FOUND: u64 = 10059;
+pub(super) const MESSAGE_TOO_LARGE: u64 = 10054;
 
 /// The error that an answer of JetStream tells, and its code.
 pub(super) fn read_error(answer: &Value) -> Option<(String, u64)> {
@@ -337,13 +355,19 @@ mod tests {
         let streams: Arc<[Stream]> = [Stream {
             name: "S".to_owned(),
             subjects: vec!["a.*.firing".to_owned()],
+            message_max: None,
         }]
         .into();
         let route = |demanded| Route::Streams {
             streams: streams.clone(),
             demanded,
         };
-        assert_eq!(route(false).way("a.b.firing"), Way::Stream("S".to_owned()));
+        let stream = Way::Stream {
+            name: "S".to_owned(),
+            message_max: None,
+            demanded: false,
+        };
+        assert_eq!(route(false).way("a.b.firing"), stream);
         assert_eq!(route(false).way("a.b.resolved"), Way::Core);
         let Way::Nowhere(why) = route(true).way("a.b.resolved") else {
             panic!("it has no way");
@@ -352,6 +376,14 @@ mod tests {
             why.contains("a.b.resolved") && why.contains("a.*.firing"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn how_large_a_message_of_a_stream_may_be_is_read() {
+        let of = |max: Value| read_stream(&json!({"name": "S", "max_msg_size": max})).message_max;
+        assert_eq!(of(json!(2048)), Some(2048));
+        assert_eq!(of(json!(-1)), None);
+        assert_eq!(of(Value::Null), None);
     }
 
     #[test]

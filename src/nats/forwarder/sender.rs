@@ -20,7 +20,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::sleep_until;
 
 use super::{
-    Core, Phase,
+    Core, Delivery, Phase,
     outbox::Outbox,
     rate::Bucket,
     route::{self, Route, Way},
@@ -30,7 +30,6 @@ use crate::{
     nats::{
         connection::{Connection, Denial, jittered},
         error::NatsError,
-        wire::{alert::encode_alert, envelope::Envelope},
     },
     sync::lock,
 };
@@ -49,6 +48,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How many confirmed alerts are remembered whose denial may still come.
 const RECENT_MAX: usize = 256;
+/// How many are remembered that were too large for their stream.
+const REFUSED_MAX: usize = 1_024;
 /// How many denied subjects are known at a time; alerts to others are simply tried.
 const BLOCKED_MAX: usize = 1_024;
 
@@ -70,6 +71,8 @@ pub(crate) struct Desk {
     blocked: HashMap<Arc<str>, Instant>,
     /// Confirmed a moment ago, and may turn out to have been denied.
     recent: VecDeque<(u64, Arc<str>)>,
+    /// Their stream has called them too large: it takes less than was known, and they were to go again as it has them.
+    refused: BTreeSet<u64>,
     bucket: Bucket,
     /// Nothing is sent before.
     pause: Option<Instant>,
@@ -96,6 +99,16 @@ struct Letter {
     generation: u64,
 }
 
+/// What becomes of an alert that is too large for its stream.
+#[derive(Debug, PartialEq)]
+enum TooLarge {
+    /// It was confirmed before, or is gone.
+    Known,
+    Again,
+    Confirmed,
+    Dropped,
+}
+
 /// Why nothing is sent at the moment.
 #[derive(Debug, PartialEq)]
 enum Wait {
@@ -117,6 +130,7 @@ impl Desk {
             held_until: BTreeSet::new(),
             blocked: HashMap::new(),
             recent: VecDeque::new(),
+            refused: BTreeSet::new(),
             bucket,
             pause: None,
             failures: 0,
@@ -135,6 +149,11 @@ impl Desk {
         oldest.is_none_or(|(oldest, _)| oldest > sequence)
     }
 
+    /// Whether something does not work, and is tried again after a pause.
+    pub(super) fn is_tried_again(&self) -> bool {
+        self.failures > 0 || !self.held.is_empty()
+    }
+
     /// How many up to this sequence are not confirmed.
     pub(super) fn unconfirmed_until(&self, sequence: u64) -> usize {
         self.outbox.unconfirmed_until(sequence)
@@ -149,6 +168,7 @@ impl Desk {
         // Permissions may be others now.
         self.blocked.clear();
         self.recent.clear();
+        self.refused.clear();
         self.pause = None;
         self.failures = 0;
         // One by one: whoever mutates a metric may be waiting for this desk, and the outbox may be large.
@@ -241,6 +261,7 @@ impl Desk {
     /// The server has it. `false`: that was known.
     fn confirm(&mut self, sequence: u64) -> bool {
         self.let_go(sequence);
+        self.refused.remove(&sequence);
         if let Some(flight) = self.flight.remove(&sequence) {
             if self.blocked.remove(&flight.subject).is_some() {
                 // It is allowed now: let the others go, too.
@@ -259,6 +280,35 @@ impl Desk {
             self.pause = None;
         }
         confirmed
+    }
+
+    /// Its stream takes nothing that large. Others must not wait for that: it is written anew, once, when it is known what
+    /// the stream takes by now; if that does not help, it is done with.
+    fn too_large(&mut self, sequence: u64, or_core: bool) -> TooLarge {
+        if self.flight.remove(&sequence).is_none() {
+            return TooLarge::Known;
+        }
+        self.route = Route::Unknown;
+        if !self.refused.remove(&sequence) {
+            if self.refused.len() == REFUSED_MAX {
+                self.refused.pop_first();
+            }
+            if self.outbox.again(sequence) {
+                self.refused.insert(sequence);
+            }
+            return TooLarge::Again;
+        }
+        if or_core {
+            // Whoever listened has it, and that is what core NATS does.
+            return match self.confirm(sequence) {
+                true => TooLarge::Confirmed,
+                false => TooLarge::Known,
+            };
+        }
+        match self.outbox.discard(sequence) {
+            true => TooLarge::Dropped,
+            false => TooLarge::Known,
+        }
     }
 
     /// A subject was denied: what was sent to it stays here, also what seemed to be confirmed.
@@ -428,21 +478,21 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
     let Letter {
         sequence, alert, ..
     } = letter;
-    let envelope = Envelope {
-        source: core.source.clone(),
-        epoch: core.epoch,
-        sequence: *sequence,
-    };
     let subject: Arc<str> = core.alert_subject(alert).into();
-    let way = letter.route.way(&subject);
-    let mut headers = envelope.alert_headers();
-    if let Way::Stream(stream) = &way {
-        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, stream.as_str());
-    }
+    let mut headers = core.letterhead.headers(*sequence);
     let inbox = &core.acks;
-    let reply = match &way {
-        Way::Core => None,
-        Way::Stream(_) => Some(format!("{inbox}.{sequence}")),
+    // Through which stream, and what it takes; and whether core NATS will do where that is too little.
+    let (mut reply, room, or_core) = match letter.route.way(&subject) {
+        Way::Core => (None, usize::MAX, true),
+        Way::Stream {
+            name,
+            message_max,
+            demanded,
+        } => {
+            headers.insert(async_nats::header::NATS_EXPECTED_STREAM, name);
+            let reply = format!("{inbox}.{sequence}");
+            (Some(reply), message_max.unwrap_or(usize::MAX), !demanded)
+        }
         Way::Nowhere(why) => {
             {
                 let mut desk = lock(&core.desk);
@@ -450,7 +500,7 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
                 desk.hold(*sequence, now + HOLD);
                 desk.look_again = true;
             }
-            core.note(why.clone());
+            core.note_of_alerts(why);
             return None;
         }
     };
@@ -462,11 +512,20 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
             return None;
         }
     }
-    let room = core
-        .connection
-        .max_payload()
-        .saturating_sub(wire_len(&headers));
-    let body = match encode_alert(alert, &envelope, room) {
+    let max = core.connection.max_payload();
+    let encode = |headers: &HeaderMap, room: usize| {
+        let room = room.saturating_sub(wire_len(headers));
+        core.letterhead.encode(alert, *sequence, room)
+    };
+    let mut encoded = encode(&headers, max.min(room));
+    if encoded.is_err() && reply.is_some() && or_core {
+        // Not into the stream, then, but to who listens.
+        core.note_of_alerts(words_too_large("goes to those who listen only"));
+        headers = core.letterhead.headers(*sequence);
+        reply = None;
+        encoded = encode(&headers, max);
+    }
+    let body = match encoded {
         Ok(body) => body,
         Err(error) => {
             let mut desk = lock(&core.desk);
@@ -474,7 +533,7 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
             if desk.outbox.discard(*sequence) {
                 drop(desk);
                 core.stats.too_large.fetch_add(1, Relaxed);
-                core.note(format!(
+                core.note_of_alerts(format!(
                     "an alert of rule {:?} can't be sent, and is dropped: {error}",
                     alert.rule
                 ));
@@ -528,7 +587,7 @@ fn settle(core: &Core, sequence: u64, published: Result<(), NatsError>) {
                 desk.fail(Instant::now());
             }
             core.stats.publish_errors.fetch_add(1, Relaxed);
-            core.note(format!("an alert was not sent: {error}"));
+            core.note_of_alerts(format!("an alert was not sent: {error}"));
         }
     }
 }
@@ -653,7 +712,7 @@ async fn find_route(core: &Core, generation: u64) -> Option<Wait> {
             desk.fail(now);
             let pause = desk.pause;
             drop(desk);
-            core.note(why);
+            core.note_of_alerts(why);
             Some(Wait::Until(pause.unwrap_or(now)))
         }
     }
@@ -722,11 +781,11 @@ async fn confirm_core(core: &Core, generation: u64, denied_seen: &mut u64) -> Op
         }
         // They are on their way as long as it is the same connection: ask again.
         Err(error @ NatsError::TimedOut { .. }) => {
-            core.note(format!("alerts are not confirmed: {error}"));
+            core.note_of_alerts(format!("alerts are not confirmed: {error}"));
             Some(Instant::now() + PAUSE_MIN)
         }
         Err(error @ NatsError::Denied { .. }) => {
-            core.note(format!("alerts can't be confirmed: {error}"));
+            core.note_of_alerts(format!("alerts can't be confirmed: {error}"));
             Some(Instant::now() + HOLD)
         }
         // The link tells what comes next.
@@ -743,7 +802,7 @@ async fn ask_for_acks(core: &Core, generation: u64) -> Option<Instant> {
     if let Err(error) = core.connection.confirm_since(generation).await {
         // Then it is not the stream, and what was sent is not lost yet. Of another connection the link tells.
         if let NatsError::TimedOut { .. } | NatsError::Denied { .. } = error {
-            core.note(format!("alerts are not acknowledged: {error}"));
+            core.note_of_alerts(format!("alerts are not acknowledged: {error}"));
         }
         return Some(Instant::now() + PAUSE_MIN);
     }
@@ -760,7 +819,7 @@ async fn ask_for_acks(core: &Core, generation: u64) -> Option<Instant> {
     };
     if overdue > 0 {
         core.stats.publish_errors.fetch_add(overdue as u64, Relaxed);
-        core.note(format!(
+        core.note_of_alerts(format!(
             "JetStream did not acknowledge {overdue} alerts within {ACK_TIMEOUT:?}; sending them again"
         ));
     }
@@ -790,6 +849,7 @@ fn acknowledged(core: &Core, ack: &async_nats::Message) {
                     return;
                 }
                 None => return,
+                Some((_, route::MESSAGE_TOO_LARGE)) => return too_large(core, sequence),
                 Some((text, code)) => format!("JetStream says: {text} ({code})"),
             },
             Err(_) => return,
@@ -806,7 +866,34 @@ fn acknowledged(core: &Core, ack: &async_nats::Message) {
         desk.fail(Instant::now());
     }
     core.stats.publish_errors.fetch_add(1, Relaxed);
-    core.note(format!("an alert was not taken: {why}; trying again"));
+    core.note_of_alerts(format!("an alert was not taken: {why}; trying again"));
+}
+
+/// An alert is larger than its stream takes.
+fn too_large(core: &Core, sequence: u64) {
+    let or_core = !matches!(core.delivery, Delivery::JetStream { .. });
+    let became = lock(&core.desk).too_large(sequence, or_core);
+    let words = match became {
+        TooLarge::Known => return,
+        TooLarge::Again => {
+            core.stats.publish_errors.fetch_add(1, Relaxed);
+            return;
+        }
+        TooLarge::Confirmed => {
+            core.stats.confirmed.fetch_add(1, Relaxed);
+            "went to those who listened only"
+        }
+        TooLarge::Dropped => {
+            core.stats.too_large.fetch_add(1, Relaxed);
+            "is dropped"
+        }
+    };
+    core.note_of_alerts(words_too_large(words));
+    core.progress.notify_waiters();
+}
+
+fn words_too_large(fate: &str) -> String {
+    format!("an alert is larger than its stream takes, and {fate}: raise the stream's max_msg_size")
 }
 
 fn hear_denials(core: &Core, seen: &mut u64) {
@@ -1041,10 +1128,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_large_for_its_stream_is_tried_once_more_and_holds_up_no_others() {
+        for or_core in [false, true] {
+            let mut bench = Bench::new(2);
+            let sent = |bench: &mut Bench| {
+                bench.desk.route = Route::Core;
+                bench.send(&["a"], true)
+            };
+            assert_eq!(sent(&mut bench), [1, 2]);
+            assert_eq!(bench.desk.too_large(1, or_core), TooLarge::Again);
+            assert_eq!(bench.desk.route, Route::Unknown, "it takes less than known");
+            assert_eq!(bench.desk.pause, None);
+            bench.push(1);
+            assert_eq!(sent(&mut bench), [1, 3]);
+            let done = match or_core {
+                true => TooLarge::Confirmed,
+                false => TooLarge::Dropped,
+            };
+            assert_eq!(bench.desk.too_large(1, or_core), done);
+            assert_eq!(bench.desk.too_large(1, or_core), TooLarge::Known);
+            assert!(sent(&mut bench).is_empty());
+            bench.desk.confirm(2);
+            bench.desk.confirm(3);
+            assert_eq!(bench.desk.outbox.unconfirmed(), 0);
+            assert_eq!(bench.desk.outbox.held(), 2 + usize::from(or_core));
+            assert!(bench.desk.refused.is_empty());
+        }
+    }
+
+    #[test]
     fn after_failures_it_pauses_for_longer_and_longer_until_something_is_confirmed() {
         let mut bench = Bench::new(1);
         for n in 0..20 {
             bench.desk.fail(bench.now);
+            assert!(bench.desk.is_tried_again());
             let pause = bench.desk.pause.unwrap() - bench.now;
             let full = PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(n.min(10)));
             assert!(pause >= full / 2 && pause <= full, "{pause:?}");
@@ -1055,6 +1172,7 @@ mod tests {
         assert_eq!(bench.send(&["a"], false), [1]);
         bench.confirm();
         assert_eq!((bench.desk.failures, bench.desk.pause), (0, None));
+        assert!(!bench.desk.is_tried_again());
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Alerts as CloudEvents 1.0, in their JSON.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
+use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
     WireError,
-    envelope::{EPOCH_MAX, Envelope, SEQUENCE_MAX, whole},
+    envelope::{
+        ALERT_TYPE, EPOCH_MAX, Envelope, JSON_TYPE, MESSAGE_ID, SEQUENCE, SEQUENCE_MAX, name, whole,
+    },
     limits::NAME_MAX,
     number::{Date, Map, Pairs, Real, Whole},
     read_json,
@@ -14,7 +17,7 @@ use super::{
 use crate::{
     Alert, AlertCause, AlertState, Origin, Quality, SourceId, Time,
     desc::check_label_name,
-    nats::subject::{check_part, shown},
+    nats::subject::{check_part, shown, source_tokens, strip_source},
     time::nanos,
 };
 
@@ -23,37 +26,236 @@ const TYPE: &str = "io.metricbus.alert.";
 /// The most groups that an alert says its condition holds for.
 const HOLDING_MAX: usize = 64;
 
-/// An alert as a CloudEvent of at most `max_bytes`. Where it is larger it goes without annotations, then without
-/// [`holding`](Alert::holding), and says `"truncated": true`.
-///
-/// # Errors
-///
-/// When it is too large even so, or the rule's name does not go into a subject.
+/// What is the same in all alerts that a source sends in one of its lives, written once.
+pub(crate) struct Letterhead {
+    /// All of an alert's id but its sequence.
+    id: String,
+    uri: String,
+    epoch: String,
+    /// The sequence and the id have their places in it.
+    headers: HeaderMap,
+}
+
+impl Letterhead {
+    pub(crate) fn new(source: SourceId, epoch: u64) -> Letterhead {
+        let envelope = Envelope {
+            source,
+            epoch,
+            sequence: 0,
+        };
+        let mut headers = envelope.headers(ALERT_TYPE);
+        headers.insert(name(MESSAGE_ID), "");
+        Letterhead {
+            id: format!("{}-{epoch}-", source_tokens(&envelope.source)),
+            uri: uri(&envelope.source),
+            epoch: epoch.to_string(),
+            headers,
+        }
+    }
+
+    /// What an alert is known by: the same however often it is sent.
+    fn id(&self, sequence: u64) -> String {
+        let mut id = String::with_capacity(self.id.len() + SEQUENCE_DIGITS);
+        id.push_str(&self.id);
+        id.push_str(itoa::Buffer::new().format(sequence));
+        id
+    }
+
+    /// The headers of an alert: those of its [envelope](Envelope::headers), and its id.
+    pub(crate) fn headers(&self, sequence: u64) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.insert(
+            name(SEQUENCE),
+            itoa::Buffer::new().format(sequence).to_owned(),
+        );
+        headers.insert(name(MESSAGE_ID), self.id(sequence));
+        headers
+    }
+
+    /// An alert as a CloudEvent of at most `max_bytes`. Where it is larger it goes without annotations, then without
+    /// [`holding`](Alert::holding), and says `"truncated": true`.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large even so, or the rule's name does not go into a subject.
+    pub(crate) fn encode(
+        &self,
+        alert: &Alert,
+        sequence: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<u8>, WireError> {
+        check_part("rule", &alert.rule)?;
+        let mut bytes = 0;
+        for size in [Size::Whole, Size::WithoutAnnotations, Size::Least] {
+            let body = self
+                .write(alert, sequence, size)
+                .map_err(|error| WireError::json(&error))?;
+            bytes = body.len();
+            if bytes <= max_bytes {
+                return Ok(body);
+            }
+        }
+        Err(WireError::TooLarge {
+            what: "an alert",
+            bytes,
+            max: max_bytes,
+        })
+    }
+
+    /// By hand: an alert is on its way while this is done, on a processor that has just woken up, and the keys are always
+    /// the same.
+    fn write(&self, alert: &Alert, sequence: u64, size: Size) -> serde_json::Result<Vec<u8>> {
+        let mut json = Json(Vec::with_capacity(BODY_ROOM));
+        let date = Date(alert.date).text();
+        let state = alert.state.as_str();
+        // The id, the URI and dates have nothing in them that would be escaped.
+        json.raw(r#"{"specversion":"1.0","id":""#);
+        json.raw(&self.id);
+        json.integer(sequence);
+        json.raw(r#"","source":""#);
+        json.raw(&self.uri);
+        json.raw(r#"","type":""#);
+        json.raw(TYPE);
+        json.raw(state);
+        json.raw(r#"","subject":"#);
+        match alert.group.is_empty() {
+            true => json.text(&alert.rule)?,
+            false => json.text(&subject(alert))?,
+        }
+        json.raw(r#","time":""#);
+        json.raw(&date);
+        json.raw(r#"","datacontenttype":""#);
+        json.raw(JSON_TYPE);
+        json.raw(r#"","sequence":""#);
+        json.integer(sequence);
+        json.raw(r#"","metricbusepoch":""#);
+        json.raw(&self.epoch);
+        json.raw(r#"","data":{"rule":"#);
+        json.text(&alert.rule)?;
+        json.raw(r#","state":""#);
+        json.raw(state);
+        json.raw(r#"","level":"#);
+        json.text_or_null(alert.level.as_deref())?;
+        json.raw(r#","previous_level":"#);
+        json.text_or_null(alert.previous_level.as_deref())?;
+        json.raw(r#","group":"#);
+        json.pairs(&alert.group)?;
+        json.raw(r#","labels":"#);
+        json.pairs(&alert.labels)?;
+        json.raw(r#","annotations":"#);
+        match size {
+            Size::Whole => json.pairs(&alert.annotations)?,
+            Size::WithoutAnnotations | Size::Least => json.raw("{}"),
+        }
+        json.raw(r#","series":"#);
+        let series = alert.series.as_ref().map(ToString::to_string);
+        json.text_or_null(series.as_deref())?;
+        json.raw(r#","value":"#);
+        json.value(&alert.value.map(Real))?;
+        json.raw(r#","quality":""#);
+        json.raw(alert.quality.as_str());
+        json.raw(r#"","epoch":"#);
+        json.value(&Whole(alert.epoch))?;
+        json.raw(r#","cause":""#);
+        json.raw(alert.cause.as_str());
+        json.raw(r#"","at":""#);
+        json.raw(&date);
+        json.raw(r#"","since":""#);
+        match alert.since_date == alert.date {
+            true => json.raw(&date),
+            false => json.raw(&Date(alert.since_date).text()),
+        }
+        json.raw(r#"","holds":"#);
+        json.value(&Whole(alert.holds as u64))?;
+        json.raw(r#","members":"#);
+        json.value(&Whole(alert.members as u64))?;
+        json.raw(r#","holding":["#);
+        let holding = match size {
+            Size::Whole | Size::WithoutAnnotations => &*alert.holding,
+            Size::Least => &[],
+        };
+        for (i, group) in holding.iter().enumerate() {
+            if i > 0 {
+                json.raw(",");
+            }
+            json.pairs(group)?;
+        }
+        json.raw(r#"],"repeat":"#);
+        json.integer(u64::from(alert.repeat));
+        if size != Size::Whole {
+            json.raw(r#","truncated":true"#);
+        }
+        json.raw("}}");
+        Ok(json.0)
+    }
+}
+
+/// The most digits of a sequence.
+const SEQUENCE_DIGITS: usize = 20;
+
+/// More than most alerts take.
+const BODY_ROOM: usize = 1_024;
+
+/// What of an alert is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Whole,
+    WithoutAnnotations,
+    /// Nor with the groups it holds for.
+    Least,
+}
+
+/// JSON that is being written.
+struct Json(Vec<u8>);
+
+impl Json {
+    fn raw(&mut self, json: &str) {
+        self.0.extend_from_slice(json.as_bytes());
+    }
+
+    fn integer(&mut self, n: u64) {
+        self.raw(itoa::Buffer::new().format(n));
+    }
+
+    fn text(&mut self, text: &str) -> serde_json::Result<()> {
+        let escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+        if text.bytes().any(escaped) {
+            return self.value(text);
+        }
+        self.raw("\"");
+        self.raw(text);
+        self.raw("\"");
+        Ok(())
+    }
+
+    fn text_or_null(&mut self, text: Option<&str>) -> serde_json::Result<()> {
+        match text {
+            Some(text) => self.text(text),
+            None => {
+                self.raw("null");
+                Ok(())
+            }
+        }
+    }
+
+    fn pairs(&mut self, pairs: &[(String, String)]) -> serde_json::Result<()> {
+        self.value(&Pairs(pairs))
+    }
+
+    fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> serde_json::Result<()> {
+        serde_json::to_writer(&mut self.0, value)
+    }
+}
+
+/// As [`Letterhead::encode`], of one alert.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn encode_alert(
     alert: &Alert,
     envelope: &Envelope,
     max_bytes: usize,
 ) -> Result<Vec<u8>, WireError> {
-    check_part("rule", &alert.rule)?;
-    let mut event = Outgoing::of(alert, envelope);
-    let mut body = event.json()?;
-    if body.len() > max_bytes {
-        event.data.truncated = true;
-        event.data.annotations = Pairs(&[]);
-        body = event.json()?;
-    }
-    if body.len() > max_bytes {
-        event.data.holding.clear();
-        body = event.json()?;
-    }
-    if body.len() > max_bytes {
-        return Err(WireError::TooLarge {
-            what: "an alert",
-            bytes: body.len(),
-            max: max_bytes,
-        });
-    }
-    Ok(body)
+    let letterhead = Letterhead::new(envelope.source.clone(), envelope.epoch);
+    letterhead.encode(alert, envelope.sequence, max_bytes)
 }
 
 /// The alert of a CloudEvent, with [`origin`](Alert::origin) set from its attributes; whoever calls compares that with
@@ -61,9 +263,9 @@ pub(crate) fn encode_alert(
 ///
 /// # Errors
 ///
-/// When it is not as [`encode_alert`] makes them.
+/// When it is not as [`Letterhead::encode`] makes them.
 pub(crate) fn decode_alert(bytes: &[u8], received: Time) -> Result<Alert, WireError> {
-    let event: Incoming = read_json(bytes)?;
+    let event: Incoming<'_> = read_json(bytes)?;
     if event.specversion != "1.0" {
         return Err(wrong("specversion", &event.specversion, "\"1.0\""));
     }
@@ -83,8 +285,14 @@ pub(crate) fn decode_alert(bytes: &[u8], received: Time) -> Result<Alert, WireEr
         epoch: number("metricbusepoch", &event.metricbusepoch, 1, EPOCH_MAX)?,
         sequence: number("sequence", &event.sequence, 1, SEQUENCE_MAX)?,
     };
-    let id = envelope.message_id();
-    if event.id != id {
+    if !is_id(
+        &event.id,
+        &envelope.source,
+        &event.metricbusepoch,
+        &event.sequence,
+    ) {
+        let source = source_tokens(&envelope.source);
+        let id = format!("{source}-{}-{}", envelope.epoch, envelope.sequence);
         return Err(wrong(
             "id",
             &event.id,
@@ -121,10 +329,16 @@ pub(crate) fn decode_alert(bytes: &[u8], received: Time) -> Result<Alert, WireEr
             ),
         ));
     }
-    if event.time != data.at {
+    let at = date("time", &event.time)?;
+    // Mostly it is the same text, and need not be read again.
+    if data.at != event.time && date("data.at", &data.at)? != at {
         return Err(WireError::field("data.at", "it is not the event's time"));
     }
-    let held = data.at.0.duration_since(data.since.0).unwrap_or_default();
+    let since = match data.since == data.at {
+        true => at,
+        false => date("data.since", &data.since)?,
+    };
+    let held = at.duration_since(since).unwrap_or_default();
     let count = |field, n: Whole| {
         usize::try_from(n.0).map_err(|_| WireError::field(field, format!("{} is too many", n.0)))
     };
@@ -155,7 +369,7 @@ pub(crate) fn decode_alert(bytes: &[u8], received: Time) -> Result<Alert, WireEr
         })?,
         at: received,
         since: Time(received.0.saturating_sub(nanos(held))),
-        since_date: data.since.0,
+        since_date: since,
         holds: count("data.holds", data.holds)?,
         members: count("data.members", data.members)?,
         holding: data
@@ -163,7 +377,7 @@ pub(crate) fn decode_alert(bytes: &[u8], received: Time) -> Result<Alert, WireEr
             .into_iter()
             .map(|group| labels("data.holding", group))
             .collect::<Result<_, _>>()?,
-        date: data.at.0,
+        date: at,
         repeat: data.repeat,
         origin: Some(Arc::new(Origin {
             source: envelope.source,
@@ -178,6 +392,25 @@ fn wrong(field: &str, found: &str, right: &str) -> WireError {
         field,
         format!("it is {:?}; it should be {right}", shown(found)),
     )
+}
+
+fn date(field: &str, text: &str) -> Result<SystemTime, WireError> {
+    let date = Date::read(text).ok_or_else(|| {
+        let right = "a date as 2026-01-31T12:00:00.5Z, of the years 1970 to 9999";
+        wrong(field, text, right)
+    })?;
+    Ok(date.0)
+}
+
+/// Whether this is what [`Letterhead::id`] makes of them.
+fn is_id(text: &str, source: &SourceId, epoch: &str, sequence: &str) -> bool {
+    let rest = || {
+        strip_source(text, source)?
+            .strip_prefix('-')?
+            .strip_prefix(epoch)?
+            .strip_prefix('-')
+    };
+    rest() == Some(sequence)
 }
 
 /// Sorted, as an alert's are.
@@ -260,119 +493,42 @@ fn read_uri(text: &str) -> Option<SourceId> {
     (parts.next().is_none() && uri(&source) == text).then_some(source)
 }
 
-#[derive(Serialize)]
-struct Outgoing<'a> {
-    specversion: &'static str,
-    id: String,
-    source: String,
-    r#type: String,
-    subject: String,
-    time: Date,
-    datacontenttype: &'static str,
-    sequence: String,
-    metricbusepoch: String,
-    data: OutgoingData<'a>,
-}
-
-#[derive(Serialize)]
-struct OutgoingData<'a> {
-    rule: &'a str,
-    state: &'static str,
-    level: Option<&'a str>,
-    previous_level: Option<&'a str>,
-    group: Pairs<'a>,
-    labels: Pairs<'a>,
-    annotations: Pairs<'a>,
-    series: Option<String>,
-    value: Option<Real>,
-    quality: &'static str,
-    epoch: Whole,
-    cause: &'static str,
-    at: Date,
-    since: Date,
-    holds: Whole,
-    members: Whole,
-    holding: Vec<Pairs<'a>>,
-    repeat: u32,
-    #[serde(skip_serializing_if = "is_false")]
-    truncated: bool,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde wants it.
-fn is_false(truncated: &bool) -> bool {
-    !truncated
-}
-
-impl<'a> Outgoing<'a> {
-    fn of(alert: &'a Alert, envelope: &Envelope) -> Outgoing<'a> {
-        Outgoing {
-            specversion: "1.0",
-            id: envelope.message_id(),
-            source: uri(&envelope.source),
-            r#type: format!("{TYPE}{}", alert.state),
-            subject: subject(alert),
-            time: Date(alert.date),
-            datacontenttype: super::envelope::JSON_TYPE,
-            sequence: envelope.sequence.to_string(),
-            metricbusepoch: envelope.epoch.to_string(),
-            data: OutgoingData {
-                rule: &alert.rule,
-                state: alert.state.as_str(),
-                level: alert.level.as_deref(),
-                previous_level: alert.previous_level.as_deref(),
-                group: Pairs(&alert.group),
-                labels: Pairs(&alert.labels),
-                annotations: Pairs(&alert.annotations),
-                series: alert.series.as_ref().map(ToString::to_string),
-                value: alert.value.map(Real),
-                quality: alert.quality.as_str(),
-                epoch: Whole(alert.epoch),
-                cause: alert.cause.as_str(),
-                at: Date(alert.date),
-                since: Date(alert.since_date),
-                holds: Whole(alert.holds as u64),
-                members: Whole(alert.members as u64),
-                holding: alert.holding.iter().map(|group| Pairs(group)).collect(),
-                repeat: alert.repeat,
-                truncated: false,
-            },
-        }
-    }
-
-    fn json(&self) -> Result<Vec<u8>, WireError> {
-        serde_json::to_vec(self).map_err(|error| WireError::json(&error))
-    }
-}
-
-/// The rule and the group: `KvFull{component="decode"}`.
+/// The rule and its group, where it has one: `KvFull{component="decode"}`.
 fn subject(alert: &Alert) -> String {
     let mut group = String::new();
     for (name, value) in &*alert.group {
         crate::labels::push_label(&mut group, name, value);
     }
-    match group.is_empty() {
-        true => alert.rule.to_string(),
-        false => format!("{}{{{group}}}", alert.rule),
-    }
+    format!("{}{{{group}}}", alert.rule)
 }
 
 /// Attributes that others have added are passed over.
 #[derive(Deserialize)]
-struct Incoming {
-    specversion: String,
-    id: String,
-    source: String,
-    r#type: String,
-    time: Date,
-    sequence: String,
-    metricbusepoch: String,
-    data: IncomingData,
+struct Incoming<'a> {
+    #[serde(borrow)]
+    specversion: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    source: Cow<'a, str>,
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow)]
+    time: Cow<'a, str>,
+    #[serde(borrow)]
+    sequence: Cow<'a, str>,
+    #[serde(borrow)]
+    metricbusepoch: Cow<'a, str>,
+    #[serde(borrow)]
+    data: IncomingData<'a>,
 }
 
 #[derive(Deserialize)]
-struct IncomingData {
-    rule: String,
-    state: String,
+struct IncomingData<'a> {
+    #[serde(borrow)]
+    rule: Cow<'a, str>,
+    #[serde(borrow)]
+    state: Cow<'a, str>,
     level: Option<String>,
     previous_level: Option<String>,
     group: Map,
@@ -380,11 +536,15 @@ struct IncomingData {
     #[serde(default)]
     annotations: Map,
     value: Option<Real>,
-    quality: String,
+    #[serde(borrow)]
+    quality: Cow<'a, str>,
     epoch: Whole,
-    cause: String,
-    at: Date,
-    since: Date,
+    #[serde(borrow)]
+    cause: Cow<'a, str>,
+    #[serde(borrow)]
+    at: Cow<'a, str>,
+    #[serde(borrow)]
+    since: Cow<'a, str>,
     holds: Whole,
     members: Whole,
     #[serde(default)]
@@ -395,7 +555,7 @@ struct IncomingData {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -609,6 +769,39 @@ pub(crate) mod tests {
         }
         let long = body.replace("KvCacheFull", &"x".repeat(600));
         assert!(decode_alert(long.as_bytes(), RECEIVED).is_err());
+    }
+
+    #[test]
+    fn an_id_is_of_one_source_life_and_sequence_only() {
+        let source = SourceId::new("", "a.b", "c");
+        let letterhead = Letterhead::new(source.clone(), 12);
+        let id = letterhead.id(34);
+        assert_eq!(id, "=.a=2Eb.c-12-34");
+        assert!(is_id(&id, &source, "12", "34"));
+        for (epoch, sequence) in [("1", "34"), ("12", "3"), ("12", ""), ("", "12-34")] {
+            assert!(!is_id(&id, &source, epoch, sequence), "{epoch} {sequence}");
+        }
+        for other in ["=.a.b.c-12-34", "=.a=2Eb.cc-12-34", ".a=2Eb.c-12-34", ""] {
+            assert!(!is_id(other, &source, "12", "34"), "{other}");
+        }
+    }
+
+    #[test]
+    fn texts_are_escaped_as_json_has_it() {
+        for text in [
+            "",
+            "plain",
+            "\"",
+            "\\",
+            "\n",
+            "\u{1}",
+            "\u{7f}",
+            "é\u{2028}",
+        ] {
+            let mut json = Json(Vec::new());
+            json.text(text).unwrap();
+            assert_eq!(json.0, serde_json::to_vec(text).unwrap(), "{text:?}");
+        }
     }
 
     proptest! {

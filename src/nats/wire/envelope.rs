@@ -1,6 +1,6 @@
 //! Headers: who sent a message, in which life, and its place among what was sent.
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName};
 
 use super::{WireError, plain};
 use crate::{
@@ -46,10 +46,10 @@ impl Envelope {
     /// The headers of a message, without the id that alerts have.
     pub(crate) fn headers(&self, content_type: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(SOURCE, source_tokens(&self.source));
-        headers.insert(EPOCH, self.epoch.to_string());
-        headers.insert(SEQUENCE, self.sequence.to_string());
-        headers.insert(CONTENT_TYPE, content_type);
+        headers.insert(name(SOURCE), source_tokens(&self.source));
+        headers.insert(name(EPOCH), self.epoch.to_string());
+        headers.insert(name(SEQUENCE), self.sequence.to_string());
+        headers.insert(name(CONTENT_TYPE), content_type);
         headers
     }
 
@@ -74,18 +74,17 @@ impl Envelope {
         })
     }
 
-    /// What an alert is known by: the same however often it is sent.
-    pub(crate) fn message_id(&self) -> String {
-        let source = source_tokens(&self.source);
-        format!("{source}-{}-{}", self.epoch, self.sequence)
-    }
-
     /// As [`headers`](Envelope::headers) of an alert, with its id.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn alert_headers(&self) -> HeaderMap {
-        let mut headers = self.headers(ALERT_TYPE);
-        headers.insert(MESSAGE_ID, self.message_id());
-        headers
+        let letterhead = super::alert::Letterhead::new(self.source.clone(), self.epoch);
+        letterhead.headers(self.sequence)
     }
+}
+
+/// A header's name, made of a text that is known to be one: nothing is checked or copied.
+pub(super) fn name(header: &'static str) -> HeaderName {
+    HeaderName::from_static(header)
 }
 
 fn missing(header: &'static str) -> WireError {
@@ -97,7 +96,7 @@ fn missing(header: &'static str) -> WireError {
 
 /// The one value of a header.
 fn text<'a>(headers: &'a HeaderMap, header: &'static str) -> Result<Option<&'a str>, WireError> {
-    let mut values = headers.get_all(header);
+    let mut values = headers.get_all(name(header));
     let first = values.next();
     if values.next().is_some() {
         return Err(WireError::Header {

@@ -81,7 +81,12 @@ fn read_json<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireEr
             why: "it is no object".to_owned(),
         });
     }
-    serde_json::from_slice(bytes).map_err(|error| WireError::json(&error))
+    // Once for all of it is cheaper than for each of its texts.
+    let text = std::str::from_utf8(bytes).map_err(|error| WireError::Format {
+        format: "JSON",
+        why: error.to_string(),
+    })?;
+    serde_json::from_str(text).map_err(|error| WireError::json(&error))
 }
 
 /// `Err` with why there can't be a series of this name and these labels.
@@ -160,6 +165,8 @@ pub(crate) mod limits {
     pub(crate) const NODES_MAX: usize = 256;
     /// Transitions that a received rule may remember.
     pub(crate) const HISTORY_MAX: usize = 10_000;
+    /// Alerts of one answer. Whoever asks for so many or fewer gets all that there still are.
+    pub(crate) const ALERTS_ASKED_MAX: usize = 1_000;
     /// How often a source may say that it lives.
     pub(crate) const INTERVAL_MIN: Duration = Duration::from_millis(10);
     pub(crate) const INTERVAL_MAX: Duration = Duration::from_secs(3600);

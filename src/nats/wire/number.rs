@@ -135,18 +135,27 @@ pub(crate) struct Date(pub(crate) SystemTime);
 
 impl Serialize for Date {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.stamp())
+    }
+}
+
+impl Date {
+    fn stamp(self) -> jiff::Timestamp {
         // A test's clock may show a year that RFC 3339 has not.
         let after = self.0.duration_since(SystemTime::UNIX_EPOCH);
         let after = after.unwrap_or_default();
         let date = i64::try_from(after.as_secs())
             .ok()
             .and_then(|s| jiff::Timestamp::new(s, after.subsec_nanos() as i32).ok());
-        serializer.collect_str(&date.unwrap_or(jiff::Timestamp::MAX))
+        date.unwrap_or(jiff::Timestamp::MAX)
     }
-}
 
-impl Date {
-    fn read(text: &str) -> Option<Date> {
+    /// As it is written.
+    pub(super) fn text(self) -> String {
+        self.stamp().to_string()
+    }
+
+    pub(super) fn read(text: &str) -> Option<Date> {
         // Nothing that long is a date; with a time zone's name in it, it is none of RFC 3339.
         if text.len() > 40 || text.contains('[') {
             return None;
