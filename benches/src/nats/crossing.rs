@@ -8,7 +8,11 @@
 //!
 //! - Subject: a rule on a bus, its alert through a `NatsForwarder` to `Fleet::on_alert(…).call(…)`. Without JetStream, which
 //!   would only store what is delivered all the same.
-//! - Floor: a bare publish of async-nats to a bare subscription, on connections of their own, with as many bytes.
+//! - Floor: a bare publish of async-nats to a bare subscription that a thread of its own reads, on connections of their own,
+//!   with as many bytes. A callback may block, and so must not run on the worker that reads the socket: that the message goes
+//!   to another thread is a part of what is asked for, and not of how metricbus does it.
+//! - Less than is asked for, for orientation: the same with a subscription that a task reads on the worker that reads the
+//!   socket.
 //! - Another way through metricbus: the gauge itself is forwarded, and `on_threshold(…).call(…)` on the fleet's bus.
 
 use std::time::Duration;
@@ -91,22 +95,34 @@ pub(crate) fn to_remote_callback(effort: Effort) -> Result<Figures, Failure> {
         },
     )?;
 
+    let subscribe = |subject: &'static str| {
+        receiving.block_on(async {
+            let messages = receiver.subscribe(subject).await?;
+            receiver.flush().await?;
+            Ok::<_, Failure>(messages)
+        })
+    };
     let bare_probe = Probe::new();
     let probe = bare_probe.clone();
-    let mut messages = receiving.block_on(async {
-        let messages = receiver.subscribe("bare").await?;
-        receiver.flush().await?;
-        Ok::<_, Failure>(messages)
-    })?;
+    let mut messages = subscribe("bare")?;
+    // It ends with the connection.
+    std::thread::spawn(move || {
+        while block_on(messages.next()).is_some() {
+            probe.reach();
+        }
+    });
+    let task_probe = Probe::new();
+    let probe = task_probe.clone();
+    let mut messages = subscribe("task")?;
     receiving.spawn(async move {
         while messages.next().await.is_some() {
             probe.reach();
         }
     });
     let payload = bytes::Bytes::from(payload);
-    let publish = || {
+    let publish = |subject: &'static str| {
         // It only goes to the connection's task; an error would be found by nobody being reached.
-        let _ = block_on(sender.publish("bare", payload.clone()));
+        let _ = block_on(sender.publish(subject, payload.clone()));
     };
 
     let mut contenders = [
@@ -120,7 +136,14 @@ pub(crate) fn to_remote_callback(effort: Effort) -> Result<Figures, Failure> {
             Role::Floor,
             ("bare async-nats", "floor_"),
             &bare_probe,
-            publish,
+            || publish("bare"),
+            None,
+        ),
+        Contender::new(
+            Role::Other,
+            ("bare async-nats, on the worker that reads", "task_"),
+            &task_probe,
+            || publish("task"),
             None,
         ),
         Contender::gauge(

@@ -205,7 +205,9 @@ impl Pod {
         let half = SERIES / 2;
         let gauges = (1..half)
             .map(|i| gauges.with_label_values(&[&label(i)]))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        // A gauge that was never set is sent to nobody, and the fleet is to find all series before the first turn.
+        gauges.iter().for_each(|gauge| gauge.set(0.0));
         let counters = (half..SERIES)
             .map(|i| counters.with_label_values(&[&label(i)]))
             .collect::<Result<_, _>>()?;
@@ -259,7 +261,7 @@ async fn be_pods(url: &str, name: &str, count: usize) -> Result<(), Failure> {
     println!("ready");
     // A pod per tick, so that each has its turn once a second, and a tenth of them crosses.
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / count as u32);
-    for round in 0.. {
+    for round in 1.. {
         for (i, pod) in pods.iter_mut().enumerate() {
             ticks.tick().await;
             pod.turn(round, (round + i as u64).is_multiple_of(10));
