@@ -1,0 +1,53 @@
+//! Errors of the bus as Python exceptions, whose classes are in `metricbus/_errors.py`.
+
+use std::fmt::Display;
+
+use pyo3::{prelude::*, types::PyType};
+
+/// An exception class of ours with this message.
+pub(crate) fn raise(class: &str, message: impl Display) -> PyErr {
+    Python::attach(|py| {
+        let made = || -> PyResult<PyErr> {
+            let class = py.import("metricbus._errors")?.getattr(class)?;
+            let class = class.cast_into::<PyType>()?;
+            Ok(PyErr::from_type(class, message.to_string()))
+        };
+        made().unwrap_or_else(|error| error)
+    })
+}
+
+/// Turns an error of the bus into its exception.
+pub(crate) trait Raise<T> {
+    fn or_raise(self) -> PyResult<T>;
+}
+
+macro_rules! raises {
+    ($($error:ty => $class:literal),* $(,)?) => {$(
+        impl<T> Raise<T> for Result<T, $error> {
+            fn or_raise(self) -> PyResult<T> {
+                self.map_err(|error| raise($class, error))
+            }
+        }
+    )*};
+}
+
+raises! {
+    metricbus::DeclareError => "DeclareError",
+    metricbus::BucketError => "DeclareError",
+    metricbus::LabelError => "LabelError",
+    metricbus::CounterError => "CounterError",
+    metricbus::SelectorError => "SelectorError",
+    metricbus::RuleError => "RuleError",
+    metricbus::RuleStateError => "RuleStateError",
+    metricbus::export::ServeError => "ServeError",
+}
+
+impl<T> Raise<T> for Result<T, metricbus::SubscribeError> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| match error {
+            // Of a rule that was wrong when somebody subscribed to it.
+            metricbus::SubscribeError::Rule(error) => raise("RuleError", error),
+            error => raise("SubscribeError", error),
+        })
+    }
+}

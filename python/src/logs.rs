@@ -1,0 +1,137 @@
+//! What the library has to say to an operator, as records of Python's `logging`, under the name `metricbus`.
+//!
+//! A line is handed over to a thread of its own, since it may come from any thread, and taking the interpreter's lock is
+//! nothing for the ones that mutate, send or serve. What that thread can't keep up with is dropped and counted.
+
+use std::{
+    fmt::{self, Write},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use pyo3::prelude::*;
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+use crate::{fork::Forked, gate};
+
+/// Lines that may wait.
+const LINES_MAX: usize = 1024;
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+struct Line {
+    level: u8,
+    text: String,
+}
+
+/// From now on what the library logs goes to `logging`.
+pub(crate) fn start() {
+    // Somebody else in this process may have set one, who then hears it all.
+    let _ = tracing::subscriber::set_global_default(ToPython);
+}
+
+struct ToPython;
+
+impl Subscriber for ToPython {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event()
+            && *metadata.level() <= Level::INFO
+            && metadata.target().starts_with("metricbus")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let line = Line {
+            // As `logging` counts.
+            level: match *event.metadata().level() {
+                Level::ERROR => 40,
+                Level::WARN => 30,
+                Level::INFO => 20,
+                _ => 10,
+            },
+            text: text.message + &text.fields,
+        };
+        let sent = sender().is_some_and(|sender| sender.try_send(line).is_ok());
+        if !sent {
+            DROPPED.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// The message, and then the fields with their names.
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String can't fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+}
+
+fn sender() -> Option<&'static SyncSender<Line>> {
+    static SENDER: OnceLock<Forked<Option<SyncSender<Line>>>> = OnceLock::new();
+    let forked = SENDER.get_or_init(|| Forked::new(make()));
+    match forked.get_or(|| Ok::<_, std::convert::Infallible>(make())) {
+        Ok(sender) => sender.as_ref(),
+        Err(never) => match never {},
+    }
+}
+
+fn make() -> Option<SyncSender<Line>> {
+    let (sender, lines) = sync_channel(LINES_MAX);
+    let thread = std::thread::Builder::new().name("metricbus-log".into());
+    thread.spawn(move || write(&lines)).ok()?;
+    Some(sender)
+}
+
+fn write(lines: &Receiver<Line>) {
+    while let Ok(line) = lines.recv() {
+        let written = gate::attach(|py| {
+            let log = || -> PyResult<()> {
+                let logger = py
+                    .import("logging")?
+                    .call_method1("getLogger", ("metricbus",))?;
+                let dropped = DROPPED.swap(0, Relaxed);
+                if dropped > 0 {
+                    let text = format!("metricbus: {dropped} lines of this log were dropped");
+                    logger.call_method1("log", (30, "%s", text))?;
+                }
+                logger.call_method1("log", (line.level, "%s", line.text))?;
+                Ok(())
+            };
+            if let Err(error) = log() {
+                error.write_unraisable(py, None);
+            }
+        });
+        if written.is_none() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,678 @@
+//! `Counter`, `Gauge` and `Histogram`. Each is one series, or with label names a family of them; in both shapes it holds
+//! what it takes to declare it again in a forked child.
+
+use std::sync::Arc;
+
+use metricbus::{Buckets, Desc, Family, IntoSelector, Metric, Selector, Series as CoreSeries};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    prelude::*,
+    types::{PyDict, PyString, PyTuple},
+};
+
+use crate::{
+    bus::{Bus, MetricBus, Root, Scope},
+    convert,
+    error::{Raise, raise},
+    fork::Forked,
+    series::Series,
+    snapshot::HistogramSnapshot,
+};
+
+/// What is said when a metric is declared.
+pub(crate) struct Declaration {
+    root: Root,
+    desc: Desc,
+    names: Vec<String>,
+    again: fn(&Declaration) -> PyResult<()>,
+}
+
+impl Declaration {
+    /// On the bus of a forked child, where it is not yet.
+    pub(crate) fn again(&self) -> PyResult<()> {
+        (self.again)(self)
+    }
+}
+
+/// What is common to the three types of the core.
+pub(crate) trait Kind: Metric + Clone + Send + Sync {
+    fn one_series(&self) -> CoreSeries;
+}
+
+impl Kind for metricbus::Counter<f64> {
+    fn one_series(&self) -> CoreSeries {
+        self.series()
+    }
+}
+
+impl Kind for metricbus::Gauge {
+    fn one_series(&self) -> CoreSeries {
+        self.series()
+    }
+}
+
+impl Kind for metricbus::Histogram {
+    fn one_series(&self) -> CoreSeries {
+        self.series()
+    }
+}
+
+enum Made<M> {
+    One(M),
+    Many(Family<M>),
+}
+
+/// A metric, or a child of one.
+pub(crate) struct Handle<M: Kind> {
+    declared: Arc<Declaration>,
+    /// Of a child.
+    values: Option<Box<[String]>>,
+    made: Forked<Made<M>>,
+}
+
+fn make<M: Kind>(declared: &Declaration, values: Option<&[String]>) -> PyResult<Made<M>> {
+    let scope = declared.root.scope()?;
+    let desc = declared.desc.clone();
+    if declared.names.is_empty() {
+        return Ok(Made::One(scope.declare(desc).or_raise()?));
+    }
+    let family = scope.family::<M>(desc).or_raise()?;
+    Ok(match values {
+        None => Made::Many(family),
+        Some(values) => Made::One(family.with_label_values(values).or_raise()?),
+    })
+}
+
+impl<M: Kind> Handle<M> {
+    pub(crate) fn declare(root: Root, desc: Desc, names: Vec<String>) -> PyResult<Handle<M>> {
+        let declared = Arc::new(Declaration {
+            root,
+            desc,
+            names,
+            again: |declared| make::<M>(declared, None).map(drop),
+        });
+        let made = make(&declared, None)?;
+        declared.root.bus().declared(&declared);
+        Ok(Handle {
+            declared,
+            values: None,
+            made: Forked::new(made),
+        })
+    }
+
+    #[inline]
+    fn made(&self) -> PyResult<&Made<M>> {
+        self.made
+            .get_or(|| make(&self.declared, self.values.as_deref()))
+    }
+
+    #[inline]
+    fn one(&self) -> PyResult<&M> {
+        match self.made()? {
+            Made::One(one) => Ok(one),
+            Made::Many(family) => Err(self.has_labels(family)),
+        }
+    }
+
+    #[cold]
+    fn has_labels(&self, family: &Family<M>) -> PyErr {
+        let names = self.declared.names.join(", ");
+        raise(
+            "LabelError",
+            format!(
+                "metric {:?} has the labels ({names}), so it has no value of its own; .labels(…) with a value for each would be right",
+                family.name()
+            ),
+        )
+    }
+
+    fn family(&self) -> PyResult<&Family<M>> {
+        match self.made()? {
+            Made::Many(family) => Ok(family),
+            Made::One(one) => Err(raise(
+                "LabelError",
+                format!(
+                    "metric {:?} has no labels that could be given; they are named when it is declared, as in labels=(\"method\",)",
+                    one.one_series().to_string()
+                ),
+            )),
+        }
+    }
+
+    /// The child with these values, by place or by name.
+    fn labels(
+        &self,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Handle<M>> {
+        let family = self.family()?;
+        let values = self.values_of(args, kwargs)?;
+        let one = family.with_label_values(&values).or_raise()?;
+        Ok(Handle {
+            declared: self.declared.clone(),
+            values: Some(values.into()),
+            made: Forked::new(Made::One(one)),
+        })
+    }
+
+    fn values_of(
+        &self,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Vec<String>> {
+        let text = |value: &Bound<'_, PyAny>| -> PyResult<String> {
+            match value.cast::<PyString>() {
+                Ok(text) => Ok(text.to_str()?.to_owned()),
+                Err(_) => Ok(value.str()?.to_str()?.to_owned()),
+            }
+        };
+        let names = &self.declared.names;
+        match kwargs.filter(|kwargs| !kwargs.is_empty()) {
+            None => args.iter_borrowed().map(|value| text(&value)).collect(),
+            Some(kwargs) => {
+                let wrong = |why: String| {
+                    let names = names.join(", ");
+                    raise("LabelError", format!("{why}; the labels are ({names})"))
+                };
+                if !args.is_empty() {
+                    return Err(wrong(
+                        "labels are given by place or by name, not both".into(),
+                    ));
+                }
+                if let Some(odd) = kwargs.keys().iter().find(|key| {
+                    let key = key.extract::<String>().unwrap_or_default();
+                    !names.contains(&key)
+                }) {
+                    return Err(wrong(format!("there is no label {odd}")));
+                }
+                let value = |name: &String| match kwargs.get_item(name)? {
+                    Some(value) => text(&value),
+                    None => Err(wrong(format!("label {name:?} has no value"))),
+                };
+                names.iter().map(value).collect()
+            }
+        }
+    }
+
+    fn remove(&self, values: &Bound<'_, PyTuple>) -> PyResult<bool> {
+        let family = self.family()?;
+        let values = self.values_of(values, None)?;
+        family.remove(&values).or_raise()
+    }
+
+    fn clear(&self) -> PyResult<()> {
+        self.family()?.clear();
+        Ok(())
+    }
+
+    fn series(&self) -> PyResult<Series> {
+        Ok(Series::of(self.one()?.one_series().clone()))
+    }
+
+    fn all_series(&self) -> PyResult<Vec<Series>> {
+        Ok(match self.made()? {
+            Made::One(one) => vec![Series::of(one.one_series())],
+            Made::Many(family) => family.series().into_iter().map(Series::of).collect(),
+        })
+    }
+
+    fn name(&self) -> PyResult<String> {
+        Ok(match self.made()? {
+            Made::One(one) => one.one_series().name().to_owned(),
+            Made::Many(family) => family.name().to_owned(),
+        })
+    }
+
+    /// All of it: the one series, or every one of the family, those to come too.
+    pub(crate) fn selector(&self) -> PyResult<Selector> {
+        match self.made()? {
+            Made::One(one) => one.one_series().into_selector().or_raise(),
+            Made::Many(family) => {
+                // Other scopes may have declared children of the same name, with their own labels.
+                let scope = self.declared.root.scope()?;
+                let pinned: Vec<_> = scope
+                    .labels()
+                    .iter()
+                    .map(|(name, value)| format!("{name}=\"{}\"", escaped(value)))
+                    .collect();
+                let braces = match pinned.is_empty() {
+                    true => String::new(),
+                    false => format!("{{{}}}", pinned.join(",")),
+                };
+                let text = format!("{}{braces}", family.name());
+                text.into_selector().or_raise()
+            }
+        }
+    }
+
+    /// `None` of a family.
+    pub(crate) fn one_series(&self) -> PyResult<Option<CoreSeries>> {
+        Ok(match self.made()? {
+            Made::One(one) => Some(one.one_series()),
+            Made::Many(_) => None,
+        })
+    }
+
+    pub(crate) fn bus(&self) -> &Arc<Bus> {
+        self.declared.root.bus()
+    }
+
+    fn shown(&self, what: &str) -> String {
+        let inner = match self.made.here() {
+            Some(Made::One(one)) => one.one_series().to_string(),
+            Some(Made::Many(family)) => {
+                format!("{}, by {}", family.name(), self.declared.names.join(", "))
+            }
+            None => "not used yet in this process".to_owned(),
+        };
+        format!("<{what} {inner}>")
+    }
+}
+
+/// A label's value, as it stands between quotes in a selector.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// The full name as `prometheus_client` makes it: with namespace, subsystem and unit.
+fn full_name(namespace: &str, subsystem: &str, name: &str, unit: &str) -> String {
+    let mut full = [namespace, subsystem, name]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("_");
+    if !unit.is_empty() && !full.ends_with(&format!("_{unit}")) {
+        full = format!("{full}_{unit}");
+    }
+    full
+}
+
+/// What the constructors of the three types have in common.
+struct Wanted<'a, 'py> {
+    name: String,
+    documentation: &'a str,
+    labelnames: Option<&'a Bound<'py, PyAny>>,
+    unit: &'a str,
+    registry: Option<&'a Bound<'py, PyAny>>,
+    expire_after: Option<&'a Bound<'py, PyAny>>,
+    max_series: Option<usize>,
+}
+
+impl Wanted<'_, '_> {
+    fn declare<M: Kind>(self, buckets: Option<Buckets>) -> PyResult<Handle<M>> {
+        let root = match self.registry {
+            None => MetricBus::default_root()?,
+            Some(place) => Root::of(place)?,
+        };
+        let names = label_names(self.labelnames)?;
+        let mut desc = Desc::new(self.name, self.documentation).labels(names.clone());
+        if !self.unit.is_empty() {
+            desc = desc.unit(self.unit);
+        }
+        if let Some(buckets) = buckets {
+            desc = desc.buckets(buckets);
+        }
+        if let Some(max) = self.max_series {
+            desc = desc.series_max(max);
+        }
+        if let Some(idle) = self.expire_after {
+            desc = desc.expire_after(convert::duration("expire_after", idle)?);
+        }
+        Handle::declare(root, desc, names)
+    }
+}
+
+/// Names of labels: any iterable of text, but not one text, whose letters would be taken for names.
+pub(crate) fn label_names(names: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<String>> {
+    let Some(names) = names else {
+        return Ok(Vec::new());
+    };
+    if names.is_instance_of::<PyString>() {
+        return Err(PyTypeError::new_err(format!(
+            "labelnames is the text {names:?}; a sequence of names like ({names:?},) would be right"
+        )));
+    }
+    names.try_iter()?.map(|name| name?.extract()).collect()
+}
+
+/// Upper bounds of buckets, without or with `inf` at the end.
+pub(crate) fn buckets(bounds: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Buckets>> {
+    let Some(bounds) = bounds else {
+        return Ok(None);
+    };
+    let mut bounds: Vec<f64> = bounds
+        .try_iter()?
+        .map(|bound| bound?.extract())
+        .collect::<PyResult<_>>()?;
+    if bounds.last() == Some(&f64::INFINITY) {
+        bounds.pop();
+    }
+    Ok(Some(Buckets::new(bounds).or_raise()?))
+}
+
+/// A class of `metricbus/_timing.py`.
+fn timing<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("metricbus._timing")?.getattr(name)
+}
+
+/// Something that only goes up.
+#[pyclass(frozen, weakref, module = "metricbus")]
+pub(crate) struct Counter(pub(crate) Handle<metricbus::Counter<f64>>);
+
+#[pymethods]
+impl Counter {
+    #[new]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, expire_after=None, max_series=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        name: &str,
+        documentation: &str,
+        labelnames: Option<&Bound<'_, PyAny>>,
+        namespace: &str,
+        subsystem: &str,
+        unit: &str,
+        registry: Option<&Bound<'_, PyAny>>,
+        expire_after: Option<&Bound<'_, PyAny>>,
+        max_series: Option<usize>,
+    ) -> PyResult<Counter> {
+        let bare = name.strip_suffix("_total").unwrap_or(name);
+        let wanted = Wanted {
+            name: format!("{}_total", full_name(namespace, subsystem, bare, unit)),
+            documentation,
+            labelnames,
+            unit,
+            registry,
+            expire_after,
+            max_series,
+        };
+        wanted.declare(None).map(Counter)
+    }
+
+    /// Counts up, by 1 unless told otherwise; by a finite amount of 0 or more.
+    #[pyo3(signature = (amount=None))]
+    fn inc(&self, amount: Option<f64>) -> PyResult<()> {
+        let counter = self.0.one()?;
+        match amount {
+            None => {
+                counter.inc();
+                Ok(())
+            }
+            Some(amount) => counter.try_inc_by(amount).or_raise(),
+        }
+    }
+
+    /// Its value now.
+    fn get(&self) -> PyResult<f64> {
+        Ok(self.0.one()?.get())
+    }
+
+    /// Counts what a block or a decorated function raises: those of a class, or of several; any `Exception` unless told otherwise.
+    #[pyo3(signature = (exception=None))]
+    fn count_exceptions(
+        slf: &Bound<'_, Self>,
+        exception: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        Ok(timing(py, "CountExceptions")?
+            .call1((slf, exception))?
+            .unbind())
+    }
+}
+
+/// Something that goes up and down.
+#[pyclass(frozen, weakref, module = "metricbus")]
+pub(crate) struct Gauge(pub(crate) Handle<metricbus::Gauge>);
+
+#[pymethods]
+impl Gauge {
+    #[new]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, multiprocess_mode=None, *, expire_after=None, max_series=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        name: &str,
+        documentation: &str,
+        labelnames: Option<&Bound<'_, PyAny>>,
+        namespace: &str,
+        subsystem: &str,
+        unit: &str,
+        registry: Option<&Bound<'_, PyAny>>,
+        multiprocess_mode: Option<&str>,
+        expire_after: Option<&Bound<'_, PyAny>>,
+        max_series: Option<usize>,
+    ) -> PyResult<Gauge> {
+        // How `prometheus_client` adds gauges of several processes up; here each process keeps its own series.
+        let _ = multiprocess_mode;
+        let wanted = Wanted {
+            name: full_name(namespace, subsystem, name, unit),
+            documentation,
+            labelnames,
+            unit,
+            registry,
+            expire_after,
+            max_series,
+        };
+        wanted.declare(None).map(Gauge)
+    }
+
+    /// Sets it. NaN is taken as a value.
+    fn set(&self, value: f64) -> PyResult<()> {
+        self.0.one()?.set(value);
+        Ok(())
+    }
+
+    /// Raises it, by 1 unless told otherwise.
+    #[pyo3(signature = (amount=None))]
+    fn inc(&self, amount: Option<f64>) -> PyResult<()> {
+        self.0.one()?.add(amount.unwrap_or(1.0));
+        Ok(())
+    }
+
+    /// Lowers it, by 1 unless told otherwise.
+    #[pyo3(signature = (amount=None))]
+    fn dec(&self, amount: Option<f64>) -> PyResult<()> {
+        self.0.one()?.sub(amount.unwrap_or(1.0));
+        Ok(())
+    }
+
+    /// Raises it to `value`, if it is lower.
+    fn set_max(&self, value: f64) -> PyResult<()> {
+        self.0.one()?.set_max(value);
+        Ok(())
+    }
+
+    /// Lowers it to `value`, if it is higher.
+    fn set_min(&self, value: f64) -> PyResult<()> {
+        self.0.one()?.set_min(value);
+        Ok(())
+    }
+
+    /// Its value now; 0 where it was never set.
+    fn get(&self) -> PyResult<f64> {
+        Ok(self.0.one()?.get())
+    }
+
+    /// Sets it to the seconds since 1970.
+    fn set_to_current_time(&self, py: Python<'_>) -> PyResult<()> {
+        let now: f64 = py.import("time")?.call_method0("time")?.extract()?;
+        self.set(now)
+    }
+
+    /// Before each scrape, `function` says the value.
+    fn set_function(slf: &Bound<'_, Self>, function: &Bound<'_, PyAny>) -> PyResult<()> {
+        let this = slf.get();
+        if !function.is_callable() {
+            return Err(PyTypeError::new_err(format!("{function} can't be called")));
+        }
+        this.0.one()?;
+        let key = this.0.series()?.shown();
+        let bus = this.0.declared.root.bus();
+        let setter = timing(slf.py(), "Setter")?.call1((slf, function))?;
+        bus.set_hook(key, setter.unbind());
+        Ok(())
+    }
+
+    /// Is raised by 1 while a block or a decorated function (also a coroutine function) runs.
+    fn track_inprogress(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Ok(timing(slf.py(), "InProgress")?.call1((slf,))?.unbind())
+    }
+
+    /// Is set to the seconds that a block or a decorated function took.
+    fn time(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let report = slf.getattr("set")?;
+        Ok(timing(slf.py(), "Timer")?.call1((report,))?.unbind())
+    }
+}
+
+/// What a histogram has that is declared as with `prometheus_client`, which has three more than this library.
+const DEFAULT_BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+
+/// A distribution: how many observations were at most each bound.
+#[pyclass(frozen, weakref, module = "metricbus")]
+pub(crate) struct Histogram(pub(crate) Handle<metricbus::Histogram>);
+
+#[pymethods]
+impl Histogram {
+    #[new]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, buckets=None, expire_after=None, max_series=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        name: &str,
+        documentation: &str,
+        labelnames: Option<&Bound<'_, PyAny>>,
+        namespace: &str,
+        subsystem: &str,
+        unit: &str,
+        registry: Option<&Bound<'_, PyAny>>,
+        buckets: Option<&Bound<'_, PyAny>>,
+        expire_after: Option<&Bound<'_, PyAny>>,
+        max_series: Option<usize>,
+    ) -> PyResult<Histogram> {
+        let wanted = Wanted {
+            name: full_name(namespace, subsystem, name, unit),
+            documentation,
+            labelnames,
+            unit,
+            registry,
+            expire_after,
+            max_series,
+        };
+        let buckets = match self::buckets(buckets)? {
+            None => Buckets::new(DEFAULT_BUCKETS).or_raise()?,
+            Some(buckets) => buckets,
+        };
+        wanted.declare(Some(buckets)).map(Histogram)
+    }
+
+    /// The bounds that `Histogram(…)` has where none are given: those of `prometheus_client`, `inf` at the end.
+    #[classattr]
+    #[pyo3(name = "DEFAULT_BUCKETS")]
+    fn default_buckets(py: Python<'_>) -> PyResult<Py<PyTuple>> {
+        let bounds = DEFAULT_BUCKETS.into_iter().chain([f64::INFINITY]);
+        Ok(PyTuple::new(py, bounds.collect::<Vec<_>>())?.unbind())
+    }
+
+    /// Counts one observation.
+    fn observe(&self, amount: f64) -> PyResult<()> {
+        self.0.one()?.observe(amount);
+        Ok(())
+    }
+
+    /// Its buckets, sum and count now.
+    fn get(&self) -> PyResult<HistogramSnapshot> {
+        Ok(self.0.one()?.snapshot().into())
+    }
+
+    /// Observes the seconds that a block or a decorated function took.
+    fn time(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let report = slf.getattr("observe")?;
+        Ok(timing(slf.py(), "Timer")?.call1((report,))?.unbind())
+    }
+}
+
+/// What all three have: children, names, series.
+macro_rules! as_family {
+    ($class:ident) => {
+        #[pymethods]
+        impl $class {
+            /// The child with these label values, made when it is first asked for. By place, in the order of the declaration,
+            /// or by name; values of any type, as `str()` shows them.
+            #[pyo3(signature = (*args, **kwargs))]
+            fn labels(
+                &self,
+                args: &Bound<'_, PyTuple>,
+                kwargs: Option<&Bound<'_, PyDict>>,
+            ) -> PyResult<$class> {
+                self.0.labels(args, kwargs).map($class)
+            }
+
+            /// Removes the child with these label values. Whether there was one.
+            #[pyo3(signature = (*values))]
+            fn remove(&self, values: &Bound<'_, PyTuple>) -> PyResult<bool> {
+                self.0.remove(values)
+            }
+
+            /// Removes all children.
+            fn clear(&self) -> PyResult<()> {
+                self.0.clear()
+            }
+
+            /// The metric's full name.
+            #[getter]
+            fn name(&self) -> PyResult<String> {
+                self.0.name()
+            }
+
+            /// Its series, where it is one: without labels, or a child.
+            #[getter]
+            fn series(&self) -> PyResult<Series> {
+                self.0.series()
+            }
+
+            /// All its series: of a family, every child's.
+            fn all_series(&self) -> PyResult<Vec<Series>> {
+                self.0.all_series()
+            }
+
+            fn __repr__(&self) -> String {
+                self.0.shown(stringify!($class))
+            }
+        }
+    };
+}
+
+as_family!(Counter);
+as_family!(Gauge);
+as_family!(Histogram);
+
+impl Scope {
+    pub(crate) fn desc(
+        name: &str,
+        help: &str,
+        names: &[String],
+        unit: Option<&str>,
+        expire_after: Option<&Bound<'_, PyAny>>,
+        max_series: Option<usize>,
+    ) -> PyResult<Desc> {
+        let mut desc = Desc::new(name, help).labels(names.to_vec());
+        if let Some(unit) = unit {
+            desc = desc.unit(unit);
+        }
+        if let Some(idle) = expire_after {
+            desc = desc.expire_after(convert::duration("expire_after", idle)?);
+        }
+        if max_series == Some(0) {
+            return Err(PyValueError::new_err(
+                "max_series is 0; how many series the metric may have, at least 1",
+            ));
+        }
+        Ok(match max_series {
+            Some(max) => desc.series_max(max),
+            None => desc,
+        })
+    }
+}

@@ -1,0 +1,30 @@
+//! A bus as text, for those who want it without a request.
+
+use metricbus::export::text::{Format, encode, finish};
+use pyo3::prelude::*;
+
+use crate::{bus::MetricBus, export};
+
+#[pymethods]
+impl MetricBus {
+    /// Every metric in Prometheus text 0.0.4, or in OpenMetrics 1.0, without what an exporter adds about the process.
+    ///
+    /// What is to run before a scrape (`on_collect`, `Gauge.set_function`) runs in the calling thread.
+    #[pyo3(signature = (*, openmetrics=false))]
+    fn export_prometheus(&self, py: Python<'_>, openmetrics: bool) -> PyResult<String> {
+        export::run_hooks(&self.0);
+        let bus = self.current()?;
+        let format = if openmetrics {
+            Format::OpenMetrics
+        } else {
+            Format::Text
+        };
+        let text = py.detach(|| {
+            let mut out = Vec::new();
+            encode(bus, format, &mut out);
+            finish(format, &mut out);
+            out
+        });
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
