@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     sync::{
-        Arc, Barrier,
+        Barrier,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -572,7 +572,7 @@ fn a_bus_that_ends_amid_alerts_holds_nobody_up() {
         bus.keep_rule_state(file).unwrap();
         let gauge = bus.gauge("used", "Of a test.").unwrap();
         bus.add_rule(Rule::new("r", used())).unwrap();
-        let start = Arc::new(Barrier::new(2));
+        let start = std::sync::Arc::new(Barrier::new(2));
         let ends = {
             let start = start.clone();
             thread::spawn(move || {

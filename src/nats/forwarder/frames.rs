@@ -125,7 +125,7 @@ impl Frames {
         let mut seen = HashSet::new();
         let mut present = Vec::with_capacity(self.births.len());
         for flow in flows.iter().filter(|flow| !flow.has_ended()) {
-            for step in flow.ears.marks.members().chunks(SNAPSHOT_STEP) {
+            for step in flow.ears.marks.tell_all().chunks(SNAPSHOT_STEP) {
                 for member in step {
                     let Some(core) = member.core.upgrade() else {
                         continue;

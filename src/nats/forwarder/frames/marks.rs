@@ -186,10 +186,16 @@ impl<M, G> Marks<M, G> {
         Some((member, mem::replace(&mut place.told, round) > 0))
     }
 
-    /// All that are there.
-    pub(super) fn members(&self) -> Vec<Arc<M>> {
-        let state = lock_politely(&self.0);
-        let members = state.places.iter().filter_map(|p| p.member.clone());
+    /// All that are there, about to be told in a snapshot: those that no frame has told yet are known to others from here
+    /// on, too.
+    pub(super) fn tell_all(&self) -> Vec<Arc<M>> {
+        let mut state = lock_politely(&self.0);
+        let places = state.places.iter_mut();
+        let members = places.filter_map(|place| {
+            let member = place.member.clone()?;
+            place.told = place.told.max(1);
+            Some(member)
+        });
         members.collect()
     }
 
@@ -258,7 +264,7 @@ mod tests {
         assert_eq!(marks.join(Arc::new("b")), a);
         assert_eq!(taken(&marks), ["b"]);
         assert_eq!(marks.take_gone().all, ["a"]);
-        assert_eq!((marks.len(), marks.members().len()), (1, 1));
+        assert_eq!((marks.len(), marks.tell_all().len()), (1, 1));
     }
 
     #[test]
@@ -291,6 +297,15 @@ mod tests {
         marks.mark_told_after(0);
         marks.take(&mut list);
         assert_eq!(list, [joined[1], joined[2]]);
+    }
+
+    #[test]
+    fn what_only_a_snapshot_told_is_told_to_be_gone() {
+        let marks = Marks::new();
+        let number = marks.join(Arc::new("a"));
+        marks.tell_all();
+        marks.leave(number, Some("a"));
+        assert_eq!(marks.take_gone().all, ["a"]);
     }
 
     #[test]
