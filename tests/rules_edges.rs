@@ -222,3 +222,26 @@ fn the_longest_durations_are_taken_as_for_ever() {
         assert!(rule.remove());
     }
 }
+
+#[test]
+fn what_falls_silent_at_one_instant_is_judged_as_one() {
+    let (bus, clock) = bus();
+    let first = bus.gauge("first", "Of a test.").unwrap();
+    let second = bus.gauge("second", "Of a test.").unwrap();
+    let rule = bus
+        .add_rule(Rule::levels(
+            "r",
+            [
+                ("info", Condition::stale("first", secs(7))),
+                ("warn", Condition::stale("second", secs(10))),
+            ],
+        ))
+        .unwrap();
+    second.set(1.0);
+    clock.advance(secs(3));
+    first.set(1.0);
+    clock.advance(secs(7));
+    let history = rule.history();
+    let levels: Vec<_> = history.iter().map(|a| a.level.as_deref()).collect();
+    assert_eq!(levels, [Some("warn")], "{history:?}");
+}
