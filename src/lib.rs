@@ -19,6 +19,7 @@ mod desc;
 mod dispatch;
 mod error;
 mod events;
+mod exemplar;
 mod handoff;
 mod hint;
 mod hub;
@@ -70,9 +71,11 @@ pub use desc::{Buckets, Desc, MetricKind};
 #[cfg(feature = "persist")]
 pub use error::RuleStateError;
 pub use error::{
-    BucketError, CounterError, DeclareError, LabelError, RuleError, SelectorError, SubscribeError,
+    BucketError, CounterError, DeclareError, ExemplarError, LabelError, RuleError, SelectorError,
+    SubscribeError,
 };
 pub use events::{Cause, Changed, Crossed, Crossing, Moved};
+pub use exemplar::Exemplar;
 pub use labels::Labels;
 pub use lint::Lint;
 pub use listen::{Event, Events, Listen};
