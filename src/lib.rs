@@ -14,6 +14,8 @@
 
 mod bus;
 mod cell;
+#[cfg(feature = "_client")]
+mod client;
 mod clock;
 mod desc;
 mod dispatch;
