@@ -17,9 +17,9 @@ use crate::{
     snapshot::{FamilySnapshot, SampleValue},
 };
 
-/// The most native buckets of one series that are not empty; beyond it they are merged by two. What Prometheus's own
-/// libraries recommend.
-const NATIVE_BUCKETS_MAX: usize = 160;
+/// The most native buckets of one series that are not empty, unless told otherwise; beyond it they are merged by two. What
+/// Prometheus's own libraries recommend.
+pub(super) const NATIVE_BUCKETS_MAX: usize = 160;
 
 /// The schema of the sketch, and the lowest that Prometheus knows.
 const SCHEMA: i32 = 5;
@@ -104,6 +104,7 @@ fn type_of(kind: MetricKind) -> u64 {
 /// What is used again for each series.
 #[derive(Default)]
 pub(super) struct Scratch {
+    native_buckets_max: usize,
     counts: Vec<u64>,
     weights: Weights,
     positive: Vec<(i32, u64)>,
@@ -183,6 +184,13 @@ fn metric(series: &SeriesCore, scratch: &mut Scratch, out: &mut Vec<u8>) {
 }
 
 impl Scratch {
+    pub(super) fn new(native_buckets_max: usize) -> Self {
+        Scratch {
+            native_buckets_max,
+            ..Scratch::default()
+        }
+    }
+
     fn total(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -246,7 +254,7 @@ fn sparse(scratch: &mut Scratch, out: &mut Vec<u8>) {
     // By their distance from zero.
     negative.reverse();
     let mut schema = SCHEMA;
-    while positive.len() + negative.len() > NATIVE_BUCKETS_MAX && schema > SCHEMA_MIN {
+    while positive.len() + negative.len() > scratch.native_buckets_max && schema > SCHEMA_MIN {
         schema -= 1;
         halve(positive);
         halve(negative);
