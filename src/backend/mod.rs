@@ -63,6 +63,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arrivals;
 pub(crate) mod courier;
 mod null;
 mod prometheus;
