@@ -63,6 +63,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arrivals;
 pub(crate) mod courier;
 #[cfg(feature = "libnv")]
 pub mod libnv;
