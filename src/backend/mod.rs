@@ -65,6 +65,8 @@
 
 mod arrivals;
 pub(crate) mod courier;
+#[cfg(feature = "libnv")]
+pub mod libnv;
 mod null;
 mod prometheus;
 mod tee;
