@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`forward`], [`replay`], [`backends`],
+//! [`window`], [`forward`], [`replay`], [`backends`], [`capi`],
 //! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
 //! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
@@ -11,6 +11,7 @@
 //! ```
 
 mod backends;
+mod capi;
 mod counters;
 mod crossing;
 mod encode;
@@ -85,6 +86,12 @@ const ENTRIES: &[Measure] = &[
         "the same in one that is scraped",
         backends::prometheus,
     ),
+    (
+        "backend_libnv",
+        "the same in one that tells a C library each time",
+        backends::libnv,
+    ),
+    ("c_api_inc", "mb_counter_inc, called from C", capi::inc),
     (
         "tap_one_subscriber",
         "Gauge::set with a live subscriber to every set",
