@@ -14,11 +14,14 @@
 
 mod bus;
 mod cell;
+#[cfg(feature = "_client")]
+mod client;
 mod clock;
 mod desc;
 mod dispatch;
 mod error;
 mod events;
+mod exemplar;
 mod handoff;
 mod hint;
 mod hub;
@@ -71,9 +74,11 @@ pub use desc::{Buckets, Desc, MetricKind};
 #[cfg(feature = "persist")]
 pub use error::RuleStateError;
 pub use error::{
-    BucketError, CounterError, DeclareError, LabelError, RuleError, SelectorError, SubscribeError,
+    BucketError, CounterError, DeclareError, ExemplarError, LabelError, RuleError, SelectorError,
+    SubscribeError,
 };
 pub use events::{Cause, Changed, Crossed, Crossing, Moved};
+pub use exemplar::Exemplar;
 pub use labels::Labels;
 pub use lint::Lint;
 pub use listen::{Event, Events, Listen};
