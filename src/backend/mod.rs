@@ -64,6 +64,8 @@
 //! ```
 
 pub(crate) mod courier;
+#[cfg(feature = "libnv")]
+pub mod libnv;
 mod null;
 mod prometheus;
 mod tee;
