@@ -17,9 +17,11 @@ from ._metricbus import __version__, claim_interpreter as _claim_interpreter
 _claim_interpreter(id(_sys))
 
 from ._errors import (
+    BackendError,
     ClosedError,
     CounterError,
     DeclareError,
+    ExemplarError,
     FleetError,
     ForkedError,
     LabelError,
@@ -41,6 +43,7 @@ from ._metricbus import (
     Counter,
     Crossing,
     Derived,
+    Exemplar,
     Exporter,
     Expr,
     FamilySnapshot,
@@ -95,15 +98,20 @@ from ._metricbus import (
 )
 from ._delivery import Events, Listen, Subscription
 
+from . import backends
 from .component import Component, field, nested
 from .container import (
+    BackendContainer,
     BaseComponentMetrics,
+    LibnvContainer,
     MetricContainer,
     MetricCounter,
     MetricFamily,
     MetricGauge,
     MetricHistogram,
+    NullContainer,
     PrometheusContainer,
+    TeeContainer,
 )
 from .exposition import (
     CONTENT_TYPE_LATEST,
@@ -122,6 +130,9 @@ __all__ = [
     "__version__",
     "Alert",
     "AlertForwarding",
+    "BackendContainer",
+    "BackendError",
+    "backends",
     "BaseComponentMetrics",
     "Changed",
     "changed",
@@ -137,6 +148,8 @@ __all__ = [
     "DeclareError",
     "Derived",
     "Events",
+    "Exemplar",
+    "ExemplarError",
     "export_prometheus",
     "Exporter",
     "Expr",
@@ -157,6 +170,7 @@ __all__ = [
     "HistogramSnapshot",
     "LabelError",
     "Lagged",
+    "LibnvContainer",
     "Listen",
     "LiveRule",
     "make_asgi_app",
@@ -175,6 +189,7 @@ __all__ = [
     "NatsForwarder",
     "NatsOptions",
     "nested",
+    "NullContainer",
     "Origin",
     "OutboxStatus",
     "Over",
@@ -211,6 +226,7 @@ __all__ = [
     "Subscription",
     "SubscriptionStats",
     "Sync",
+    "TeeContainer",
     "when",
     "Window",
     "WindowStats",

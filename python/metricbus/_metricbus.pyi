@@ -39,6 +39,21 @@ __version__: str
 def after_fork_in_child() -> None: ...
 def close_gate() -> None: ...
 def claim_interpreter(identity: int) -> None: ...
+def end_backends(deadline: float) -> list[str]: ...
+
+@final
+class Reporter:
+    """Backends under a bus, and the scope on which a container makes its metrics."""
+
+    def __new__(cls, bus: MetricBus, prefix: str, backends: Sequence[tuple[object, ...]], tee: bool) -> Self: ...
+    @staticmethod
+    def from_env(bus: MetricBus) -> Reporter: ...
+    @property
+    def scope(self) -> Scope: ...
+    def flush(self, deadline: _Time) -> None: ...
+    def shutdown(self, deadline: _Time) -> None: ...
+    def flush_async(self, deadline: _Time) -> Awaitable[None]: ...
+    def shutdown_async(self, deadline: _Time) -> Awaitable[None]: ...
 
 @final
 class Counter:
@@ -57,8 +72,14 @@ class Counter:
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
-    def inc(self, amount: float | None = None) -> None: ...
+    def inc(self, amount: float | None = None, exemplar: Mapping[str, object] | None = None) -> None:
+        """Counts up, by 1 unless told otherwise. `exemplar`: labels of this one increment, mostly the id of a trace.
+
+        An exemplar that can't be, with more than 128 characters or a wrong name, is an `ExemplarError`; it is counted all the same.
+        """
     def get(self) -> float: ...
+    def exemplar(self) -> Exemplar | None:
+        """The latest exemplar, if there ever was one."""
     def labels(self, *args: object, **kwargs: object) -> Counter: ...
     def remove(self, *values: object) -> bool: ...
     def clear(self) -> None: ...
@@ -129,11 +150,18 @@ class Histogram:
         registry: MetricBus | Scope | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
-    def observe(self, amount: float) -> None: ...
+    def observe(self, amount: float, exemplar: Mapping[str, object] | None = None) -> None:
+        """Counts one observation. `exemplar`: labels of this one observation, mostly the id of a trace.
+
+        An exemplar that can't be, with more than 128 characters or a wrong name, is an `ExemplarError`; it is counted all the same.
+        """
     def get(self) -> HistogramSnapshot: ...
+    def exemplars(self) -> list[tuple[float, Exemplar]]:
+        """The latest exemplar of each bucket that has one, with the bucket's upper bound."""
     def time(self) -> Timer: ...
     def labels(self, *args: object, **kwargs: object) -> Histogram: ...
     def remove(self, *values: object) -> bool: ...
@@ -145,6 +173,20 @@ class Histogram:
     def all_series(self) -> list[Series]: ...
     def window(self, width: _Time) -> Window:
         """A sliding window over this series, or over all series of the family, from now on."""
+
+@final
+class Exemplar:
+    """One increment, or one observation, with labels of its own."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names and values."""
+    @property
+    def value(self) -> float:
+        """What was observed, or by how much the counter was raised."""
+    @property
+    def date(self) -> datetime:
+        """When, by the bus's clock."""
 
 @final
 class Series:
@@ -187,7 +229,10 @@ class Clock:
 class MetricBus:
     """Registry and bus in one: metrics are declared on it, and subscribed to."""
 
-    def __new__(cls, *, clock: Clock | None = None, cardinality_limit: int | None = None) -> Self: ...
+    def __new__(
+        cls, *, clock: Clock | None = None, cardinality_limit: int | None = None, native_histograms: bool = False
+    ) -> Self:
+        """`native_histograms`: whether histograms are native unless their declaration says otherwise; see `histogram`."""
     @property
     def clock(self) -> Clock: ...
     def scope(self, prefix: str = "", **labels: object) -> Scope: ...
@@ -218,6 +263,7 @@ class MetricBus:
         labels: Iterable[str] | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
@@ -403,6 +449,7 @@ class Scope:
         labels: Iterable[str] | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
