@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`forward`], [`replay`],
+//! [`window`], [`forward`], [`replay`], [`backends`], [`capi`],
 //! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
 //! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
@@ -10,6 +10,8 @@
 //! cargo run --release -p metricbus-bench -- --help
 //! ```
 
+mod backends;
+mod capi;
 mod counters;
 mod crossing;
 mod encode;
@@ -74,6 +76,22 @@ const ENTRIES: &[Measure] = &[
         "Counter::inc of a counter that is forwarded, between two frames",
         forward::inc,
     ),
+    (
+        "backend_null",
+        "Counter::inc in a container whose metrics go nowhere",
+        backends::null,
+    ),
+    (
+        "backend_prometheus",
+        "the same in one that is scraped",
+        backends::prometheus,
+    ),
+    (
+        "backend_libnv",
+        "the same in one that tells a C library each time",
+        backends::libnv,
+    ),
+    ("c_api_inc", "mb_counter_inc, called from C", capi::inc),
     (
         "tap_one_subscriber",
         "Gauge::set with a live subscriber to every set",
