@@ -681,7 +681,6 @@ impl Inner {
     }
 
     /// Shows what somebody counts of itself beside what the bus does, for as long as it lives.
-    #[cfg(feature = "nats")]
     pub(crate) fn show_own(&self, whose: std::sync::Weak<dyn crate::own::Counts>) {
         self.own.show(whose);
     }

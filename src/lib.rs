@@ -52,6 +52,7 @@ mod time;
 mod watch;
 mod window;
 
+pub mod backend;
 #[cfg(feature = "backtest")]
 pub mod backtest;
 pub mod component;
@@ -67,7 +68,7 @@ pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
 pub use component::{
     BaseComponentMetrics, MetricContainer, MetricCounter, MetricFamily, MetricGauge,
-    MetricHistogram, PrometheusContainer,
+    MetricHistogram, NullContainer, PrometheusContainer, TeeContainer,
 };
 pub use desc::{Buckets, Desc, MetricKind};
 #[cfg(feature = "persist")]

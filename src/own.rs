@@ -16,7 +16,6 @@ pub(crate) trait Counts: Send + Sync {
 pub(crate) struct Own(Mutex<Vec<Weak<dyn Counts>>>);
 
 impl Own {
-    #[cfg(feature = "nats")]
     pub(crate) fn show(&self, whose: Weak<dyn Counts>) {
         lock(&self.0).push(whose);
     }

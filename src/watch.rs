@@ -25,7 +25,7 @@ pub(crate) struct Watch {
     close: Box<dyn Fn(bool) + Send + Sync>,
     dropped: Box<dyn Fn() -> u64 + Send + Sync>,
     matched: AtomicU64,
-    /// Whether it works for a rule, and is not a subscription of its own.
+    /// Whether it works for a rule or a backend, and is not a subscription of its own.
     pub(crate) of_rule: bool,
     /// Whether it leaves out what is mirrored from other processes.
     own_only: bool,
@@ -72,6 +72,16 @@ impl Watch {
             of_rule: true,
             ..Watch::new(id, selector, make, nothing)
         }
+    }
+
+    /// A watch that takes mutations to a backend.
+    pub(crate) fn of_backend(
+        id: u64,
+        selector: Selector,
+        make: Make,
+        nothing: Arc<Mailbox<()>>,
+    ) -> Watch {
+        Watch::of_rule(id, selector, make, nothing)
     }
 
     /// A watch that sends to other processes what is this one's own.

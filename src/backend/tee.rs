@@ -58,7 +58,16 @@ impl Backend for Tee {
     }
 
     fn attach(&self, bus: &MetricBus) -> Result<(), BackendError> {
-        self.0.iter().try_for_each(|backend| backend.attach(bus))
+        for (i, backend) in self.0.iter().enumerate() {
+            if let Err(error) = backend.attach(bus) {
+                // Nobody will ever ask those before it again.
+                for attached in &self.0[..i] {
+                    let _ = attached.shutdown(Duration::ZERO);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn mirrors(&self) -> bool {
@@ -66,9 +75,16 @@ impl Backend for Tee {
     }
 
     fn declare(&self, series: &Declared<'_>) -> Result<Option<Box<dyn Mirror>>, BackendError> {
-        let mut mirrors = Vec::new();
+        let mut mirrors: Vec<Box<dyn Mirror>> = Vec::new();
         for backend in self.0.iter().filter(|backend| backend.mirrors()) {
-            mirrors.extend(backend.declare(series)?);
+            match backend.declare(series) {
+                Ok(mirror) => mirrors.extend(mirror),
+                Err(error) => {
+                    // All of them have it, or none.
+                    mirrors.iter().for_each(|mirror| mirror.remove());
+                    return Err(error);
+                }
+            }
         }
         Ok(match mirrors.len() {
             0 => None,

@@ -1,8 +1,9 @@
 //! Object-safe containers, for components that choose their backend when they start.
 //!
 //! A component that knows its backend declares a struct with `#[derive(Metrics)]`. One that doesn't holds boxed metrics
-//! and creates them through a [`MetricContainer`]. [`PrometheusContainer`] is the container on a bus of this crate, so
-//! metrics made either way live side by side; another backend implements the same traits.
+//! and creates them through a [`MetricContainer`]. The containers of this crate are scopes of a
+//! [`MetricBus`] with a [`Backend`](crate::backend::Backend) beside it, so metrics made either way live side by side and are
+//! reported alike; [`BaseComponentMetrics::from_env`] lets the environment choose.
 //!
 //! ```
 //! use metricbus::{BaseComponentMetrics, DeclareError, MetricCounter, MetricGauge};
@@ -42,11 +43,21 @@
 //! # Ok::<(), DeclareError>(())
 //! ```
 
-use std::{fmt, io::Write, sync::Arc};
+mod base;
+mod container;
+mod env;
 
+use std::{fmt, io::Write, time::Duration};
+
+pub use self::{
+    base::BaseComponentMetrics,
+    container::{BackendContainer, NullContainer, PrometheusContainer, TeeContainer},
+    env::{Backends, Choice},
+};
 use crate::{
-    Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, LabelError, Metric, MetricBus,
-    Scope, Snapshot,
+    Buckets, Counter, DeclareError, Family, Gauge, Histogram, LabelError, MetricBus, Scope,
+    Snapshot,
+    backend::BackendError,
     export::text::{self, Format},
 };
 
@@ -229,6 +240,51 @@ pub trait MetricContainer: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The scope on which structs of metrics are registered, so that they come out beside what is created here; `None`
+    /// for a backend that is not on a bus.
+    ///
+    /// ```
+    /// # use metricbus::{MetricContainer, PrometheusContainer};
+    /// let container = PrometheusContainer::new("myapp");
+    /// assert_eq!(container.scope().unwrap().prefix(), "myapp_");
+    /// ```
+    fn scope(&self) -> Option<&Scope> {
+        None
+    }
+
+    /// Has what was counted until now at the far end when it returns. Waits: not for the event loop of an async runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where that did not happen within `deadline`.
+    ///
+    /// ```
+    /// # use metricbus::{MetricContainer, PrometheusContainer};
+    /// # use std::time::Duration;
+    /// PrometheusContainer::new("myapp").flush(Duration::from_secs(5))?;
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    fn flush(&self, deadline: Duration) -> Result<(), BackendError> {
+        let _ = deadline;
+        Ok(())
+    }
+
+    /// The last flush: to be called before the process ends. Nothing is reported after it; metrics can still be counted.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush).
+    ///
+    /// ```
+    /// # use metricbus::{MetricContainer, PrometheusContainer};
+    /// # use std::time::Duration;
+    /// PrometheusContainer::new("myapp").shutdown(Duration::from_secs(5))?;
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    fn shutdown(&self, deadline: Duration) -> Result<(), BackendError> {
+        self.flush(deadline)
+    }
+
     /// [`get_metrics`](Self::get_metrics) in Prometheus text 0.0.4, without what an exporter adds about the process.
     ///
     /// ```
@@ -409,238 +465,3 @@ macro_rules! family {
 }
 
 family!(Counter => dyn MetricCounter, Gauge => dyn MetricGauge, Histogram => dyn MetricHistogram);
-
-/// The container on a [`MetricBus`], whose metrics a Prometheus scrapes.
-///
-/// Clones share the bus.
-///
-/// ```
-/// use metricbus::{MetricBus, MetricContainer, PrometheusContainer};
-///
-/// let bus = MetricBus::new();
-/// let container = PrometheusContainer::on(&bus, "myapp");
-/// container.create_counter("jobs_total", "Jobs done.", &[])?.inc();
-/// assert_eq!(bus.counter("myapp_jobs_total", "Jobs done.")?.get(), 1);
-/// # Ok::<(), metricbus::DeclareError>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct PrometheusContainer {
-    scope: Scope,
-}
-
-impl PrometheusContainer {
-    /// A container on a bus of its own.
-    ///
-    /// `prefix` comes before each name, with a `_` between: `myapp` makes `myapp_requests_total`. It may be empty. One
-    /// that can't begin a name is an error of what is created.
-    ///
-    /// ```
-    /// use metricbus::{MetricContainer, PrometheusContainer};
-    ///
-    /// let error = PrometheusContainer::new("my app").create_gauge("ready", "Ready.", &[]).unwrap_err();
-    /// assert!(error.to_string().contains("\"my app_ready\""));
-    /// ```
-    pub fn new(prefix: &str) -> Self {
-        PrometheusContainer::on(&MetricBus::new(), prefix)
-    }
-
-    /// A container on a bus that there is already, where others may declare metrics too.
-    ///
-    /// ```
-    /// use metricbus::{MetricBus, MetricContainer, PrometheusContainer};
-    ///
-    /// let bus = MetricBus::new();
-    /// bus.gauge("up", "Whether it is up.")?.set(1.0);
-    /// let text = PrometheusContainer::on(&bus, "myapp").export_prometheus();
-    /// assert_eq!(text, "# HELP up Whether it is up.\n# TYPE up gauge\nup 1\n");
-    /// # Ok::<(), metricbus::DeclareError>(())
-    /// ```
-    pub fn on(bus: &MetricBus, prefix: &str) -> Self {
-        let scope = bus.scope();
-        let scope = match prefix {
-            "" => scope,
-            _ if prefix.ends_with('_') => scope.with_prefix(prefix),
-            _ => scope.with_prefix(prefix).with_prefix("_"),
-        };
-        PrometheusContainer { scope }
-    }
-
-    /// The bus.
-    ///
-    /// ```
-    /// use metricbus::{MetricContainer, PrometheusContainer, Threshold};
-    ///
-    /// let container = PrometheusContainer::new("myapp");
-    /// let usage = container.create_gauge("kv_usage", "Share of the KV cache in use.", &[])?;
-    /// let _subscription = container
-    ///     .bus()
-    ///     .on_threshold("myapp_kv_usage", Threshold::above(0.9))
-    ///     .call(|crossing| println!("{}", crossing.series))?;
-    /// usage.set(0.95);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn bus(&self) -> &MetricBus {
-        self.scope.bus()
-    }
-
-    fn declare<M: Metric>(&self, desc: Desc, labels: &[(&str, &str)]) -> Result<M, DeclareError> {
-        self.scope.declare(labelled(desc, labels))
-    }
-
-    fn family<M: Metric>(
-        &self,
-        desc: Desc,
-        labels: &[(&str, &str)],
-        names: &[&str],
-    ) -> Result<Family<M>, DeclareError> {
-        self.scope
-            .family(labelled(desc, labels).labels(names.iter().copied()))
-    }
-}
-
-fn labelled(desc: Desc, labels: &[(&str, &str)]) -> Desc {
-    labels
-        .iter()
-        .fold(desc, |desc, (name, value)| desc.label(*name, *value))
-}
-
-impl MetricContainer for PrometheusContainer {
-    fn create_counter(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-    ) -> Result<Box<dyn MetricCounter>, DeclareError> {
-        Ok(Box::new(
-            self.declare::<Counter>(Desc::new(name, help), labels)?,
-        ))
-    }
-
-    fn create_gauge(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-    ) -> Result<Box<dyn MetricGauge>, DeclareError> {
-        Ok(Box::new(
-            self.declare::<Gauge>(Desc::new(name, help), labels)?,
-        ))
-    }
-
-    fn create_histogram(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-        buckets: Buckets,
-    ) -> Result<Box<dyn MetricHistogram>, DeclareError> {
-        let desc = Desc::new(name, help).buckets(buckets);
-        Ok(Box::new(self.declare::<Histogram>(desc, labels)?))
-    }
-
-    fn create_counter_family(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-        names: &[&str],
-    ) -> Result<Box<dyn MetricFamily<dyn MetricCounter>>, DeclareError> {
-        Ok(Box::new(self.family::<Counter>(
-            Desc::new(name, help),
-            labels,
-            names,
-        )?))
-    }
-
-    fn create_gauge_family(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-        names: &[&str],
-    ) -> Result<Box<dyn MetricFamily<dyn MetricGauge>>, DeclareError> {
-        Ok(Box::new(self.family::<Gauge>(
-            Desc::new(name, help),
-            labels,
-            names,
-        )?))
-    }
-
-    fn create_histogram_family(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-        names: &[&str],
-        buckets: Buckets,
-    ) -> Result<Box<dyn MetricFamily<dyn MetricHistogram>>, DeclareError> {
-        let desc = Desc::new(name, help).buckets(buckets);
-        Ok(Box::new(self.family::<Histogram>(desc, labels, names)?))
-    }
-
-    fn get_metrics(&self) -> Snapshot {
-        self.bus().snapshot()
-    }
-
-    fn bus(&self) -> Option<&MetricBus> {
-        Some(self.scope.bus())
-    }
-
-    /// Straight from the bus, without a snapshot in between.
-    fn export_prometheus(&self) -> String {
-        let mut out = Vec::new();
-        text::encode(self.scope.bus(), Format::Text, &mut out);
-        String::from_utf8_lossy(&out).into_owned()
-    }
-}
-
-/// What a component has besides its metrics: the container in which it makes them.
-///
-/// See [the module](crate::component) for a whole component.
-///
-/// ```
-/// use metricbus::BaseComponentMetrics;
-///
-/// let base = BaseComponentMetrics::new_prometheus("myapp");
-/// base.container.create_gauge("ready", "Whether all is set up.", &[])?.set(1.0);
-/// base.container.print_metrics();
-/// # Ok::<(), metricbus::DeclareError>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct BaseComponentMetrics {
-    /// Where the component's metrics are made.
-    pub container: Arc<dyn MetricContainer>,
-}
-
-impl BaseComponentMetrics {
-    /// In any container.
-    ///
-    /// ```
-    /// use std::sync::Arc;
-    /// use metricbus::{BaseComponentMetrics, MetricBus, PrometheusContainer};
-    ///
-    /// let bus = MetricBus::new();
-    /// let base = BaseComponentMetrics::new(Arc::new(PrometheusContainer::on(&bus, "myapp")));
-    /// # let _ = base;
-    /// ```
-    pub fn new(container: Arc<dyn MetricContainer>) -> Self {
-        BaseComponentMetrics { container }
-    }
-
-    /// In a [`PrometheusContainer`] with a bus of its own.
-    ///
-    /// ```
-    /// let base = metricbus::BaseComponentMetrics::new_prometheus("myapp");
-    /// assert!(base.container.bus().is_some());
-    /// ```
-    pub fn new_prometheus(prefix: &str) -> Self {
-        let container = PrometheusContainer::new(prefix);
-        let name = prefix.trim_end_matches('_');
-        // Without labels there is nothing about it that could be refused.
-        let _ =
-            container
-                .scope
-                .add_component(name, "A component with metrics in a container.", &[]);
-        BaseComponentMetrics::new(Arc::new(container))
-    }
-}

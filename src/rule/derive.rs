@@ -22,7 +22,7 @@ use crate::{
     cell::{Wakes, wake_all},
     desc::Desc,
     error::RuleError,
-    handoff::{Handoff, Turn},
+    handoff::{Handoff, Turn, this_thread},
     labels::push_label,
     metric::FamilyCore,
     series::SeriesCore,
@@ -225,13 +225,6 @@ const TURN: usize = 64;
 
 /// Rounds in which setting a gauge may lead to its being set again. Circles have no end.
 const ROUNDS_MAX: usize = 64;
-
-/// A number that no other thread has now.
-fn this_thread() -> u64 {
-    thread_local!(static HERE: u8 = const { 1 });
-    HERE.try_with(|here| std::ptr::from_ref(here).addr() as u64)
-        .unwrap_or(1)
-}
 
 impl Gauges {
     fn setter(&self, key: &str, labels: &[(String, String)]) -> Setter {
