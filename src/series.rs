@@ -171,6 +171,12 @@ impl BucketCells {
         self.counts().sum()
     }
 
+    /// Counts one observation of a bucket, beside the sketch.
+    #[cfg(test)]
+    pub(crate) fn count_bucket(&self, at: usize) {
+        self.counts[at].fetch_add(1, Ordering::Release);
+    }
+
     /// Adds to the buckets what was counted elsewhere, one number per bucket; what is too many is left out.
     #[cfg(any(feature = "backtest", feature = "nats"))]
     pub(crate) fn add(&self, counts: &[u64]) {

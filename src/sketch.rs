@@ -225,7 +225,17 @@ impl Sketch {
 
     /// Everything counted so far.
     pub(crate) fn snapshot(&self) -> Weights {
-        let mut chunks = Vec::with_capacity(16);
+        let mut weights = Weights {
+            chunks: Vec::with_capacity(16),
+        };
+        self.snapshot_into(&mut weights);
+        weights
+    }
+
+    /// As [`snapshot`](Sketch::snapshot), in place of what `weights` had.
+    pub(crate) fn snapshot_into(&self, weights: &mut Weights) {
+        let chunks = &mut weights.chunks;
+        chunks.clear();
         for head in &self.heads {
             let mut link = head;
             while let Some(chunk) = link.get() {
@@ -235,7 +245,6 @@ impl Sketch {
             }
         }
         chunks.sort_unstable_by_key(|(number, _)| *number);
-        Weights { chunks }
     }
 }
 

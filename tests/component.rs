@@ -285,6 +285,15 @@ fn the_component_does_not_change_with_its_backend() {
             .export_prometheus()
             .contains("requests_total{service=\"api\",version=\"v1\"} 6\n")
     );
+    let Err(no_bus) = metrics.base.register::<WorkerMetrics>() else {
+        panic!("registered without a bus");
+    };
+    assert!(
+        no_bus.to_string().ends_with(
+            "the backend refused it: its container is not on a bus, and takes metrics one at a time only"
+        ),
+        "{no_bus}"
+    );
     let refused = container
         .create_gauge_family("f", "A family.", &[], &["x"])
         .unwrap_err();

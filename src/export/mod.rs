@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `text` | the exposition formats: Prometheus text 0.0.4 and OpenMetrics 1.0 |
+//! | `protobuf` | the one with native histograms |
 //! | `http` | `Exporter`, the tower service: routes, batches of scrapes, what goes into one |
 //! | `server` | a server of its own: addresses, limits on clients, shutdown |
 //! | `negotiate` | `Accept` and `Accept-Encoding` |
@@ -35,6 +36,7 @@ mod negotiate;
 mod own;
 #[cfg(feature = "http")]
 mod process;
+mod protobuf;
 #[cfg(feature = "http")]
 mod rules;
 #[cfg(feature = "http")]
