@@ -1,19 +1,19 @@
 //! The one place that chooses between `std` and `loom`.
 //!
-//! Files whose protocol has a loom model (`cell`, `mailbox`, `handoff`) take their atomics and locks from here and from
+//! Files whose protocol has a loom model (`cell`, `mailbox`, `handoff`, `backend/arrivals`) take their atomics and locks from here and from
 //! nowhere else; others take [`lock`] alone. The crate in `loom/` compiles those same files with `cfg(metricbus_loom)` set by its build script, so that the
 //! models run the code that ships.
 
 #[cfg(not(metricbus_loom))]
 pub(crate) use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 #[cfg(metricbus_loom)]
 pub(crate) use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use std::sync::PoisonError;

@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`forward`], [`replay`],
+//! [`window`], [`forward`], [`replay`], [`backends`],
 //! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
 //! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
@@ -10,6 +10,7 @@
 //! cargo run --release -p metricbus-bench -- --help
 //! ```
 
+mod backends;
 mod counters;
 mod crossing;
 mod encode;
@@ -73,6 +74,16 @@ const ENTRIES: &[Measure] = &[
         "forward_inc",
         "Counter::inc of a counter that is forwarded, between two frames",
         forward::inc,
+    ),
+    (
+        "backend_null",
+        "Counter::inc in a container whose metrics go nowhere",
+        backends::null,
+    ),
+    (
+        "backend_prometheus",
+        "the same in one that is scraped",
+        backends::prometheus,
     ),
     (
         "tap_one_subscriber",

@@ -1,4 +1,4 @@
-//! Loom models of metricbus's cell, mailbox and hand-off.
+//! Loom models of metricbus's cell, mailbox, hand-off and arrivals.
 //!
 //! The files modelled are those of the crate itself, compiled here with `cfg(metricbus_loom)`, which the build script
 //! sets: `sync.rs` then takes atomics and locks from loom. The models are tests; run them with
@@ -7,6 +7,8 @@
 // Compiled for the models alone: what they don't use is used by the library.
 #![allow(dead_code, missing_docs)]
 
+#[path = "../../src/backend/arrivals.rs"]
+mod arrivals;
 #[path = "../../src/cell.rs"]
 mod cell;
 #[path = "../../src/handoff.rs"]

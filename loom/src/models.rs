@@ -17,6 +17,7 @@ use loom::{
 };
 
 use crate::{
+    arrivals::Arrivals,
     cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
     handoff::{Handoff, Turn},
     interest::{ChangeState, Cuts, ExtremesState, Interval, ThresholdState},
@@ -700,4 +701,66 @@ fn what_is_handed_off_is_done_once_in_order_and_never_left_lying() {
 #[test]
 fn a_turn_that_ends_early_leaves_the_rest_to_whoever_comes() {
     model(3, hand_off(1));
+}
+
+/// `waiting` wait for two things, that are brought about by one thread each; loom finds who sleeps for ever.
+fn arrivals(waiting: usize) -> impl Fn() + Send + Sync + 'static {
+    move || {
+        let arrivals = Arc::new(Arrivals::new());
+        let arrived = Arc::new(AtomicU64::new(0));
+        let mut threads = Vec::new();
+        for _ in 0..2 {
+            let (arrivals, arrived) = (arrivals.clone(), arrived.clone());
+            threads.push(thread::spawn(move || {
+                // Relaxed: that it is seen is for the arrivals to see to.
+                arrived.fetch_add(1, Ordering::Relaxed);
+                arrivals.tell();
+            }));
+        }
+        let wait = {
+            let (arrivals, arrived) = (arrivals.clone(), arrived.clone());
+            move || arrivals.wait_until(|| arrived.load(Ordering::Relaxed) == 2)
+        };
+        if waiting == 2 {
+            threads.push(thread::spawn(wait.clone()));
+        }
+        wait();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_arrivals_sees_the_last_of_them() {
+    model(3, arrivals(1));
+}
+
+#[test]
+fn two_who_wait_are_both_woken() {
+    model(2, arrivals(2));
+}
+
+#[test]
+fn who_brings_something_about_while_looking_is_not_stuck() {
+    model(3, || {
+        let arrivals = Arc::new(Arrivals::new());
+        let arrived = Arc::new(AtomicU64::new(0));
+        let other = {
+            let (arrivals, arrived) = (arrivals.clone(), arrived.clone());
+            thread::spawn(move || {
+                arrived.fetch_add(1, Ordering::Relaxed);
+                arrivals.tell();
+            })
+        };
+        let mut looks = 0;
+        arrivals.wait_until(|| {
+            looks += 1;
+            if looks == 1 {
+                arrivals.tell();
+            }
+            arrived.load(Ordering::Relaxed) == 1
+        });
+        other.join().unwrap();
+    });
 }

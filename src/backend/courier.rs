@@ -5,6 +5,9 @@
 //! released, by the waker that every listener may hand out. The queue is a [`Handoff`]: whoever finds another thread at it
 //! leaves its mutations to that one, so that the backend is told one at a time, in order, and nobody waits for anybody.
 //!
+//! Who waits for all to be told ([`Couriers::settle`]) takes a turn at each queue, and where somebody else is at it waits for
+//! the end of that turn ([`Arrivals`]).
+//!
 //! Nothing but observations is ever lost: counters and gauges are queued by their value after the mutation, and what is
 //! told of a counter is how far it is beyond what was told before.
 
@@ -13,14 +16,14 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
     },
     task::{Wake, Waker},
     time::{Duration, Instant},
 };
 
-use super::{Backend, BackendError, Declared, Mirror};
+use super::{Backend, BackendError, Declared, Mirror, arrivals::Arrivals};
 use crate::{
     FamilySnapshot, MetricKind, SampleValue, Selector, SeriesSnapshot, Value,
     bus::{Inner, MetricBus},
@@ -33,7 +36,6 @@ use crate::{
     own::Counts,
     series::{SeriesCore, is_unmeasured},
     stats::{bump, next_id},
-    sync::lock,
     time::{Stamp, Time},
     watch::Watch,
 };
@@ -43,6 +45,9 @@ const ROOM: usize = 8_192;
 
 /// Mutations that a thread tells in one go, its own and those of others; the rest is left to the dispatcher.
 const TURN: usize = 64;
+
+/// For a thread that declares a series which another thread is declaring.
+const DECLARE_MAX: Duration = Duration::from_secs(5);
 
 /// All couriers of a bus to one backend. They end when it is dropped.
 pub(crate) struct Couriers {
@@ -59,10 +64,8 @@ struct Shared {
     dropped: AtomicU64,
     refused: AtomicU64,
     panicked: AtomicU64,
-    /// Couriers that have something to tell, and whether somebody waits for there being none.
-    behind: AtomicU64,
-    awaited: AtomicBool,
-    idle: (Mutex<()>, Condvar),
+    /// Of ends of turns.
+    arrivals: Arrivals,
 }
 
 impl Couriers {
@@ -76,9 +79,7 @@ impl Couriers {
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
-            behind: AtomicU64::new(0),
-            awaited: AtomicBool::new(false),
-            idle: Default::default(),
+            arrivals: Arrivals::new(),
         });
         let id = next_id();
         let make = {
@@ -119,39 +120,56 @@ impl Couriers {
         &self,
         series: &SeriesCore,
     ) -> Result<Option<Arc<dyn Mirror>>, BackendError> {
-        let mut question = None::<Arc<Courier>>;
-        if !series.ask(self.watch.id, &mut question) {
-            return Ok(None);
-        }
-        let Some(courier) = question else {
+        let Some(courier) = self.of(series) else {
             return Ok(None);
         };
-        courier.bring(Word::Declare);
+        courier.queue.push(Word::Declare, ROOM);
         courier.clone().wake();
         // Another thread may be about to declare it.
-        self.shared
-            .wait_for(Duration::from_secs(5), || courier.mirror.get().is_some());
+        let declared = || courier.mirror.get().is_some();
+        self.shared.arrivals.wait_until(DECLARE_MAX, declared);
         match courier.mirror.get() {
             Some(Ok(mirror)) => Ok(mirror.clone()),
             Some(Err(error)) => Err(error.clone()),
-            None => Err(BackendError::other(
-                self.shared.backend.name(),
-                "it has been at work on another metric of this name for 5 s",
-            )),
+            None => Err(BackendError::Deadline {
+                backend: self.shared.backend.name().to_owned(),
+                deadline: DECLARE_MAX,
+                why: format!("another thread is still declaring {}", series.meta.name),
+            }),
         }
     }
 
-    /// Waits until all that was mutated is told.
+    /// Waits until all that was mutated before is told.
     pub(crate) fn settle(&self, deadline: Duration) -> Result<(), BackendError> {
-        let behind = || self.shared.behind.load(Ordering::SeqCst);
-        if self.shared.wait_for(deadline, || behind() == 0) {
+        let Some(bus) = self.bus.upgrade().map(MetricBus::of) else {
             return Ok(());
+        };
+        let series = bus.series(self.watch.selector.clone()).unwrap_or_default();
+        let start = Instant::now();
+        let late = series.iter().filter(|series| {
+            let Some(courier) = self.of(series.core()) else {
+                return false;
+            };
+            let left = deadline.saturating_sub(start.elapsed());
+            !self
+                .shared
+                .arrivals
+                .wait_until(left, || courier.turn() == Turn::Done)
+        });
+        match late.count() {
+            0 => Ok(()),
+            late => Err(BackendError::Deadline {
+                backend: self.shared.backend.name().to_owned(),
+                deadline,
+                why: format!("{late} series have mutations that it has not taken"),
+            }),
         }
-        Err(BackendError::Deadline {
-            backend: self.shared.backend.name().to_owned(),
-            deadline,
-            why: format!("{} series have mutations that it has not taken", behind()),
-        })
+    }
+
+    fn of(&self, series: &SeriesCore) -> Option<Arc<Courier>> {
+        let mut question = None::<Arc<Courier>>;
+        series.ask(self.watch.id, &mut question);
+        question
     }
 }
 
@@ -168,33 +186,6 @@ impl fmt::Debug for Couriers {
         f.debug_struct("Couriers")
             .field("series", &self.watch.matched())
             .finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// `false`: the time is over. Whoever makes `done` true calls [`done_something`](Self::done_something) after it.
-    fn wait_for(&self, deadline: Duration, done: impl Fn() -> bool) -> bool {
-        let start = Instant::now();
-        let mut guard = lock(&self.idle.0);
-        loop {
-            self.awaited.store(true, Ordering::SeqCst);
-            if done() {
-                return true;
-            }
-            let left = deadline.saturating_sub(start.elapsed());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.idle.1.wait_timeout(guard, left);
-            guard = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn done_something(&self) {
-        if self.awaited.load(Ordering::SeqCst) && self.awaited.swap(false, Ordering::SeqCst) {
-            drop(lock(&self.idle.0));
-            self.idle.1.notify_all();
-        }
     }
 }
 
@@ -251,8 +242,6 @@ struct Courier {
     text: Box<str>,
     shared: Arc<Shared>,
     queue: Handoff<Word>,
-    /// Whether it is counted among those that are behind.
-    behind: AtomicBool,
     /// Made by whoever is at the queue. `None`: the backend leaves the series out.
     mirror: OnceLock<Result<Option<Arc<dyn Mirror>>, BackendError>>,
     /// The bits of the counter's value as they were told last. Written by whoever is at the queue.
@@ -266,37 +255,27 @@ impl Courier {
             text: series.text.clone(),
             shared,
             queue: Handoff::new(),
-            behind: AtomicBool::new(false),
             mirror: OnceLock::new(),
             told: AtomicU64::new(0),
         }
     }
 
     fn bring(&self, word: Word) {
-        // Before the push, so that nobody sees the word told and this one not behind yet.
-        if !self.behind.swap(true, Ordering::SeqCst) {
-            self.shared.behind.fetch_add(1, Ordering::SeqCst);
-        }
         if let Some(Word::Observed(_)) = self.queue.push(word, ROOM) {
             bump(&self.shared.dropped);
         }
     }
 
-    /// No longer behind, unless something was brought meanwhile.
-    fn caught_up(&self) {
-        if !self.behind.swap(false, Ordering::SeqCst) {
-            return;
+    /// Tells what waits, unless another thread is at it.
+    fn turn(&self) -> Turn {
+        let turn = self.queue.run(this_thread(), TURN, |word| self.tell(word));
+        if !matches!(turn, Turn::Others(_)) {
+            self.shared.arrivals.tell();
         }
-        if !self.queue.is_empty() && !self.behind.swap(true, Ordering::SeqCst) {
-            // Whoever brought it is on its way, and will find the sign up.
-            return;
-        }
-        self.shared.behind.fetch_sub(1, Ordering::SeqCst);
-        self.shared.done_something();
+        turn
     }
 
     fn tell(&self, word: Word) {
-        // A value that was overtaken by a removal, or dropped by it, is told no more.
         let told = catch_unwind(AssertUnwindSafe(|| self.try_to_tell(word)));
         if told.is_err() {
             let panicked = self.shared.panicked.fetch_add(1, Ordering::Relaxed);
@@ -309,7 +288,6 @@ impl Courier {
                 );
             }
         }
-        self.shared.done_something();
     }
 
     fn try_to_tell(&self, word: Word) {
@@ -380,15 +358,11 @@ impl Courier {
 /// In the mutating thread, after its mutation.
 impl Wake for Courier {
     fn wake(self: Arc<Self>) {
-        match self.queue.run(this_thread(), TURN, |word| self.tell(word)) {
-            Turn::Done => self.caught_up(),
-            Turn::Others(_) => {}
-            Turn::More => {
-                if let Some(bus) = self.shared.bus.upgrade() {
-                    bus.pool.start();
-                    bus.pool.spawn(async move { self.wake() });
-                }
-            }
+        if self.turn() == Turn::More
+            && let Some(bus) = self.shared.bus.upgrade()
+        {
+            bus.pool.start();
+            bus.pool.spawn(async move { self.wake() });
         }
     }
 }

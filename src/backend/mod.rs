@@ -63,7 +63,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arrivals;
 pub(crate) mod courier;
+#[cfg(feature = "libnv")]
+pub mod libnv;
 mod null;
 #[cfg(feature = "otlp")]
 mod otlp;

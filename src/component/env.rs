@@ -96,6 +96,9 @@ impl Backends {
     /// Those of this crate, as far as its features were built in.
     pub fn new() -> Self {
         let backends = Backends { known: Vec::new() };
+        #[cfg(feature = "libnv")]
+        let backends =
+            backends.with_usage("libnv", "libnv:PATH", crate::backend::libnv::Libnv::chosen);
         backends
             .with("prometheus", |choice| {
                 no_argument("prometheus", choice)?;

@@ -1,0 +1,55 @@
+//! The C ABI of metricbus: what C and C++ code calls to publish into a bus and to listen to it.
+//!
+//! `capi/include/metricbus.h` is generated from this crate and says what each function does; `metricbus.hpp` makes C++17
+//! of it; `capi/README.md` says what holds for all: threads, ownership, lifetimes, versions.
+//!
+//! A Rust program that hosts C++ code hands it a bus with [`share`]:
+//!
+//! ```
+//! use metricbus::MetricBus;
+//! use metricbus_capi::{mb_bus, mb_bus_free, share};
+//!
+//! unsafe extern "C" fn begin(_bus: *mut mb_bus) { /* the C++ side */ }
+//!
+//! let bus = MetricBus::new();
+//! let shared = share(&bus);
+//! // SAFETY: the handle is alive, and freed once.
+//! unsafe {
+//!     begin(shared);
+//!     mb_bus_free(shared);
+//! }
+//! ```
+
+// The names are C's.
+#![allow(non_camel_case_types)]
+// What callers promise is the same everywhere, and said in the README: handles are alive, pointers lead to what they say,
+// places may be written.
+#![allow(clippy::missing_safety_doc)]
+
+mod bus;
+mod counter;
+mod gauge;
+mod histogram;
+mod input;
+mod listen;
+mod serve;
+mod status;
+mod window;
+
+pub use self::{
+    bus::*, counter::*, gauge::*, histogram::*, listen::*, serve::*, status::*, window::*,
+};
+pub use metricbus::backend::libnv::abi::*;
+use metricbus::{MetricBus, Scope};
+
+/// A handle to this bus for C and C++, to be freed with [`mb_bus_free`]. It keeps the bus alive.
+#[must_use = "it leaks unless it is freed with mb_bus_free"]
+pub fn share(bus: &MetricBus) -> *mut mb_bus {
+    share_scope(&bus.scope())
+}
+
+/// As [`share`], with a prefix and labels for all that is declared with it.
+#[must_use = "it leaks unless it is freed with mb_bus_free"]
+pub fn share_scope(scope: &Scope) -> *mut mb_bus {
+    Box::into_raw(Box::new(mb_bus(scope.clone())))
+}
