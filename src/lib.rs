@@ -88,6 +88,8 @@ pub use metric::{
     Counter, CounterValue, Family, Gauge, Histogram, HistogramSnapshot, InProgress, Metric,
     ObserveTimer, PeakGauge, SetTimer,
 };
+#[cfg(feature = "otlp")]
+pub use backend::OtlpContainer;
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 #[cfg(feature = "persist")]
