@@ -49,6 +49,10 @@ class ServeError(MetricBusError, OSError):
     """The address can't be served."""
 
 
+class PushError(MetricBusError, OSError):
+    """Nothing was pushed: the gateway can't be reached, it refused it, or an option is wrong."""
+
+
 class NatsError(MetricBusError):
     """NATS, or an option for it."""
 

@@ -20,7 +20,9 @@ import os
 from dataclasses import dataclass
 from typing import NoReturn, final
 
-__all__ = ["Backend", "Libnv", "Null", "Prometheus"]
+from ._metricbus import OtlpOptions
+
+__all__ = ["Backend", "Libnv", "Null", "Otlp", "Prometheus"]
 
 _NOT_IN_PYTHON = (
     "a backend can't be written in Python, since every mutating thread would have to take the interpreter's lock; "
@@ -64,6 +66,26 @@ class Null(Backend):
 
     def _arguments(self) -> tuple[object, ...]:
         return ("null",)
+
+
+@final
+@dataclass(frozen=True)
+class Otlp(Backend):
+    """Metrics are exported to an OpenTelemetry collector, each interval, by a thread that does without the interpreter's lock.
+
+    Without `options`, OpenTelemetry's own variables count: `OtlpOptions.from_env()`.
+    """
+
+    options: OtlpOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, OtlpOptions | None):
+            raise TypeError(
+                f"{self.options!r} is no options; OtlpOptions(\"http://localhost:4318\") or OtlpOptions.from_env() would be right"
+            )
+
+    def _arguments(self) -> tuple[object, ...]:
+        return ("otlp", self.options)
 
 
 @final

@@ -25,7 +25,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from . import backends as _backends
-from ._metricbus import Counter, Gauge, Histogram, HistogramSnapshot, MetricBus, Reporter, Scope, Snapshot
+from ._metricbus import Counter, Gauge, Histogram, HistogramSnapshot, MetricBus, OtlpOptions, Reporter, Scope, Snapshot
 from .component import Component
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "MetricGauge",
     "MetricHistogram",
     "NullContainer",
+    "OtlpContainer",
     "PrometheusContainer",
     "TeeContainer",
 ]
@@ -329,6 +330,18 @@ class NullContainer(BackendContainer):
         self._take(prefix, [_backends.Null()], bus)
 
 
+class OtlpContainer(BackendContainer):
+    """The container whose metrics an OpenTelemetry collector gets, each interval.
+
+    Without `options`, OpenTelemetry's own variables count: `OtlpOptions.from_env()`. `prefix` and `bus` are those of `BackendContainer`;
+    `prefix` is the service's name, too, where nobody has given one. A collector that can't be reached is no error: what
+    waits is bounded, tried again and counted (`metricbus_otlp_*`), and whoever counts never waits.
+    """
+
+    def __init__(self, prefix: str = "", options: OtlpOptions | None = None, bus: MetricBus | None = None) -> None:
+        self._take(prefix, [_backends.Otlp(options)], bus)
+
+
 class LibnvContainer(BackendContainer):
     """The container of a shared library that counts by itself: each mutation is told to it, and `get()` is what it says.
 
@@ -398,6 +411,13 @@ class BaseComponentMetrics:
     def new_prometheus(cls, prefix: str = "", bus: MetricBus | None = None) -> BaseComponentMetrics:
         """On a `PrometheusContainer`."""
         return cls(PrometheusContainer(prefix, bus))
+
+    @classmethod
+    def new_otlp(
+        cls, prefix: str = "", options: OtlpOptions | None = None, bus: MetricBus | None = None
+    ) -> BaseComponentMetrics:
+        """On an `OtlpContainer`. Without `options`, OpenTelemetry's own variables count."""
+        return cls(OtlpContainer(prefix, options, bus))
 
     @classmethod
     def new_libnv(

@@ -18,7 +18,9 @@ use std::{
 
 use metricbus::{
     MetricContainer,
-    backend::{Backend, BackendError, Mirror, Null, Prometheus, Tee, libnv::Libnv},
+    backend::{
+        Backend, BackendError, Mirror, Null, Otlp, OtlpOptions, Prometheus, Tee, libnv::Libnv,
+    },
     component::{BackendContainer, Backends},
 };
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyTuple};
@@ -28,7 +30,7 @@ use crate::{
     convert,
     error::{Raise, raise},
     fork::Forked,
-    runtime,
+    otlp, runtime,
 };
 
 /// What the last flush of a backend may take that nobody shut down, when its bus goes.
@@ -45,6 +47,8 @@ const PREFIX: &str = "METRICBUS_PREFIX";
 enum Spec {
     Prometheus,
     Null,
+    /// `None`: as the environment says.
+    Otlp(Option<OtlpOptions>),
     Libnv {
         service: String,
         prefix: String,
@@ -59,6 +63,13 @@ impl Spec {
         Ok(match &*name {
             "prometheus" => Spec::Prometheus,
             "null" => Spec::Null,
+            "otlp" => {
+                let options = value.get_item(1)?;
+                Spec::Otlp(match options.is_none() {
+                    true => None,
+                    false => Some(otlp::OtlpOptions::of(&options)?),
+                })
+            }
             "libnv" => {
                 let (_, service, prefix, path): (String, String, String, Option<OsString>) =
                     value.extract()?;
@@ -72,10 +83,19 @@ impl Spec {
         })
     }
 
-    fn make(&self) -> Result<Arc<dyn Backend>, BackendError> {
+    /// `prefix`: of all names. It is the service's name, too, where there is no better one.
+    fn make(&self, prefix: &str) -> Result<Arc<dyn Backend>, BackendError> {
         Ok(match self {
             Spec::Prometheus => Arc::new(Prometheus),
             Spec::Null => Arc::new(Null),
+            Spec::Otlp(options) => {
+                let options = match options {
+                    Some(options) => options.clone(),
+                    None => OtlpOptions::from_env()?,
+                };
+                let options = options.service_name_or(prefix.trim_end_matches('_'));
+                Arc::new(Otlp::new(options))
+            }
             Spec::Libnv {
                 service,
                 prefix,
@@ -185,7 +205,7 @@ impl Reporting {
             (false, 1) => What::One(specs.remove(0)),
             _ => What::Tee(specs),
         };
-        let container = assemble(bus, prefix, &what, Spec::make)?;
+        let container = assemble(bus, prefix, &what, |spec| spec.make(prefix))?;
         Ok(Reporting::of(prefix.to_owned(), what, container))
     }
 
@@ -198,7 +218,7 @@ impl Reporting {
 
     fn of(prefix: String, what: What, container: Arc<dyn MetricContainer>) -> Reporting {
         let mirrors = what.has("libnv", |spec| matches!(spec, Spec::Libnv { .. }));
-        let sends = mirrors;
+        let sends = mirrors || what.has("otlp", |spec| matches!(spec, Spec::Otlp(_)));
         Reporting {
             prefix,
             what,
@@ -247,7 +267,7 @@ impl Reporting {
             }
             what => assemble(bus, &self.prefix, what, |spec| match spec {
                 Spec::Libnv { .. } => Ok(Arc::new(Null)),
-                spec => spec.make(),
+                spec => spec.make(&self.prefix),
             }),
         };
         let left = self.mirrors;

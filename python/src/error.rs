@@ -44,6 +44,7 @@ raises! {
     metricbus::RuleError => "RuleError",
     metricbus::RuleStateError => "RuleStateError",
     metricbus::export::ServeError => "ServeError",
+    metricbus::export::PushError => "PushError",
     ExemplarError => "ExemplarError",
 }
 

@@ -17,6 +17,8 @@ mod gate;
 mod logs;
 mod metric;
 mod nats;
+mod otlp;
+mod push;
 mod rule;
 mod runtime;
 mod series;
@@ -49,6 +51,8 @@ mod _metricbus {
             RuleTarget, RulesInStatus, SentRule, SeriesWindow, SourceEvent, SourceRule,
             SourceRules, SourceStatus, SourceWindow,
         },
+        otlp::OtlpOptions,
+        push::Push,
         rule::{
             Alert, Condition, Derived, Expr, LiveRule, Over, Rule, RuleGroup, RuleStatus,
             RuleThreshold, Synced,
