@@ -61,6 +61,8 @@ pub mod nats;
 pub mod service;
 pub mod testing;
 
+#[cfg(feature = "libnv")]
+pub use backend::libnv::LibnvContainer;
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
 pub use component::{
