@@ -66,6 +66,10 @@ pub mod nats;
 pub mod service;
 pub mod testing;
 
+#[cfg(feature = "otlp")]
+pub use backend::OtlpContainer;
+#[cfg(feature = "libnv")]
+pub use backend::libnv::LibnvContainer;
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
 pub use component::{
@@ -88,8 +92,6 @@ pub use metric::{
     Counter, CounterValue, Family, Gauge, Histogram, HistogramSnapshot, InProgress, Metric,
     ObserveTimer, PeakGauge, SetTimer,
 };
-#[cfg(feature = "otlp")]
-pub use backend::OtlpContainer;
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 #[cfg(feature = "persist")]
