@@ -66,6 +66,8 @@ pub mod nats;
 pub mod service;
 pub mod testing;
 
+#[cfg(feature = "otlp")]
+pub use backend::OtlpContainer;
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
 pub use component::{
@@ -88,8 +90,6 @@ pub use metric::{
     Counter, CounterValue, Family, Gauge, Histogram, HistogramSnapshot, InProgress, Metric,
     ObserveTimer, PeakGauge, SetTimer,
 };
-#[cfg(feature = "otlp")]
-pub use backend::OtlpContainer;
 #[cfg(feature = "derive")]
 pub use metricbus_derive::{Labels, Metrics};
 #[cfg(feature = "persist")]
