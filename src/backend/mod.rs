@@ -102,7 +102,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     }
 
     /// Whether it wants each mutation. Only then is [`declare`](Self::declare) called, and only then do mutations cost more
-    /// than without a backend: some 100 ns, and what the [`Mirror`] takes. Asked once.
+    /// than without a backend: some 50 ns, and what the [`Mirror`] takes. Asked once.
     fn mirrors(&self) -> bool {
         false
     }

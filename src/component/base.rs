@@ -85,6 +85,24 @@ impl BaseComponentMetrics {
         BaseComponentMetrics::new(Arc::new(NullContainer::new(prefix))).named(prefix)
     }
 
+    /// In a [`LibnvContainer`](crate::LibnvContainer) with a bus of its own, and the library whose path is in the
+    /// environment variable `METRICBUS_LIBNV`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Libnv::from_env`](crate::backend::libnv::Libnv::from_env).
+    ///
+    /// ```no_run
+    /// let base = metricbus::BaseComponentMetrics::new_libnv("api", "myapp")?;
+    /// # let _ = base;
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    #[cfg(feature = "libnv")]
+    pub fn new_libnv(service_name: &str, prefix: &str) -> Result<Self, BackendError> {
+        let container = crate::LibnvContainer::new(service_name, prefix)?;
+        Ok(BaseComponentMetrics::new(Arc::new(container)).named(prefix))
+    }
+
     /// In the container that the environment asks for: `METRICBUS_BACKEND` names the backend, `METRICBUS_PREFIX` the
     /// prefix of all names. Not set, or empty, they are `prometheus` and no prefix. See [`Backends`] for what may be said,
     /// and for backends of your own.

@@ -173,7 +173,8 @@ pub(super) struct Inner {
     hooks: Vec<Job<()>>,
     sources: Vec<Job<Arc<Foreign>>>,
     process_metrics: bool,
-    created: bool,
+    /// Of whatever format.
+    style: Style,
     pub(super) limits: Limits,
     pub(super) own: Own,
     /// How many batches may be encoded at a time.
@@ -211,7 +212,7 @@ pub struct ExporterBuilder {
     hooks: Vec<Job<()>>,
     sources: Vec<Job<Arc<Foreign>>>,
     process_metrics: bool,
-    created: bool,
+    style: Style,
     limits: Limits,
 }
 
@@ -244,7 +245,7 @@ impl Exporter {
             hooks: Vec::new(),
             sources: Vec::new(),
             process_metrics: true,
-            created: false,
+            style: Style::of(Format::default()),
             limits: Limits::default(),
         }
     }
@@ -389,7 +390,7 @@ impl ExporterBuilder {
     }
 
     /// Whether OpenMetrics has a line `NAME_created` for each counter and histogram of the bus, which says since when it
-    /// counts (protobuf always says so): no, unless this says `true`. A Prometheus before 2.50, or one without its feature
+    /// counts (protobuf always says so): no, unless this says `true`. A Prometheus before 3, or one without its feature
     /// `created-timestamp-zero-ingestion`, stores each of them as one more series.
     ///
     /// ```
@@ -398,7 +399,22 @@ impl ExporterBuilder {
     /// # let _ = builder;
     /// ```
     pub fn created_lines(mut self, written: bool) -> Self {
-        self.created = written;
+        self.style.created = written;
+        self
+    }
+
+    /// The most exponential buckets that one series of a [native](crate::Desc::native) histogram has in a scrape (160).
+    /// There are 32 to the octave where that is enough, and otherwise half of it, or a quarter, and so on down to one for
+    /// 16 octaves; each halving doubles the error of quantiles, which is 1.1 % at first. 160 buckets are 5 octaves at
+    /// full resolution; latencies from a millisecond to a minute span 16, and need 512.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).native_buckets_max(512);
+    /// # let _ = builder;
+    /// ```
+    pub fn native_buckets_max(mut self, buckets: usize) -> Self {
+        self.style.native_buckets_max = buckets;
         self
     }
 
@@ -506,7 +522,7 @@ impl ExporterBuilder {
                 hooks: self.hooks,
                 sources: self.sources,
                 process_metrics: self.process_metrics,
-                created: self.created,
+                style: self.style,
                 limits: self.limits,
                 own: Own::default(),
                 encoders: Arc::new(Semaphore::new(encoders)),
@@ -873,8 +889,11 @@ impl Inner {
     ) -> Encoded {
         self.buffers.check().map_err(Arc::new)?;
         let mut text = Buffer::from(&self.buffers);
-        let created = self.created;
-        text::encode_as(&self.bus, Style { format, created }, &mut text.bytes);
+        let style = Style {
+            format,
+            ..self.style
+        };
+        text::encode_as(&self.bus, style, &mut text.bytes);
         // Only now: a metric that is declared after this can't be in the text, and one declared before is known here.
         let mut taken = HashSet::new();
         let mut take = |name: &str, exposed: Vec<String>| {

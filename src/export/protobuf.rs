@@ -17,9 +17,9 @@ use crate::{
     snapshot::{FamilySnapshot, SampleValue},
 };
 
-/// The most native buckets of one series that are not empty; beyond it they are merged by two. What Prometheus's own
-/// libraries recommend.
-const NATIVE_BUCKETS_MAX: usize = 160;
+/// The most native buckets of one series that are not empty, unless told otherwise; beyond it they are merged by two. What
+/// Prometheus's own libraries recommend.
+pub(super) const NATIVE_BUCKETS_MAX: usize = 160;
 
 /// The schema of the sketch, and the lowest that Prometheus knows.
 const SCHEMA: i32 = 5;
@@ -49,7 +49,6 @@ mod field {
     pub(super) const METRIC_LABEL: u32 = 1;
     pub(super) const METRIC_GAUGE: u32 = 2;
     pub(super) const METRIC_COUNTER: u32 = 3;
-    pub(super) const METRIC_SUMMARY: u32 = 4;
     pub(super) const METRIC_HISTOGRAM: u32 = 7;
 
     pub(super) const LABEL_NAME: u32 = 1;
@@ -61,9 +60,6 @@ mod field {
 
     pub(super) const SAMPLE_COUNT: u32 = 1;
     pub(super) const SAMPLE_SUM: u32 = 2;
-    pub(super) const SUMMARY_QUANTILE: u32 = 3;
-    pub(super) const QUANTILE: u32 = 1;
-    pub(super) const QUANTILE_VALUE: u32 = 2;
 
     pub(super) const BUCKET: u32 = 3;
     pub(super) const SCHEMA: u32 = 5;
@@ -90,9 +86,6 @@ mod field {
     pub(super) const NANOS: u32 = 2;
 }
 
-/// The type of a summary, which the bus does not have.
-const SUMMARY: u64 = 2;
-
 fn type_of(kind: MetricKind) -> u64 {
     match kind {
         MetricKind::Counter => 0,
@@ -104,6 +97,7 @@ fn type_of(kind: MetricKind) -> u64 {
 /// What is used again for each series.
 #[derive(Default)]
 pub(super) struct Scratch {
+    native_buckets_max: usize,
     counts: Vec<u64>,
     weights: Weights,
     positive: Vec<(i32, u64)>,
@@ -183,6 +177,13 @@ fn metric(series: &SeriesCore, scratch: &mut Scratch, out: &mut Vec<u8>) {
 }
 
 impl Scratch {
+    pub(super) fn new(native_buckets_max: usize) -> Self {
+        Scratch {
+            native_buckets_max,
+            ..Scratch::default()
+        }
+    }
+
     fn total(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -246,7 +247,7 @@ fn sparse(scratch: &mut Scratch, out: &mut Vec<u8>) {
     // By their distance from zero.
     negative.reverse();
     let mut schema = SCHEMA;
-    while positive.len() + negative.len() > NATIVE_BUCKETS_MAX && schema > SCHEMA_MIN {
+    while positive.len() + negative.len() > scratch.native_buckets_max && schema > SCHEMA_MIN {
         schema -= 1;
         halve(positive);
         halve(negative);
@@ -343,32 +344,47 @@ pub(super) fn encode_families(families: &[FamilySnapshot], out: &mut Vec<u8>) {
     }
 }
 
-/// A summary of somebody else's.
 #[cfg(feature = "http")]
-pub(super) fn encode_summary(summary: &super::foreign::Summary, out: &mut Vec<u8>) {
-    if summary.series.is_empty() {
-        return;
-    }
-    delimited(out, |out| {
-        begin(&summary.name, &summary.help, None, SUMMARY, out);
-        for series in &summary.series {
-            message(field::FAMILY_METRIC, out, |out| {
-                for (name, value) in &series.labels {
-                    plain_label(field::METRIC_LABEL, name, value, out);
-                }
-                message(field::METRIC_SUMMARY, out, |out| {
-                    integer(field::SAMPLE_COUNT, series.count, out);
-                    double(field::SAMPLE_SUM, series.sum, out);
-                    for (quantile, value) in &series.quantiles {
-                        message(field::SUMMARY_QUANTILE, out, |out| {
-                            double(field::QUANTILE, *quantile, out);
-                            double(field::QUANTILE_VALUE, *value, out);
-                        });
-                    }
-                });
-            });
+pub(super) use summary::encode_summary;
+
+#[cfg(feature = "http")]
+mod summary {
+    use super::{super::foreign::Summary, *};
+
+    /// The type that the bus does not have.
+    const SUMMARY: u64 = 2;
+
+    const METRIC_SUMMARY: u32 = 4;
+    const SUMMARY_QUANTILE: u32 = 3;
+    const QUANTILE: u32 = 1;
+    const QUANTILE_VALUE: u32 = 2;
+
+    /// A summary of somebody else's.
+    pub(in crate::export) fn encode_summary(summary: &Summary, out: &mut Vec<u8>) {
+        if summary.series.is_empty() {
+            return;
         }
-    });
+        delimited(out, |out| {
+            begin(&summary.name, &summary.help, None, SUMMARY, out);
+            for series in &summary.series {
+                message(field::FAMILY_METRIC, out, |out| {
+                    for (name, value) in &series.labels {
+                        plain_label(field::METRIC_LABEL, name, value, out);
+                    }
+                    message(METRIC_SUMMARY, out, |out| {
+                        integer(field::SAMPLE_COUNT, series.count, out);
+                        double(field::SAMPLE_SUM, series.sum, out);
+                        for (quantile, value) in &series.quantiles {
+                            message(SUMMARY_QUANTILE, out, |out| {
+                                double(QUANTILE, *quantile, out);
+                                double(QUANTILE_VALUE, *value, out);
+                            });
+                        }
+                    });
+                });
+            }
+        });
+    }
 }
 
 fn begin(name: &str, help: &str, unit: Option<&str>, kind: u64, out: &mut Vec<u8>) {
@@ -905,9 +921,9 @@ mod tests {
                 let buckets = unrolled(&h.positive_span, &h.positive_delta);
                 let inside = buckets.iter().map(|(_, n)| *n as u64).sum::<u64>();
                 assert_eq!(inside + h.zero_count.unwrap(), count);
-                let counts = h.bucket.iter().map(|b| b.cumulative_count.unwrap());
+                let mut counts = h.bucket.iter().map(|b| b.cumulative_count.unwrap());
                 assert!(counts.clone().is_sorted());
-                assert_eq!(counts.last(), Some(count));
+                assert_eq!(counts.next_back(), Some(count));
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
         });

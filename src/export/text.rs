@@ -44,11 +44,23 @@ impl Format {
 }
 
 /// A format with what can be chosen in it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) format: Format,
     /// In OpenMetrics: a line `_created` for each counter and histogram.
     pub(super) created: bool,
+    /// In protobuf: the most native buckets of a series.
+    pub(super) native_buckets_max: usize,
+}
+
+impl Style {
+    pub(super) fn of(format: Format) -> Style {
+        Style {
+            format,
+            created: false,
+            native_buckets_max: protobuf::NATIVE_BUCKETS_MAX,
+        }
+    }
 }
 
 /// Writes every metric of the bus, sorted by name, to the end of `out`. Metrics without series are left out. The
@@ -76,14 +88,13 @@ pub(super) struct Style {
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
 pub fn encode(bus: &MetricBus, format: Format, out: &mut Vec<u8>) {
-    let created = false;
-    encode_as(bus, Style { format, created }, out);
+    encode_as(bus, Style::of(format), out);
 }
 
 /// As [`encode`].
 pub(super) fn encode_as(bus: &MetricBus, style: Style, out: &mut Vec<u8>) {
     if style.format == Format::Protobuf {
-        let mut scratch = protobuf::Scratch::default();
+        let mut scratch = protobuf::Scratch::new(style.native_buckets_max);
         for family in bus.inner().families() {
             protobuf::encode_family(&family, &mut scratch, out);
         }
@@ -543,6 +554,27 @@ mod tests {
     }
 
     #[test]
+    fn text_is_the_same_whatever_else_is_known_of_the_metrics() {
+        let written = |native: bool, traced: bool| {
+            let bus = MetricBus::builder().native_histograms(native).build();
+            let c = bus.counter("c_total", "h").unwrap();
+            let h = bus.histogram("h", "h", Buckets::default()).unwrap();
+            if traced {
+                c.inc_with_exemplar(&[("id", "1")]).unwrap();
+                h.observe_with_exemplar(0.3, &[("id", "1")]).unwrap();
+            } else {
+                c.inc();
+                h.observe(0.3);
+            }
+            text(&bus, Format::Text)
+        };
+        let plain = written(false, false);
+        for (native, traced) in [(true, false), (false, true), (true, true)] {
+            assert_eq!(written(native, traced), plain);
+        }
+    }
+
+    #[test]
     fn created_lines_are_written_where_they_are_asked_for() {
         let clock = crate::Clock::manual();
         let bus = MetricBus::builder().clock(clock.clone()).build();
@@ -556,7 +588,11 @@ mod tests {
         bus.gauge("g", "h").unwrap();
         let written = |format, created| {
             let mut out = Vec::new();
-            encode_as(&bus, Style { format, created }, &mut out);
+            let style = Style {
+                created,
+                ..Style::of(format)
+            };
+            encode_as(&bus, style, &mut out);
             String::from_utf8(out).unwrap()
         };
         let with = written(Format::OpenMetrics, true);

@@ -478,8 +478,16 @@ impl OtlpOptions {
         self
     }
 
-    /// As [`service_name`](Self::service_name), where nobody has given one.
-    pub(crate) fn service_name_or(self, name: &str) -> Self {
+    /// As [`service_name`](Self::service_name), where neither that nor an attribute `service.name` was given. An empty one is
+    /// none.
+    ///
+    /// ```
+    /// use metricbus::backend::OtlpOptions;
+    ///
+    /// let options = OtlpOptions::new().service_name("decode").service_name_or("myapp");
+    /// assert!(format!("{options:?}").contains("decode"));
+    /// ```
+    pub fn service_name_or(self, name: &str) -> Self {
         let given = self.attributes.iter().any(|(key, _)| key == SERVICE_NAME);
         if name.is_empty() || given || self.service_name.is_some() {
             return self;
