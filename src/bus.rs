@@ -56,6 +56,7 @@ pub(crate) struct Inner {
     /// Whoever else counts something of itself.
     own: Own,
     series_max: usize,
+    native_histograms: bool,
     registry: RwLock<Registry>,
     watches: RwLock<Watches>,
     components: Mutex<Vec<Component>>,
@@ -76,6 +77,7 @@ pub struct MetricBusBuilder {
     clock: Clock,
     series_max: usize,
     workers_max: usize,
+    native_histograms: bool,
 }
 
 impl MetricBusBuilder {
@@ -97,6 +99,13 @@ impl MetricBusBuilder {
         self
     }
 
+    /// Whether histograms keep exponential buckets from their first observation on, for Prometheus's native histograms,
+    /// unless their declaration says otherwise; no unless told here. See [`Desc::native`].
+    pub fn native_histograms(mut self, native: bool) -> Self {
+        self.native_histograms = native;
+        self
+    }
+
     /// Makes the bus. Starts no thread; the first subscription with a callback does.
     #[must_use]
     pub fn build(self) -> MetricBus {
@@ -108,6 +117,7 @@ impl MetricBusBuilder {
             mailboxes: Mailboxes::default(),
             own: Own::default(),
             series_max: self.series_max,
+            native_histograms: self.native_histograms,
             registry: RwLock::default(),
             watches: RwLock::default(),
             components: Mutex::default(),
@@ -135,6 +145,7 @@ impl MetricBus {
             clock: Clock::system(),
             series_max: SERIES_MAX_DEFAULT,
             workers_max: WORKERS_MAX_DEFAULT,
+            native_histograms: false,
         }
     }
 
@@ -446,13 +457,16 @@ impl Inner {
             bounds,
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: desc.expire_after,
+            native: spec.kind == MetricKind::Histogram
+                && desc.native.unwrap_or(self.native_histograms),
             derived: false,
             mirrored: false,
             clock: self.clock.clone(),
         };
-        let limits = (desc.series_max, desc.expire_after);
         let family = self.find_or_insert(meta)?;
-        family.meta.check_limits(limits.0, limits.1)?;
+        family
+            .meta
+            .check_limits(desc.series_max, desc.expire_after, desc.native)?;
         // In the order of the family, which is that of its first declaration.
         let slots = family
             .meta
@@ -518,6 +532,7 @@ impl Inner {
             bounds: Arc::default(),
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: None,
+            native: false,
             derived: true,
             mirrored: false,
             clock: self.clock.clone(),

@@ -58,7 +58,12 @@ pub(crate) trait Tick: Send + Sync {
 
 enum Source {
     /// Reads the processor's counter where that is fit for it, at a third of what asking the kernel costs.
-    System { clock: quanta::Clock, origin: u64 },
+    System {
+        clock: quanta::Clock,
+        origin: u64,
+        /// The date at the origin, as it was then.
+        began: SystemTime,
+    },
     Manual {
         now: AtomicU64,
         /// Where the present call of `advance` goes.
@@ -102,7 +107,11 @@ impl Clock {
             .get_or_init(|| {
                 let clock = quanta::Clock::new();
                 let origin = clock.raw();
-                Clock::with(Source::System { clock, origin })
+                Clock::with(Source::System {
+                    clock,
+                    origin,
+                    began: SystemTime::now(),
+                })
             })
             .clone()
     }
@@ -130,7 +139,9 @@ impl Clock {
     /// The present.
     pub fn now(&self) -> Time {
         match &self.0.source {
-            Source::System { clock, origin } => Time(clock.delta_as_nanos(*origin, clock.raw())),
+            Source::System { clock, origin, .. } => {
+                Time(clock.delta_as_nanos(*origin, clock.raw()))
+            }
             Source::Manual { now, .. } => Time(now.load(Ordering::Acquire)),
         }
     }
@@ -147,6 +158,18 @@ impl Clock {
                 .checked_add(Duration::from_nanos(time.0))
                 .unwrap_or(SystemTime::UNIX_EPOCH),
         }
+    }
+
+    /// The date of a time, the same whenever it is asked for: by the date at the clock's origin, whatever was done to the
+    /// machine's clock since. For dates that tell one life of a series from another.
+    pub(crate) fn date(&self, time: Time) -> SystemTime {
+        let began = match &self.0.source {
+            Source::System { began, .. } => *began,
+            Source::Manual { .. } => SystemTime::UNIX_EPOCH,
+        };
+        began
+            .checked_add(Duration::from_nanos(time.0))
+            .unwrap_or(began)
     }
 
     /// As [`wall`](Clock::wall), of a time that really was this long before.

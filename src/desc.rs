@@ -72,6 +72,7 @@ pub struct Desc {
     pub(crate) buckets: Option<Buckets>,
     pub(crate) series_max: Option<usize>,
     pub(crate) expire_after: Option<Duration>,
+    pub(crate) native: Option<bool>,
 }
 
 impl Desc {
@@ -87,6 +88,7 @@ impl Desc {
             buckets: None,
             series_max: None,
             expire_after: None,
+            native: None,
         }
     }
 
@@ -130,6 +132,27 @@ impl Desc {
     /// held writes to nobody from then on; ask the family for the child anew.
     pub fn expire_after(mut self, idle: Duration) -> Self {
         self.expire_after = Some(idle);
+        self
+    }
+
+    /// Of a histogram: whether its exponential buckets are kept beside those of [`buckets`](Desc::buckets), from its
+    /// first observation on. Prometheus, where it asks for protobuf, then gets both, and stores the former as a *native
+    /// histogram*: quantiles to 1.1 % at any magnitude, whatever the bounds. As
+    /// [`MetricBusBuilder::native_histograms`](crate::MetricBusBuilder::native_histograms) says unless told here.
+    ///
+    /// An observation costs about a nanosecond more, and a series 1 KiB and 8 bytes for each bucket of a
+    /// neighbourhood that is in use.
+    ///
+    /// ```
+    /// use metricbus::{Desc, Histogram, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let wait: Histogram = bus.declare(Desc::new("wait_seconds", "Time waited.").native(true))?;
+    /// wait.observe(0.2);
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn native(mut self, native: bool) -> Self {
+        self.native = Some(native);
         self
     }
 }
@@ -293,6 +316,8 @@ pub(crate) struct Meta {
     pub(crate) bounds: Arc<[f64]>,
     pub(crate) series_max: usize,
     pub(crate) expire_after: Option<Duration>,
+    /// Of a histogram: its sketch is kept from birth.
+    pub(crate) native: bool,
     /// Computed from other metrics; its series come with labels of their own.
     pub(crate) derived: bool,
     /// Mutated in other processes; its series come with labels of their own.
@@ -311,6 +336,7 @@ impl Meta {
         &self,
         series_max: Option<usize>,
         expire_after: Option<Duration>,
+        native: Option<bool>,
     ) -> Result<(), DeclareError> {
         let clash = |what, earlier: String, now: String| {
             Err(DeclareError::Clash {
@@ -320,6 +346,11 @@ impl Meta {
                 now,
             })
         };
+        if let Some(now) = native
+            && now != self.native
+        {
+            return clash("native", self.native.to_string(), now.to_string());
+        }
         match (series_max, expire_after) {
             (Some(now), _) if now != self.series_max => {
                 clash("series_max", self.series_max.to_string(), now.to_string())
@@ -422,6 +453,12 @@ pub(crate) fn validate(
     if let Some(unit) = &desc.unit {
         check_unit(name, kind, unit)?;
     }
+    if desc.native == Some(true) && kind != MetricKind::Histogram {
+        return Err(DeclareError::Labels {
+            metric: name.to_owned(),
+            why: format!("a {kind} can't be native; only a histogram can"),
+        });
+    }
     match (&desc.buckets, kind) {
         (buckets, MetricKind::Histogram) => {
             let buckets = buckets.clone().unwrap_or_default();
@@ -505,25 +542,27 @@ fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
 
 /// Whether this is a label's name at all.
 pub(crate) fn check_label_name(metric: &str, label: &str) -> Result<(), DeclareError> {
-    let fault = |why: String| {
-        Err(DeclareError::LabelName {
+    match label_name_fault(label) {
+        None => Ok(()),
+        Some(why) => Err(DeclareError::LabelName {
             metric: metric.to_owned(),
             label: label.to_owned(),
             why,
-        })
-    };
+        }),
+    }
+}
+
+/// What is wrong with a label's name, if anything.
+pub(crate) fn label_name_fault(label: &str) -> Option<String> {
     match label.chars().next() {
-        None => return fault("it is empty".to_owned()),
-        Some(c) if c.is_ascii_digit() => return fault(format!("it begins with {c:?}")),
+        None => return Some("it is empty".to_owned()),
+        Some(c) if c.is_ascii_digit() => return Some(format!("it begins with {c:?}")),
         _ => {}
     }
-    match label
+    let wrong = label
         .chars()
-        .find(|&c| !(c.is_ascii_alphanumeric() || c == '_'))
-    {
-        Some(c) => fault(format!("it contains {c:?}")),
-        None => Ok(()),
-    }
+        .find(|&c| !(c.is_ascii_alphanumeric() || c == '_'));
+    wrong.map(|c| format!("it contains {c:?}"))
 }
 
 fn check_unit(name: &str, kind: MetricKind, unit: &str) -> Result<(), DeclareError> {

@@ -363,6 +363,49 @@ pub enum CounterError {
     },
 }
 
+/// Why an exemplar was not kept. What it stood for was counted all the same, unless it says otherwise.
+#[derive(Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExemplarError {
+    /// A label's name is not `[a-zA-Z_][a-zA-Z0-9_]*`.
+    #[error(
+        "exemplar label {label:?} is not valid: {why}; a label name is letters, digits and '_', not beginning with a digit"
+    )]
+    LabelName {
+        /// The label's name as given.
+        label: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A label is there twice.
+    #[error("exemplar label {label:?} is given twice")]
+    LabelTwice {
+        /// The label.
+        label: String,
+    },
+    /// OpenMetrics allows so many characters, and Prometheus refuses the whole scrape for one more.
+    #[error(
+        "the labels of an exemplar have {characters} characters, names and values together; {max} is the most"
+    )]
+    TooLong {
+        /// How many there are.
+        characters: usize,
+        /// How many there can be.
+        max: usize,
+    },
+    /// NaN lies in no bucket that an exemplar could stand for.
+    #[error("NaN can't be an exemplar: it lies in no bucket")]
+    NoNumber,
+    /// A counter only grows: nothing was counted.
+    #[error(
+        "a counter can't be raised by {amount}, and nothing was counted: the amount must be finite and 0 or more"
+    )]
+    Amount {
+        /// The amount.
+        amount: f64,
+    },
+}
+
 /// `main` and `unwrap` show errors by their `Debug`; there, too, the message is what helps.
 macro_rules! debug_is_the_message {
     ($($error:ty),*) => {$(
@@ -381,7 +424,8 @@ debug_is_the_message!(
     SelectorError,
     SubscribeError,
     RuleError,
-    CounterError
+    CounterError,
+    ExemplarError
 );
 
 #[cfg(feature = "persist")]

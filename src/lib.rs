@@ -14,11 +14,16 @@
 
 mod bus;
 mod cell;
+// What each of its users leaves out is used by another.
+#[cfg(feature = "_client")]
+#[cfg_attr(not(feature = "otlp"), allow(dead_code))]
+mod client;
 mod clock;
 mod desc;
 mod dispatch;
 mod error;
 mod events;
+mod exemplar;
 mod handoff;
 mod hint;
 mod hub;
@@ -61,6 +66,8 @@ pub mod nats;
 pub mod service;
 pub mod testing;
 
+#[cfg(feature = "otlp")]
+pub use backend::OtlpContainer;
 #[cfg(feature = "libnv")]
 pub use backend::libnv::LibnvContainer;
 pub use bus::{MetricBus, MetricBusBuilder};
@@ -73,9 +80,11 @@ pub use desc::{Buckets, Desc, MetricKind};
 #[cfg(feature = "persist")]
 pub use error::RuleStateError;
 pub use error::{
-    BucketError, CounterError, DeclareError, LabelError, RuleError, SelectorError, SubscribeError,
+    BucketError, CounterError, DeclareError, ExemplarError, LabelError, RuleError, SelectorError,
+    SubscribeError,
 };
 pub use events::{Cause, Changed, Crossed, Crossing, Moved};
+pub use exemplar::Exemplar;
 pub use labels::Labels;
 pub use lint::Lint;
 pub use listen::{Event, Events, Listen};

@@ -120,6 +120,8 @@ impl Mirror {
             // Whoever mirrors has limits for each source.
             series_max: usize::MAX,
             expire_after: None,
+            // The sketch would begin after the counts that it is to stand for.
+            native: false,
             derived: false,
             mirrored: true,
             clock: inner.clock.clone(),

@@ -7,11 +7,15 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
+    time::SystemTime,
 };
+
+use once_cell::race::OnceBox;
 
 use crate::{
     cell::{Amount, Cell, Listener, Real, Signal, Wakes, Whole},
     desc::{Meta, MetricKind, Numbers},
+    exemplar::{Exemplar, Exemplars},
     hint::bounds_under,
     labels,
     sketch::Sketch,
@@ -63,6 +67,9 @@ pub struct SeriesCore {
     /// The value; of a histogram, the sum.
     pub(crate) cell: Cell,
     pub(crate) buckets: Option<Arc<BucketCells>>,
+    /// Made for the first exemplar.
+    pub(crate) exemplars: OnceBox<Exemplars>,
+    born: Time,
 }
 
 /// The buckets of one histogram.
@@ -84,20 +91,30 @@ const GROUP: usize = 4;
 const LINEAR_MAX: usize = 64;
 
 impl BucketCells {
-    fn new(bounds: &[f64]) -> Self {
+    fn new(bounds: &[f64], native: bool) -> Self {
         let mut padded = bounds.to_vec();
         padded.resize(bounds.len().next_multiple_of(GROUP), f64::INFINITY);
-        BucketCells {
+        let cells = BucketCells {
             padded: padded.into(),
             counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
             sketching: AtomicUsize::new(0),
             sketch: OnceLock::new(),
+        };
+        if native {
+            // One that nobody ends.
+            cells.begin_sketch();
         }
+        cells
+    }
+
+    /// How many buckets there are, that of +Inf included.
+    pub(crate) fn len(&self) -> usize {
+        self.counts.len()
     }
 
     /// The bucket of `v`: the first whose bound is ≥ `v`. NaN goes to the last one.
     #[inline(always)]
-    fn find(&self, v: f64) -> usize {
+    pub(crate) fn find(&self, v: f64) -> usize {
         let last = self.counts.len() - 1;
         let under = if self.padded.len() <= LINEAR_MAX {
             // No branch, so nothing for unpredictable values to mispredict.
@@ -154,6 +171,12 @@ impl BucketCells {
         self.counts().sum()
     }
 
+    /// Counts one observation of a bucket, beside the sketch.
+    #[cfg(test)]
+    pub(crate) fn count_bucket(&self, at: usize) {
+        self.counts[at].fetch_add(1, Ordering::Release);
+    }
+
     /// Adds to the buckets what was counted elsewhere, one number per bucket; what is too many is left out.
     #[cfg(any(feature = "backtest", feature = "nats"))]
     pub(crate) fn add(&self, counts: &[u64]) {
@@ -190,14 +213,43 @@ impl SeriesCore {
             }
             Numbers::Real => Cell::new::<Real>(0.0_f64.to_bits()),
         };
-        let buckets =
-            (meta.kind == MetricKind::Histogram).then(|| Arc::new(BucketCells::new(&meta.bounds)));
+        let buckets = (meta.kind == MetricKind::Histogram)
+            .then(|| Arc::new(BucketCells::new(&meta.bounds, meta.native)));
         Arc::new(SeriesCore {
+            born: meta.clock.now(),
             meta,
             text: text.into(),
             cell,
             buckets,
+            exemplars: OnceBox::new(),
         })
+    }
+
+    /// When the series was made, and so since when it has counted. [`Clock::date`](crate::Clock::date) gives the date.
+    pub(crate) fn born(&self) -> Time {
+        self.born
+    }
+
+    /// Keeps an exemplar of a counter, or of a bucket of a histogram, instead of the one before.
+    pub(crate) fn keep_exemplar(&self, labels: Vec<(String, String)>, value: f64) {
+        let (places, place) = match &self.buckets {
+            Some(buckets) => (buckets.len(), buckets.find(value)),
+            None => (1, 0),
+        };
+        let clock = &self.meta.clock;
+        let at = clock.wall(clock.now());
+        let kept = self.exemplars.get_or_init(|| Exemplars::new(places));
+        kept.keep(place, Exemplar { labels, value, at });
+    }
+
+    /// The latest exemplars: of a counter with no place, of a histogram each with the index of its bucket.
+    pub(crate) fn exemplars(&self) -> Vec<(Option<usize>, Exemplar)> {
+        let Some(kept) = self.exemplars.get() else {
+            return Vec::new();
+        };
+        let place = |at| self.buckets.is_some().then_some(at);
+        let all = kept.all().into_iter();
+        all.map(|(at, exemplar)| (place(at), exemplar)).collect()
     }
 
     pub(crate) fn signal(&self) -> Signal {
@@ -362,6 +414,24 @@ impl Series {
         self.core().value()
     }
 
+    /// When the series was made, and so since when it has counted. The date stays what it was said to be first, also
+    /// where the machine's clock is set meanwhile.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use metricbus::{Clock, MetricBus};
+    ///
+    /// let clock = Clock::manual();
+    /// let bus = MetricBus::builder().clock(clock.clone()).build();
+    /// clock.advance(Duration::from_secs(60));
+    /// let requests = bus.counter("requests_total", "Requests served.")?;
+    /// assert_eq!(requests.series().created(), SystemTime::UNIX_EPOCH + Duration::from_secs(60));
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn created(&self) -> SystemTime {
+        self.core().meta.clock.date(self.core().born())
+    }
+
     /// Whether the series was removed or has expired. Writes to it go nowhere.
     pub fn is_removed(&self) -> bool {
         self.core().cell.is_retired()
@@ -404,13 +474,80 @@ impl fmt::Debug for Series {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{Buckets, Clock, Counter, Desc, Histogram, MetricBus};
+
+    fn sketched(h: &Histogram) -> Option<u64> {
+        let core = h.series().core().clone();
+        let sketch = core.buckets.as_ref()?.sketch()?.snapshot();
+        Some(sketch.iter().map(|(_, n)| n).sum())
+    }
+
+    #[test]
+    fn a_native_histogram_keeps_its_sketch_from_its_first_observation_on() {
+        let bus = MetricBus::new();
+        let native: Histogram = bus.declare(Desc::new("native", "h").native(true)).unwrap();
+        let classic: Histogram = bus.declare(Desc::new("classic", "h")).unwrap();
+        for h in [&native, &classic] {
+            h.observe(0.3);
+            drop(h.series().window(Duration::from_secs(10)));
+            h.observe(0.4);
+        }
+        assert_eq!(sketched(&native), Some(2));
+        // Kept for the window alone, and it may end where it was not there.
+        assert!(sketched(&classic).is_none_or(|n| n < 2));
+    }
+
+    #[test]
+    fn a_bus_can_have_all_histograms_native_but_those_that_say_otherwise() {
+        let bus = MetricBus::builder().native_histograms(true).build();
+        let native = bus.histogram("native", "h", Buckets::default()).unwrap();
+        let classic: Histogram = bus
+            .declare(Desc::new("classic", "h").native(false))
+            .unwrap();
+        bus.gauge("gauge", "h").unwrap();
+        assert_eq!((sketched(&native), sketched(&classic)), (Some(0), None));
+
+        let again = bus.declare::<Histogram>(Desc::new("classic", "h").native(true));
+        let error = again.unwrap_err().to_string();
+        assert!(
+            error.contains("native was false, and now is true"),
+            "{error}"
+        );
+        assert!(bus.declare::<Histogram>(Desc::new("classic", "h")).is_ok());
+        let error = bus
+            .declare::<Counter>(Desc::new("c_total", "h").native(true))
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("a counter can't be native"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_series_knows_when_it_was_made_and_one_made_again_is_a_new_one() {
+        let clock = Clock::manual();
+        let bus = MetricBus::builder().clock(clock.clone()).build();
+        let family = bus
+            .family::<Counter>(Desc::new("c_total", "h").labels(["x"]))
+            .unwrap();
+        let made = |after: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(after);
+        clock.advance(Duration::from_secs(5));
+        let first = family.with_label_values(&["1"]).unwrap().series();
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(first.created(), made(5));
+        family.remove(&["1"]).unwrap();
+        let second = family.with_label_values(&["1"]).unwrap().series();
+        assert_eq!((first.created(), second.created()), (made(5), made(10)));
+    }
 
     #[test]
     fn every_value_finds_the_first_bucket_that_holds_it() {
         for n in [0, 1, 3, 4, 11, 18, 63, 64, 65, 200] {
             let bounds: Vec<f64> = (0..n).map(|i| f64::from(i) * 1.5 - 3.0).collect();
-            let cells = BucketCells::new(&bounds);
+            let cells = BucketCells::new(&bounds, false);
             let values = bounds.iter().flat_map(|b| [*b, b.next_up(), b.next_down()]);
             for v in values.chain([f64::INFINITY, f64::NEG_INFINITY, -0.0, 1e9]) {
                 let expected = bounds.iter().position(|b| v <= *b).unwrap_or(bounds.len());

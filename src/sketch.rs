@@ -225,7 +225,17 @@ impl Sketch {
 
     /// Everything counted so far.
     pub(crate) fn snapshot(&self) -> Weights {
-        let mut chunks = Vec::with_capacity(16);
+        let mut weights = Weights {
+            chunks: Vec::with_capacity(16),
+        };
+        self.snapshot_into(&mut weights);
+        weights
+    }
+
+    /// As [`snapshot`](Sketch::snapshot), in place of what `weights` had.
+    pub(crate) fn snapshot_into(&self, weights: &mut Weights) {
+        let chunks = &mut weights.chunks;
+        chunks.clear();
         for head in &self.heads {
             let mut link = head;
             while let Some(chunk) = link.get() {
@@ -235,7 +245,6 @@ impl Sketch {
             }
         }
         chunks.sort_unstable_by_key(|(number, _)| *number);
-        Weights { chunks }
     }
 }
 
@@ -335,6 +344,58 @@ impl Weights {
         })
     }
 
+    /// The buckets as OpenTelemetry's exponential histograms have them: at scale 5, or at the highest lower one at which
+    /// neither the positive nor the negative ones span more than `buckets_max` (at least 4). Nothing is left out; values
+    /// beyond the greatest double count as that.
+    #[allow(dead_code)] // Of those who send them.
+    pub(crate) fn exponential(&self, buckets_max: usize) -> Exponential {
+        let (mut zero, mut positive, mut negative) = (0, None, None);
+        for (index, weight) in self.iter() {
+            let Some(place) = otel_index(index) else {
+                zero += weight;
+                continue;
+            };
+            let ends = if index > 0 {
+                &mut positive
+            } else {
+                &mut negative
+            };
+            let (first, last) = ends.get_or_insert((place, place));
+            (*first, *last) = (place.min(*first), place.max(*last));
+        }
+        let spans = |ends: &Option<(i32, i32)>, shift: u32| {
+            ends.map_or(0, |(first, last)| (last >> shift) - (first >> shift) + 1)
+        };
+        let max = i32::try_from(buckets_max.max(4)).unwrap_or(i32::MAX);
+        let mut shift = 0;
+        while spans(&positive, shift) > max || spans(&negative, shift) > max {
+            shift += 1;
+        }
+        let span = |ends: Option<(i32, i32)>, sign: i32| {
+            let Some((first, _)) = ends else {
+                return Span::default();
+            };
+            let mut counts = vec![0_u64; spans(&ends, shift) as usize];
+            for (index, weight) in self.iter().filter(|(index, _)| index.signum() == sign) {
+                if let Some(place) = otel_index(index) {
+                    let at = (place >> shift) - (first >> shift);
+                    let count = &mut counts[at as usize];
+                    *count = count.saturating_add(weight);
+                }
+            }
+            Span {
+                offset: first >> shift,
+                counts,
+            }
+        };
+        Exponential {
+            scale: SCALE.ilog2() as i32 - shift as i32,
+            zero,
+            positive: span(positive, 1),
+            negative: span(negative, -1),
+        }
+    }
+
     /// What has come since `earlier`, an earlier snapshot of the same sketch.
     pub(crate) fn since(&self, earlier: &Weights) -> Vec<Packed> {
         let mut all = Vec::new();
@@ -370,6 +431,35 @@ impl Weights {
             })
             .map(|(index, _)| index)
     }
+}
+
+/// The number that OpenTelemetry gives a bucket at scale 5, where bucket `i` holds what is greater than 2^(i/32) and at most
+/// 2^((i+1)/32): one less than Prometheus's. `None` for zero. At a scale lower by `s` it is this, shifted right by `s`.
+pub(crate) fn otel_index(index: i32) -> Option<i32> {
+    (index != 0).then(|| index.abs() - 2 - 1074 * SCALE)
+}
+
+/// [`Weights`] in contiguous buckets, as OpenTelemetry has them.
+#[allow(dead_code)] // Of those who send them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Exponential {
+    /// Bucket `i` holds what is greater than b^i and at most b^(i+1), where b = 2^(2^−scale). From 5 down to −11.
+    pub(crate) scale: i32,
+    /// Of 0 and −0.
+    pub(crate) zero: u64,
+    /// Of what is greater than 0.
+    pub(crate) positive: Span,
+    /// Of what is less than 0, by its distance from it.
+    pub(crate) negative: Span,
+}
+
+/// Contiguous buckets, of which the first and the last are not empty; or none.
+#[allow(dead_code)] // Of those who send them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Span {
+    /// The number of the first.
+    pub(crate) offset: i32,
+    pub(crate) counts: Vec<u64>,
 }
 
 /// How many buckets there are; what they weigh would be pages.
@@ -495,6 +585,81 @@ mod tests {
             merged.add(&of(right));
             prop_assert!(merged.iter().eq(of(&all).iter()));
         }
+    }
+
+    /// 2^(i/2^scale), or the end of the doubles where it lies beyond.
+    fn otel_bound(i: i32, scale: i32) -> f64 {
+        let n = i64::from(i) << (5 - scale);
+        let end = |n: i64| n.clamp(i64::from(-1074 * SCALE), i64::from(1024 * SCALE)) as i32;
+        match end(n) {
+            end if i64::from(end) == n => bound(end, 1.0),
+            end if end < 0 => 0.0,
+            _ => f64::INFINITY,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn exponential_buckets_hold_all_there_is_each_value_in_its_own(
+            values in prop::collection::vec(
+                prop_oneof![any::<f64>(), -1e3..1e3, Just(0.0), 0.5..2.0, -1e-310..1e-310], 0..80),
+            buckets_max in 1_usize..400,
+        ) {
+            let values: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
+            let sketch = Sketch::new();
+            values.iter().for_each(|v| sketch.count(*v));
+            let all = sketch.snapshot().exponential(buckets_max);
+            let total = |span: &Span| span.counts.iter().sum::<u64>();
+            prop_assert_eq!(all.zero, values.iter().filter(|v| **v == 0.0).count() as u64);
+            prop_assert_eq!(total(&all.positive), values.iter().filter(|v| **v > 0.0).count() as u64);
+            prop_assert_eq!(total(&all.negative), values.iter().filter(|v| **v < 0.0).count() as u64);
+            prop_assert!((-11..=5).contains(&all.scale));
+            for (span, sign) in [(&all.positive, 1.0), (&all.negative, -1.0)] {
+                prop_assert!(span.counts.len() <= buckets_max.max(4));
+                prop_assert!(span.counts.first() != Some(&0) && span.counts.last() != Some(&0));
+                for (at, count) in span.counts.iter().enumerate() {
+                    let i = span.offset + at as i32;
+                    // A bound is no double; give or take a rounding.
+                    let (lower, upper) = (otel_bound(i, all.scale), otel_bound(i + 1, all.scale));
+                    let held = |v: f64| v > 0.0 && v > lower && v <= upper;
+                    let near = |v: f64| v > 0.0 && v >= lower.next_down() && v <= upper.next_up();
+                    let (held, near) = (
+                        values.iter().filter(|v| held(**v * sign)).count() as u64,
+                        values.iter().filter(|v| near(**v * sign)).count() as u64,
+                    );
+                    prop_assert!(held <= *count && *count <= near, "{i} at {}: {count}", all.scale);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exponential_buckets_have_the_numbers_that_open_telemetry_gives_them() {
+        let of = |values: &[f64], max| {
+            let sketch = Sketch::new();
+            values.iter().for_each(|v| sketch.count(*v));
+            sketch.snapshot().exponential(max)
+        };
+        assert_eq!(
+            of(&[], 160),
+            Exponential {
+                scale: 5,
+                ..Exponential::default()
+            }
+        );
+        // 1 is the upper bound of bucket -1 at every scale, and 2 of the last below 1 octave.
+        let two = of(&[1.0, 2.0, -4.0, 0.0, -0.0], 160);
+        assert_eq!((two.scale, two.zero), (5, 2));
+        assert_eq!((two.positive.offset, two.positive.counts.len()), (-1, 33));
+        assert_eq!(
+            (two.negative.offset, &two.negative.counts[..]),
+            (63, &[1][..])
+        );
+        // 1 to 16 spans 129 buckets at scale 5, and 5 at scale 0.
+        let coarse = of(&[1.0, 16.0], 128);
+        assert_eq!((coarse.scale, coarse.positive.counts.len()), (4, 65));
+        let least = of(&[5e-324, f64::MAX, f64::INFINITY], 4);
+        assert_eq!(least.positive.counts.iter().sum::<u64>(), 3);
     }
 
     #[test]

@@ -7,8 +7,16 @@
 //! - Peer: a counter of the OpenTelemetry SDK with the same two labels given at each call, as its interface has it, with a
 //!   reader that nobody asks.
 
+use std::{sync::Arc, time::Duration};
+
 use metricbus::{
     BaseComponentMetrics, Counter, Desc, MetricBus, MetricContainer, MetricCounter, NullContainer,
+    OtlpContainer,
+    backend::{
+        OtlpOptions,
+        libnv::{Libnv, abi::mb_backend_table},
+    },
+    component::BackendContainer,
 };
 use opentelemetry::{KeyValue, metrics::MeterProvider};
 use opentelemetry_sdk::metrics::{ManualReader, SdkMeterProvider};
@@ -34,6 +42,28 @@ pub(crate) fn prometheus(effort: Effort) -> Result<Figures, Failure> {
     let base = BaseComponentMetrics::new_prometheus("app");
     let counter = counter_of(&*base.container)?;
     measure("backend_prometheus", effort, counter, Bar::Floor(SAME))
+}
+
+pub(crate) fn otlp(effort: Effort) -> Result<Figures, Failure> {
+    // Nobody listens at the discard port of this machine, and it is often asked.
+    let options = OtlpOptions::new()
+        .endpoint("http://127.0.0.1:9")
+        .interval(Duration::from_millis(100));
+    let container = OtlpContainer::with(options, "app")?;
+    let counter = counter_of(&container)?;
+    measure("backend_otlp", effort, counter, Bar::Floor(SAME))
+}
+
+unsafe extern "C" {
+    fn bench_backend() -> *const mb_backend_table;
+}
+
+pub(crate) fn libnv(effort: Effort) -> Result<Figures, Failure> {
+    // SAFETY: it gives a table that lives for ever, as the header has it.
+    let library = unsafe { Libnv::linked(Some(bench_backend), "bench", "app") }?;
+    let container = BackendContainer::with_backend(&MetricBus::new(), "app", Arc::new(library))?;
+    let counter = counter_of(&container)?;
+    measure("backend_libnv", effort, counter, Bar::None)
 }
 
 fn counter_of(container: &dyn MetricContainer) -> Result<Box<dyn MetricCounter>, Failure> {

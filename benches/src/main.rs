@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`forward`], [`replay`], [`backends`],
+//! [`window`], [`forward`], [`replay`], [`backends`], [`capi`], [`otlp`],
 //! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
 //! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
@@ -11,6 +11,7 @@
 //! ```
 
 mod backends;
+mod capi;
 mod counters;
 mod crossing;
 mod encode;
@@ -22,6 +23,7 @@ mod labels;
 mod memory;
 mod naive;
 mod nats;
+mod otlp;
 mod replay;
 mod report;
 mod rules;
@@ -85,6 +87,17 @@ const ENTRIES: &[Measure] = &[
         "the same in one that is scraped",
         backends::prometheus,
     ),
+    (
+        "backend_otlp",
+        "the same in one that is exported by OTLP",
+        backends::otlp,
+    ),
+    (
+        "backend_libnv",
+        "the same in one that tells a C library each time",
+        backends::libnv,
+    ),
+    ("c_api_inc", "mb_counter_inc, called from C", capi::inc),
     (
         "tap_one_subscriber",
         "Gauge::set with a live subscriber to every set",
@@ -189,6 +202,11 @@ const ENTRIES: &[Measure] = &[
         "encode_10k_histograms",
         "the text of 10 000 histograms",
         encode::histograms,
+    ),
+    (
+        "otlp_export_100k",
+        "100 000 counters to an OTLP receiver",
+        otlp::export,
     ),
     (
         "bytes_per_counter_series",

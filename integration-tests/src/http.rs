@@ -37,11 +37,18 @@ impl Answer {
 
 /// Asks for a path, with headers of the caller's. The request is HTTP/1.0, so that no server answers in chunks.
 pub fn get(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
-    let raw = exchange(server, path, headers)?;
-    let text = String::from_utf8(raw).map_err(invalid)?;
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| invalid("no end of the headers"))?;
+    let (head, body) = exchange(server, path, headers)?;
+    let body = String::from_utf8(body).map_err(invalid)?;
+    answer(&head, body)
+}
+
+/// As [`get`], for what is no text: its body is left out.
+pub fn head(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
+    let (head, _) = exchange(server, path, headers)?;
+    answer(&head, String::new())
+}
+
+fn answer(head: &str, body: String) -> io::Result<Answer> {
     let mut lines = head.lines();
     let status = lines
         .next()
@@ -54,11 +61,23 @@ pub fn get(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Resu
     Ok(Answer {
         status,
         headers,
-        body: body.to_owned(),
+        body,
     })
 }
 
-fn exchange(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Vec<u8>> {
+fn exchange(
+    server: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> io::Result<(String, Vec<u8>)> {
+    let mut head = raw_exchange(server, path, headers)?;
+    let end = head.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.ok_or_else(|| invalid("no end of the headers"))?;
+    let body = head.split_off(end + 4);
+    Ok((String::from_utf8(head).map_err(invalid)?, body))
+}
+
+fn raw_exchange(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -136,7 +155,7 @@ fn pass_on(mut client: TcpStream, server: SocketAddr, accept: &str) -> io::Resul
         client.read_exact(&mut byte)?;
         request.push(byte[0]);
     }
-    client.write_all(&exchange(server, "/metrics", &[("Accept", accept)])?)?;
+    client.write_all(&raw_exchange(server, "/metrics", &[("Accept", accept)])?)?;
     client.shutdown(Shutdown::Write)
 }
 

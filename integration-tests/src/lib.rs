@@ -1,5 +1,5 @@
-//! A harness for tests against real programs: Prometheus, promtool, the parsers of `prometheus_client`, nats-server, and
-//! the C and C++ compilers.
+//! A harness for tests against real programs: Prometheus, promtool, the Pushgateway, the parsers of `prometheus_client`,
+//! nats-server, and the C and C++ compilers.
 //!
 //! One module per foreign program. Each starts it, talks to it, and stops it by its own process id, whatever way the
 //! test ends. `make test` gets the programs; where one is missing all the same, its tests fail in CI and are skipped
@@ -12,5 +12,6 @@ pub mod parts;
 pub mod process;
 pub mod prometheus;
 pub mod promtool;
+pub mod pushgateway;
 pub mod python;
 pub mod random;

@@ -15,7 +15,17 @@ pub fn checkout() -> &'static Path {
 
 /// A program of Debian's package `prometheus`: the one that `make test` unpacked, or else the one on the `PATH`.
 pub fn prometheus_program(name: &str) -> Option<PathBuf> {
-    let unpacked = checkout().join(".tools/prometheus/usr/bin").join(name);
+    debian_program("prometheus", name)
+}
+
+/// The Pushgateway, of Debian's package `prometheus-pushgateway`.
+pub fn pushgateway_program() -> Option<PathBuf> {
+    debian_program("pushgateway", "prometheus-pushgateway")
+}
+
+fn debian_program(folder: &str, name: &str) -> Option<PathBuf> {
+    let unpacked = checkout().join(".tools").join(folder);
+    let unpacked = unpacked.join("usr/bin").join(name);
     let path = env::var_os("PATH").unwrap_or_default();
     let found = std::iter::once(unpacked)
         .chain(env::split_paths(&path).map(|folder| folder.join(name)))

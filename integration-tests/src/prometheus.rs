@@ -45,57 +45,45 @@ pub struct Sample {
 impl Prometheus {
     /// Scrapes each exporter five times a second, as the job of the given name. `None` if there is no Prometheus here.
     pub fn scraping(targets: &[(&str, SocketAddr)]) -> Option<Prometheus> {
+        Prometheus::with(&Options::default(), targets)
+    }
+
+    /// As [`scraping`](Prometheus::scraping), with options.
+    pub fn with(options: &Options, targets: &[(&str, SocketAddr)]) -> Option<Prometheus> {
         let program = parts::prometheus_program("prometheus")?;
         Some(
-            Prometheus::start(program, targets)
+            Prometheus::start(program, options, targets)
                 .unwrap_or_else(|why| panic!("prometheus did not start: {why}")),
         )
     }
 
-    fn start(program: PathBuf, targets: &[(&str, SocketAddr)]) -> Result<Prometheus, String> {
+    fn start(
+        program: PathBuf,
+        options: &Options,
+        targets: &[(&str, SocketAddr)],
+    ) -> Result<Prometheus, String> {
         let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
         let config = folder.path().join("prometheus.yml");
-        std::fs::write(&config, configuration(targets)).map_err(|why| why.to_string())?;
-        let mut server = Running::start(
+        std::fs::write(&config, configuration(options, targets)).map_err(|why| why.to_string())?;
+        let announced = Announced::start(
             Command::new(program)
                 .arg(format!("--config.file={}", config.display()))
                 .arg(format!(
                     "--storage.tsdb.path={}",
                     folder.path().join("data").display()
                 ))
-                .arg("--web.listen-address=127.0.0.1:0")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped()),
-        )
-        .map_err(|why| why.to_string())?;
-
-        let stderr = server.child().stderr.take().ok_or("no standard error")?;
-        let log = Arc::new(Mutex::new(String::new()));
-        let (found, address) = mpsc::channel();
-        let copy = Arc::clone(&log);
-        // Ends with the server, whose end closes the pipe.
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // It chose the port itself, and only its log says which.
-                if let Some(address) = listening_on(&line) {
-                    let _ = found.send(address);
-                }
-                let mut log = copy.lock().unwrap_or_else(PoisonError::into_inner);
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
-        let address = address.recv_timeout(DEADLINE).map_err(|_| {
-            format!(
-                "it never listened; its log:\n{}",
-                log.lock().unwrap_or_else(PoisonError::into_inner)
-            )
-        })?;
+                .args(
+                    options
+                        .features
+                        .iter()
+                        .map(|f| format!("--enable-feature={f}")),
+                )
+                .arg("--web.listen-address=127.0.0.1:0"),
+        )?;
         let server = Prometheus {
-            address,
-            log,
-            _server: server,
+            address: announced.address,
+            log: announced.log,
+            _server: announced.running,
             _folder: folder,
         };
         server.wait_for("the server to be ready", |server| {
@@ -147,6 +135,27 @@ impl Prometheus {
             .unwrap_or_default()
     }
 
+    /// Labels and value of each exemplar that the server has of the series which an expression names.
+    pub fn exemplars(&self, expression: &str) -> Vec<(BTreeMap<String, String>, f64)> {
+        let answer = self.api(&format!(
+            "/api/v1/query_exemplars?query={}&start=0&end=9999999999",
+            http::percent_encoded(expression)
+        ));
+        let series = answer["data"].as_array().cloned().unwrap_or_default();
+        let all = series.iter().filter_map(|s| s["exemplars"].as_array());
+        let exemplar = |it: &Value| {
+            let labels = it["labels"].as_object()?.iter();
+            let labels = labels.map(|(n, v)| Some((n.clone(), v.as_str()?.to_owned())));
+            Some((
+                labels.collect::<Option<_>>()?,
+                number(it["value"].as_str()?)?,
+            ))
+        };
+        all.flatten()
+            .map(|it| exemplar(it).unwrap_or_else(|| panic!("{it}")))
+            .collect()
+    }
+
     fn api(&self, path: &str) -> Value {
         let answer =
             http::get(self.address, path, &[]).unwrap_or_else(|why| panic!("{path}: {why}"));
@@ -193,17 +202,73 @@ impl Prometheus {
     }
 }
 
-fn configuration(targets: &[(&str, SocketAddr)]) -> String {
+/// What a server is told beside its targets.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Names for `--enable-feature`.
+    pub features: &'static [&'static str],
+    /// Whether labels `job` and `instance` of what is scraped stay, as they should for a Pushgateway.
+    pub honor_labels: bool,
+}
+
+fn configuration(options: &Options, targets: &[(&str, SocketAddr)]) -> String {
     let mut config = String::from(
         "global:\n  scrape_interval: 200ms\n  scrape_timeout: 200ms\nscrape_configs:\n",
     );
     for (job, address) in targets {
         let _ = writeln!(
             config,
-            "  - job_name: {job}\n    static_configs:\n      - targets: ['{address}']"
+            "  - job_name: {job}\n    honor_labels: {}\n    static_configs:\n      - targets: ['{address}']",
+            options.honor_labels
         );
     }
     config
+}
+
+/// A server of the Prometheus project that was started on a free port, and has said which.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    pub(crate) running: Running,
+    pub(crate) address: SocketAddr,
+    /// All it has said so far.
+    pub(crate) log: Arc<Mutex<String>>,
+}
+
+impl Announced {
+    pub(crate) fn start(command: &mut Command) -> Result<Announced, String> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut running = Running::start(command).map_err(|why| why.to_string())?;
+        let stderr = running.child().stderr.take().ok_or("no standard error")?;
+        let log = Arc::new(Mutex::new(String::new()));
+        let (found, address) = mpsc::channel();
+        let copy = Arc::clone(&log);
+        // Ends with the server, whose end closes the pipe.
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // It chose the port itself, and only its log says which.
+                if let Some(address) = listening_on(&line) {
+                    let _ = found.send(address);
+                }
+                let mut log = copy.lock().unwrap_or_else(PoisonError::into_inner);
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let address = address.recv_timeout(DEADLINE).map_err(|_| {
+            format!(
+                "it never listened; its log:\n{}",
+                log.lock().unwrap_or_else(PoisonError::into_inner)
+            )
+        })?;
+        Ok(Announced {
+            running,
+            address,
+            log,
+        })
+    }
 }
 
 fn listening_on(line: &str) -> Option<SocketAddr> {
@@ -221,10 +286,14 @@ fn sample(series: &Value) -> Option<Sample> {
         .filter(|(name, _)| !matches!(name.as_str(), "__name__" | "job" | "instance"))
         .map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
         .collect::<Option<_>>()?;
-    let value = match series["value"][1].as_str()? {
-        "+Inf" => f64::INFINITY,
-        "-Inf" => f64::NEG_INFINITY,
-        number => number.parse().ok()?,
-    };
+    let value = number(series["value"][1].as_str()?)?;
     Some(Sample { labels, value })
+}
+
+fn number(text: &str) -> Option<f64> {
+    match text {
+        "+Inf" => Some(f64::INFINITY),
+        "-Inf" => Some(f64::NEG_INFINITY),
+        number => number.parse().ok(),
+    }
 }

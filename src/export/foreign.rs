@@ -1,6 +1,6 @@
 //! What a registry that isn't ours has to say. Owns the one type of metric that the bus does not have: the summary.
 
-use super::text::Format;
+use super::{protobuf, text::Format};
 use crate::{FamilySnapshot, labels::push_label};
 
 /// What one foreign registry said.
@@ -35,8 +35,11 @@ impl Summary {
             .collect()
     }
 
-    /// Summaries read the same in both formats, but for a quote in the help text and sums that OpenMetrics forbids.
+    /// Summaries read the same in both text formats, but for a quote in the help text and sums that OpenMetrics forbids.
     pub(super) fn encode(&self, format: Format, out: &mut Vec<u8>) {
+        if format == Format::Protobuf {
+            return protobuf::encode_summary(self, out);
+        }
         let mut text = String::new();
         let mut help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
         if format == Format::OpenMetrics {

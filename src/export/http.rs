@@ -54,7 +54,7 @@ use super::{
     process,
     rules::{self, Query},
     server::Limits,
-    text::{self, Format},
+    text::{self, Format, Style},
 };
 use crate::{MetricBus, desc::exposed_names};
 
@@ -88,7 +88,7 @@ const PAGE: &str = "<!doctype html>\n\
 <html lang=\"en\"><head><meta charset=\"utf-8\"><title>metricbus</title></head><body>\n\
 <h1>metricbus</h1>\n\
 <ul>\n\
-<li><a href=\"metrics\">metrics</a>: Prometheus text 0.0.4, or OpenMetrics 1.0 where it is asked for</li>\n\
+<li><a href=\"metrics\">metrics</a>: Prometheus text 0.0.4, or OpenMetrics 1.0 or protobuf where it is asked for</li>\n\
 <li><a href=\"rules\">rules</a>: how each rule stands, what it last said, and which have never matched anything; JSON</li>\n\
 <li><a href=\"health\">health</a>: whether all checks pass</li>\n\
 <li><a href=\"live\">live</a>: whether the process answers</li>\n\
@@ -101,7 +101,7 @@ const PAGE: &str = "<!doctype html>\n\
 /// [server of its own](Exporter::serve) where there is none. Clones share everything.
 ///
 /// - `GET /metrics`: every family of the bus, what was merged, `process_*` (on Linux) and `metricbus_*`. Prometheus text
-///   0.0.4, or OpenMetrics 1.0 for a client that names it in `Accept`; gzip for one that takes it.
+///   0.0.4, or OpenMetrics 1.0 or protobuf for a client that names it in `Accept`; gzip for one that takes it.
 /// - `GET /rules`: JSON that says of each rule what it watches, how it stands, and what it said last. See
 ///   [below](#rules).
 /// - `GET /health`: 200 where all checks pass, else 503; JSON that names each check and its error.
@@ -173,12 +173,14 @@ pub(super) struct Inner {
     hooks: Vec<Job<()>>,
     sources: Vec<Job<Arc<Foreign>>>,
     process_metrics: bool,
+    /// Of whatever format.
+    style: Style,
     pub(super) limits: Limits,
     pub(super) own: Own,
     /// How many batches may be encoded at a time.
     encoders: Arc<Semaphore>,
     /// For each format and encoding, the batch that has not started yet.
-    batches: [Mutex<Option<Batch>>; 4],
+    batches: [Mutex<Option<Batch>>; 6],
     buffers: Arc<Buffers>,
     /// The same for `/rules`.
     rule_writers: Arc<Semaphore>,
@@ -210,6 +212,7 @@ pub struct ExporterBuilder {
     hooks: Vec<Job<()>>,
     sources: Vec<Job<Arc<Foreign>>>,
     process_metrics: bool,
+    style: Style,
     limits: Limits,
 }
 
@@ -242,6 +245,7 @@ impl Exporter {
             hooks: Vec::new(),
             sources: Vec::new(),
             process_metrics: true,
+            style: Style::of(Format::default()),
             limits: Limits::default(),
         }
     }
@@ -385,6 +389,35 @@ impl ExporterBuilder {
         self
     }
 
+    /// Whether OpenMetrics has a line `NAME_created` for each counter and histogram of the bus, which says since when it
+    /// counts (protobuf always says so): no, unless this says `true`. A Prometheus before 3, or one without its feature
+    /// `created-timestamp-zero-ingestion`, stores each of them as one more series.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).created_lines(true);
+    /// # let _ = builder;
+    /// ```
+    pub fn created_lines(mut self, written: bool) -> Self {
+        self.style.created = written;
+        self
+    }
+
+    /// The most exponential buckets that one series of a [native](crate::Desc::native) histogram has in a scrape (160).
+    /// There are 32 to the octave where that is enough, and otherwise half of it, or a quarter, and so on down to one for
+    /// 16 octaves; each halving doubles the error of quantiles, which is 1.1 % at first. 160 buckets are 5 octaves at
+    /// full resolution; latencies from a millisecond to a minute span 16, and need 512.
+    ///
+    /// ```
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// let builder = Exporter::builder(&MetricBus::new()).native_buckets_max(512);
+    /// # let _ = builder;
+    /// ```
+    pub fn native_buckets_max(mut self, buckets: usize) -> Self {
+        self.style.native_buckets_max = buckets;
+        self
+    }
+
     /// The most connections that [`serve`](Exporter::serve) has open at once (1 024; at least 1). Further ones wait in
     /// the kernel's accept queue. When the limit is reached, idle connections are closed to make room.
     ///
@@ -489,6 +522,7 @@ impl ExporterBuilder {
                 hooks: self.hooks,
                 sources: self.sources,
                 process_metrics: self.process_metrics,
+                style: self.style,
                 limits: self.limits,
                 own: Own::default(),
                 encoders: Arc::new(Semaphore::new(encoders)),
@@ -784,7 +818,11 @@ impl Inner {
     }
 
     fn slot(&self, format: Format, encoding: Encoding) -> &Mutex<Option<Batch>> {
-        let format = usize::from(matches!(format, Format::OpenMetrics));
+        let format = match format {
+            Format::Text => 0,
+            Format::OpenMetrics => 1,
+            Format::Protobuf => 2,
+        };
         let encoding = usize::from(matches!(encoding, Encoding::Gzip));
         &self.batches[format * 2 + encoding]
     }
@@ -851,7 +889,11 @@ impl Inner {
     ) -> Encoded {
         self.buffers.check().map_err(Arc::new)?;
         let mut text = Buffer::from(&self.buffers);
-        text::encode(&self.bus, format, &mut text.bytes);
+        let style = Style {
+            format,
+            ..self.style
+        };
+        text::encode_as(&self.bus, style, &mut text.bytes);
         // Only now: a metric that is declared after this can't be in the text, and one declared before is known here.
         let mut taken = HashSet::new();
         let mut take = |name: &str, exposed: Vec<String>| {

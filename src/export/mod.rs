@@ -3,6 +3,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `text` | the exposition formats: Prometheus text 0.0.4 and OpenMetrics 1.0 |
+//! | `protobuf` | the one with native histograms |
+//! | `push` | a push to a Pushgateway |
 //! | `http` | `Exporter`, the tower service: routes, batches of scrapes, what goes into one |
 //! | `server` | a server of its own: addresses, limits on clients, shutdown |
 //! | `negotiate` | `Accept` and `Accept-Encoding` |
@@ -35,6 +37,9 @@ mod negotiate;
 mod own;
 #[cfg(feature = "http")]
 mod process;
+mod protobuf;
+#[cfg(feature = "push")]
+mod push;
 #[cfg(feature = "http")]
 mod rules;
 #[cfg(feature = "http")]
@@ -43,6 +48,8 @@ pub mod text;
 
 #[cfg(feature = "prometheus")]
 pub use self::bridge::PrometheusCollector;
+#[cfg(feature = "push")]
+pub use self::push::{Push, PushError};
 #[cfg(feature = "http")]
 pub use self::{
     http::{Exporter, ExporterBuilder, ResponseFuture},

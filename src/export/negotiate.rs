@@ -20,22 +20,39 @@ pub(super) enum Encoding {
 /// The format for a request.
 ///
 /// OpenMetrics has to be asked for by name: `*/*` says that anything is welcome, and text 0.0.4 is what everyone can
-/// read. Only a client that refuses text gets OpenMetrics for its wildcard.
+/// read. Only a client that refuses text gets OpenMetrics for its wildcard. Protobuf has to be asked for by name with the
+/// message and the encoding that there is, as Prometheus does where native histograms are wanted.
 pub(super) fn format(headers: &HeaderMap) -> Format {
     let ranges: Vec<Range> = members(headers, ACCEPT).filter_map(Range::parse).collect();
     let text = best(&ranges, |r| r.matches("text", "plain", "0.0.4"));
-    let open = best(&ranges, |r| {
+    let readable = readable(&ranges, text);
+    let Some(protobuf) = best(&ranges, |r| r.wants_protobuf()).filter(|p| p.quality > 0) else {
+        return readable.0;
+    };
+    match readable.1 {
+        Some(other) if other.quality > 0 && other.rank() > protobuf.rank() => readable.0,
+        _ => Format::Protobuf,
+    }
+}
+
+/// Text or OpenMetrics, with what was said of it.
+fn readable(ranges: &[Range], text: Option<Verdict>) -> (Format, Option<Verdict>) {
+    let open = best(ranges, |r| {
         r.matches("application", "openmetrics-text", "1.0.0")
     });
     let Some(open) = open.filter(|o| o.quality > 0) else {
-        return Format::Text;
+        return (Format::Text, text);
     };
-    match text {
-        None if open.named => Format::OpenMetrics,
-        Some(text) if text.quality == 0 => Format::OpenMetrics,
+    let wins = match &text {
+        None => open.named,
+        Some(text) if text.quality == 0 => true,
         // On equal terms the one that is described more closely, then the one that stands first.
-        Some(text) if open.named && open.rank() > text.rank() => Format::OpenMetrics,
-        _ => Format::Text,
+        Some(text) => open.named && open.rank() > text.rank(),
+    };
+    if wins {
+        (Format::OpenMetrics, Some(open))
+    } else {
+        (Format::Text, text)
     }
 }
 
@@ -70,6 +87,9 @@ struct Range<'a> {
     kind: &'a str,
     subtype: &'a str,
     version: Option<&'a str>,
+    /// Of protobuf: the type of the messages, and how they stand one after the other.
+    proto: Option<&'a str>,
+    encoding: Option<&'a str>,
     /// In thousandths.
     quality: u16,
 }
@@ -79,21 +99,38 @@ impl<'a> Range<'a> {
     fn parse(member: &'a str) -> Option<Self> {
         let mut parts = split(member, ';');
         let (kind, subtype) = parts.next()?.trim().split_once('/')?;
-        let mut version = None;
+        let (mut version, mut proto, mut encoding) = (None, None, None);
         for parameter in parts.clone() {
             // What else a range may carry (`charset`, Prometheus 3's `escaping`) doesn't change what we can send.
-            if let Some((name, value)) = parameter.split_once('=')
-                && name.trim().eq_ignore_ascii_case("version")
-            {
-                version = Some(unquote(value));
-            }
+            let Some((name, value)) = parameter.split_once('=') else {
+                continue;
+            };
+            let slot = match name.trim() {
+                name if name.eq_ignore_ascii_case("version") => &mut version,
+                name if name.eq_ignore_ascii_case("proto") => &mut proto,
+                name if name.eq_ignore_ascii_case("encoding") => &mut encoding,
+                _ => continue,
+            };
+            *slot = Some(unquote(value));
         }
         Some(Range {
             kind: kind.trim(),
             subtype: subtype.trim(),
             version,
+            proto,
+            encoding,
             quality: quality(parts)?,
         })
+    }
+
+    /// Whether this is protobuf as it is written here: as close as can be, or not at all.
+    fn wants_protobuf(&self) -> Option<u8> {
+        let is = |word: Option<&str>, wanted| word.is_some_and(|w| w.eq_ignore_ascii_case(wanted));
+        let wanted = self.kind.eq_ignore_ascii_case("application")
+            && self.subtype.eq_ignore_ascii_case("vnd.google.protobuf")
+            && is(self.proto, "io.prometheus.client.MetricFamily")
+            && is(self.encoding, "delimited");
+        wanted.then_some(4)
     }
 
     /// How closely the range describes a format, from 1 (`*/*`) to 4 (with its version), if it does at all.
@@ -217,6 +254,8 @@ mod tests {
 
     use super::*;
 
+    const PROTOBUF: &str = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+
     fn accept(lines: &[&str]) -> Format {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -252,6 +291,15 @@ mod tests {
             ),
             ("text/plain;version=0.0.4;q=1,*/*;q=0.1", Format::Text),
             ("*/*", Format::Text),
+            // Prometheus 2.42 with native histograms, and what it became.
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                Format::Protobuf,
+            ),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+                Format::Protobuf,
+            ),
             (
                 "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
                 Format::Text,
@@ -294,6 +342,30 @@ mod tests {
                 Format::OpenMetrics,
             ),
             ("application/*", Format::Text),
+            (PROTOBUF, Format::Protobuf),
+            (&format!("{PROTOBUF};q=0.4, text/plain;q=0.5"), Format::Text),
+            (
+                &format!("{PROTOBUF};q=0.4, application/openmetrics-text;q=0.5"),
+                Format::OpenMetrics,
+            ),
+            (
+                &format!("{PROTOBUF};q=0.5, text/plain;q=0.4"),
+                Format::Protobuf,
+            ),
+            (
+                &format!("text/plain;version=0.0.4, {PROTOBUF}"),
+                Format::Text,
+            ),
+            (&format!("text/plain, {PROTOBUF}"), Format::Protobuf),
+            (&format!("{PROTOBUF};q=0, */*;q=0.1"), Format::Text),
+            (
+                &format!("{PROTOBUF};q=0.1, text/plain;q=0"),
+                Format::Protobuf,
+            ),
+            (
+                "Application/Vnd.Google.Protobuf; Proto=\"io.prometheus.client.MetricFamily\"; Encoding=\"delimited\"",
+                Format::Protobuf,
+            ),
         ] {
             assert_eq!(accept(&[line]), wanted, "{line}");
         }
@@ -312,6 +384,10 @@ mod tests {
             "",
             ",",
             "application/json",
+            "application/vnd.google.protobuf",
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily",
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+            "application/vnd.google.protobuf;proto=other.Message;encoding=delimited",
             "application/openmetrics-text;version=2.0.0",
             "application/openmetrics-text;version=0.0.1",
             "application/openmetrics-text;q=nan",

@@ -17,6 +17,7 @@ const DURATION_BOUNDS: [f64; 10] = [
 pub(super) struct Own {
     scrapes_text: AtomicU64,
     scrapes_openmetrics: AtomicU64,
+    scrapes_protobuf: AtomicU64,
     pub(super) scrapes_failed: AtomicU64,
     /// The last one counts what is above all bounds.
     durations: [AtomicU64; DURATION_BOUNDS.len() + 1],
@@ -40,6 +41,7 @@ impl Own {
         match format {
             Format::Text => &self.scrapes_text,
             Format::OpenMetrics => &self.scrapes_openmetrics,
+            Format::Protobuf => &self.scrapes_protobuf,
         }
         .fetch_add(1, Relaxed);
         let seconds = took.as_secs_f64();
@@ -172,6 +174,10 @@ impl Own {
                     count(
                         Some(("format", "openmetrics")),
                         self.scrapes_openmetrics.load(Relaxed),
+                    ),
+                    count(
+                        Some(("format", "protobuf")),
+                        self.scrapes_protobuf.load(Relaxed),
                     ),
                     count(Some(("format", "text")), self.scrapes_text.load(Relaxed)),
                 ],

@@ -1,11 +1,15 @@
-//! The text encoder: Prometheus text 0.0.4 and OpenMetrics 1.0.
+//! The encoder: Prometheus text 0.0.4 and OpenMetrics 1.0 here, protobuf beside it.
 //!
 //! Series carry their labels already rendered, so a line is two copies and a number; nothing is allocated per series.
 //! Takes no lock that a mutation takes.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::protobuf;
 use crate::{
     bus::MetricBus,
     desc::{MetricKind, Numbers},
+    exemplar::{Exemplar, Exemplars},
     labels::push_label,
     metric::FamilyCore,
     series::{SeriesCore, Value},
@@ -19,8 +23,11 @@ pub enum Format {
     /// Prometheus text 0.0.4: understood by everything.
     #[default]
     Text,
-    /// OpenMetrics 1.0: counters are families without `_total`, units are there, and `# EOF` ends the text.
+    /// OpenMetrics 1.0: counters are families without `_total`, units and exemplars are there, and `# EOF` ends the text.
     OpenMetrics,
+    /// Protobuf: `io.prometheus.client.MetricFamily` messages, each with its length before it. Native histograms, exemplars
+    /// and the times at which series were made are there.
+    Protobuf,
 }
 
 impl Format {
@@ -29,6 +36,29 @@ impl Format {
         match self {
             Format::Text => "text/plain; version=0.0.4; charset=utf-8",
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
+        }
+    }
+}
+
+/// A format with what can be chosen in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub(super) format: Format,
+    /// In OpenMetrics: a line `_created` for each counter and histogram.
+    pub(super) created: bool,
+    /// In protobuf: the most native buckets of a series.
+    pub(super) native_buckets_max: usize,
+}
+
+impl Style {
+    pub(super) fn of(format: Format) -> Style {
+        Style {
+            format,
+            created: false,
+            native_buckets_max: protobuf::NATIVE_BUCKETS_MAX,
         }
     }
 }
@@ -39,6 +69,9 @@ impl Format {
 /// In OpenMetrics a histogram's `_sum` is left out where the format does not allow it: when it is negative or NaN, or
 /// there are negative buckets. Its `_count` is left out with it, for the format has both or neither; the bucket `+Inf`
 /// says the same.
+///
+/// Exemplars are written in OpenMetrics and in protobuf. Histograms that are [native](crate::Desc::native) are so in protobuf
+/// alone, beside their buckets with bounds.
 ///
 /// ```
 /// use metricbus::{MetricBus, export::text::{Format, encode}};
@@ -55,15 +88,30 @@ impl Format {
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
 pub fn encode(bus: &MetricBus, format: Format, out: &mut Vec<u8>) {
+    encode_as(bus, Style::of(format), out);
+}
+
+/// As [`encode`].
+pub(super) fn encode_as(bus: &MetricBus, style: Style, out: &mut Vec<u8>) {
+    if style.format == Format::Protobuf {
+        let mut scratch = protobuf::Scratch::new(style.native_buckets_max);
+        for family in bus.inner().families() {
+            protobuf::encode_family(&family, &mut scratch, out);
+        }
+        return;
+    }
     let mut line = Line::default();
     for family in bus.inner().families() {
-        encode_family(&family, format, &mut line, out);
+        encode_family(&family, style, &mut line, out);
     }
 }
 
 /// Writes families that were collected elsewhere. Names and label names are written as they are; help and label values
-/// are escaped.
+/// are escaped. A snapshot holds no exemplars, no native buckets and no times of birth.
 pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Vec<u8>) {
+    if format == Format::Protobuf {
+        return protobuf::encode_families(families, out);
+    }
     let mut line = Line::default();
     let mut labels = String::new();
     for family in families.iter().filter(|family| !family.series.is_empty()) {
@@ -94,22 +142,25 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
                         bounds = Some(of_series.collect());
                     }
                     let counts = h.buckets.iter().map(|(_, count)| *count);
-                    line.histogram(&labels, counts, h.sum, format, out);
+                    line.histogram(&labels, counts, h.sum, format, None, out);
                 }
             }
         }
     }
 }
 
-/// Ends a text: `# EOF` in OpenMetrics, nothing in Prometheus text.
+/// Ends a text: `# EOF` in OpenMetrics, nothing in the others.
 pub fn finish(format: Format, out: &mut Vec<u8>) {
     if format == Format::OpenMetrics {
         out.extend_from_slice(b"# EOF\n");
     }
 }
 
-fn encode_family(family: &FamilyCore, format: Format, line: &mut Line, out: &mut Vec<u8>) {
+fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut Vec<u8>) {
     let meta = &family.meta;
+    let format = style.format;
+    let open = format == Format::OpenMetrics;
+    let created = open && style.created && meta.kind != MetricKind::Gauge;
     let mut begun = false;
     family.for_each(|series| {
         if !begun {
@@ -135,12 +186,27 @@ fn encode_family(family: &FamilyCore, format: Format, line: &mut Line, out: &mut
                     total += count;
                     total
                 });
-                line.histogram(&series.text, cumulative, sum, format, out);
+                let exemplars = series.exemplars.get().filter(|_| open);
+                line.histogram(&series.text, cumulative, sum, format, exemplars, out);
             }
             (None, Numbers::Whole) => line.whole(&series.text, series.cell.load(), out),
             (None, Numbers::Amount | Numbers::Real) => {
                 line.real(&series.text, f64::from_bits(series.cell.load()), out);
             }
+        }
+        if !open {
+            return;
+        }
+        if meta.kind == MetricKind::Counter
+            && let Some(kept) = series.exemplars.get()
+        {
+            kept.with(0, |it| line.exemplar(it, out));
+        }
+        if created {
+            let born = meta.clock.date(series.born());
+            start(out, &line.created, &series.text);
+            push_date(&mut line.itoa, born, out);
+            out.push(b'\n');
         }
     });
 }
@@ -152,6 +218,7 @@ struct Line {
     name: Vec<u8>,
     sum: Vec<u8>,
     count: Vec<u8>,
+    created: Vec<u8>,
     /// `le="…"} ` of each bucket.
     les: Vec<Vec<u8>>,
     negative_bounds: bool,
@@ -181,6 +248,7 @@ impl Line {
         self.name.extend_from_slice(sample.as_bytes());
         self.sum = format!("{name}_sum").into();
         self.count = format!("{name}_count").into();
+        self.created = format!("{family}_created").into();
         if !help.is_empty() || format == Format::Text {
             meta_line(out, "HELP", family, |out| push_help(out, help, format));
         }
@@ -201,8 +269,8 @@ impl Line {
             self.negative_bounds |= bound < 0.0;
             let mut le = b"le=\"".to_vec();
             match format {
-                Format::Text => self.push_real(bound, &mut le),
                 Format::OpenMetrics => le.extend_from_slice(canonical(bound).as_bytes()),
+                _ => self.push_real(bound, &mut le),
             }
             le.extend_from_slice(b"\"} ");
             self.les.push(le);
@@ -232,10 +300,12 @@ impl Line {
         cumulative: impl Iterator<Item = u64>,
         sum: f64,
         format: Format,
+        exemplars: Option<&Exemplars>,
         out: &mut Vec<u8>,
     ) {
         let mut total = 0;
-        for (le, count) in self.les.iter().zip(cumulative) {
+        for (at, count) in (0..self.les.len()).zip(cumulative) {
+            let le = &self.les[at];
             total = count;
             out.reserve(self.name.len() + labels.len() + le.len() + 32);
             out.extend_from_slice(&self.name);
@@ -247,6 +317,9 @@ impl Line {
             out.extend_from_slice(le);
             out.extend_from_slice(self.itoa.format(count).as_bytes());
             out.push(b'\n');
+            if let Some(kept) = exemplars {
+                kept.with(at, |it| self.exemplar(it, out));
+            }
         }
         let sum_allowed = format == Format::Text || (sum >= 0.0 && !self.negative_bounds);
         if sum_allowed {
@@ -257,6 +330,24 @@ impl Line {
             out.extend_from_slice(self.itoa.format(total).as_bytes());
             out.push(b'\n');
         }
+    }
+
+    /// Puts an exemplar at the end of the line that was just written.
+    fn exemplar(&mut self, exemplar: &Exemplar, out: &mut Vec<u8>) {
+        if out.last() == Some(&b'\n') {
+            out.pop();
+        }
+        let mut labels = String::new();
+        for (name, value) in &exemplar.labels {
+            push_label(&mut labels, name, value);
+        }
+        out.extend_from_slice(b" # {");
+        out.extend_from_slice(labels.as_bytes());
+        out.extend_from_slice(b"} ");
+        self.push_real(exemplar.value, out);
+        out.push(b' ');
+        push_date(&mut self.itoa, exemplar.at, out);
+        out.push(b'\n');
     }
 
     /// The shortest text that reads back as the same double; whole numbers without a fraction.
@@ -273,6 +364,17 @@ impl Line {
             let text = self.zmij.format_finite(value);
             out.extend_from_slice(text.strip_suffix(".0").unwrap_or(text).as_bytes());
         }
+    }
+}
+
+/// Seconds since 1970, to the millisecond: what Prometheus keeps.
+fn push_date(itoa: &mut itoa::Buffer, date: SystemTime, out: &mut Vec<u8>) {
+    let since = date.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    out.extend_from_slice(itoa.format(since.as_secs()).as_bytes());
+    out.push(b'.');
+    let millis = since.subsec_millis();
+    for place in [100, 10, 1] {
+        out.push(b'0' + (millis / place % 10) as u8);
     }
 }
 
@@ -411,6 +513,99 @@ mod tests {
              wait_seconds_count 1\n\
              # EOF\n"
         );
+    }
+
+    #[test]
+    fn exemplars_stand_behind_their_samples_in_open_metrics_alone() {
+        let clock = crate::Clock::manual();
+        let bus = MetricBus::builder().clock(clock.clone()).build();
+        let h: Histogram = bus
+            .declare(
+                Desc::new("wait_seconds", "h")
+                    .label("a", "b")
+                    .buckets(Buckets::new([1.0]).unwrap()),
+            )
+            .unwrap();
+        let c = bus.counter("c_total", "h").unwrap();
+        let before = text(&bus, Format::Text);
+        clock.advance(Duration::from_millis(1_520_879_607_009));
+        c.inc_by_with_exemplar(2, &[]).unwrap();
+        h.observe_with_exemplar(0.25, &[("trace_id", "x\"y\\z\n"), ("span", "1")])
+            .unwrap();
+        let open = text(&bus, Format::OpenMetrics);
+        assert_eq!(
+            open,
+            "# HELP c h\n\
+             # TYPE c counter\n\
+             c_total 2 # {} 2 1520879607.009\n\
+             # HELP wait_seconds h\n\
+             # TYPE wait_seconds histogram\n\
+             wait_seconds_bucket{a=\"b\",le=\"1.0\"} 1 # {trace_id=\"x\\\"y\\\\z\\n\",span=\"1\"} 0.25 1520879607.009\n\
+             wait_seconds_bucket{a=\"b\",le=\"+Inf\"} 1\n\
+             wait_seconds_sum{a=\"b\"} 0.25\n\
+             wait_seconds_count{a=\"b\"} 1\n\
+             # EOF\n"
+        );
+        assert_eq!(
+            text(&bus, Format::Text).lines().count(),
+            before.lines().count()
+        );
+        assert!(!text(&bus, Format::Text).contains(" # "));
+    }
+
+    #[test]
+    fn text_is_the_same_whatever_else_is_known_of_the_metrics() {
+        let written = |native: bool, traced: bool| {
+            let bus = MetricBus::builder().native_histograms(native).build();
+            let c = bus.counter("c_total", "h").unwrap();
+            let h = bus.histogram("h", "h", Buckets::default()).unwrap();
+            if traced {
+                c.inc_with_exemplar(&[("id", "1")]).unwrap();
+                h.observe_with_exemplar(0.3, &[("id", "1")]).unwrap();
+            } else {
+                c.inc();
+                h.observe(0.3);
+            }
+            text(&bus, Format::Text)
+        };
+        let plain = written(false, false);
+        for (native, traced) in [(true, false), (false, true), (true, true)] {
+            assert_eq!(written(native, traced), plain);
+        }
+    }
+
+    #[test]
+    fn created_lines_are_written_where_they_are_asked_for() {
+        let clock = crate::Clock::manual();
+        let bus = MetricBus::builder().clock(clock.clone()).build();
+        clock.advance(Duration::from_millis(60_250));
+        bus.family::<Counter>(Desc::new("c_total", "h").labels(["x"]))
+            .unwrap()
+            .with_label_values(&["1"])
+            .unwrap();
+        bus.histogram("h", "h", Buckets::new([1.0]).unwrap())
+            .unwrap();
+        bus.gauge("g", "h").unwrap();
+        let written = |format, created| {
+            let mut out = Vec::new();
+            let style = Style {
+                created,
+                ..Style::of(format)
+            };
+            encode_as(&bus, style, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let with = written(Format::OpenMetrics, true);
+        let created: Vec<_> = with.lines().filter(|l| l.contains("_created")).collect();
+        assert_eq!(created, ["c_created{x=\"1\"} 60.250", "h_created 60.250"]);
+        let without: Vec<_> = with.lines().filter(|l| !l.contains("_created")).collect();
+        assert_eq!(
+            written(Format::OpenMetrics, false)
+                .lines()
+                .collect::<Vec<_>>(),
+            without
+        );
+        assert_eq!(written(Format::Text, true), written(Format::Text, false));
     }
 
     #[test]

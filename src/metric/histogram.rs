@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{Made, Metric, Spec};
 use crate::{
     desc::{MetricKind, Numbers},
+    error::ExemplarError,
+    exemplar::{self, Exemplar},
     series::{BucketCells, SeriesCore},
     time::Time,
 };
@@ -40,6 +42,50 @@ impl Histogram {
         self.core
             .cell
             .observe(value, &*self.core, || self.buckets.count(value));
+    }
+
+    /// Counts `value`, and keeps `labels` (mostly the id of a trace) as the exemplar of its bucket instead of the one
+    /// before.
+    ///
+    /// Costs an allocation and a look at the clock more than [`observe`](Histogram::observe), and makes no other
+    /// observation wait.
+    ///
+    /// # Errors
+    ///
+    /// When a label's name is wrong or there twice, names and values have more than 128 characters together, or the value
+    /// is NaN. It is counted all the same, and the exemplar before stays.
+    ///
+    /// ```
+    /// use metricbus::{Buckets, ExemplarError, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let wait = bus.histogram("wait_seconds", "Time waited.", Buckets::default())?;
+    /// wait.observe_with_exemplar(0.2, &[("trace_id", "4bf92f3577b34da6")])?;
+    /// let error = wait.observe_with_exemplar(0.2, &[("trace_id", &"4".repeat(200))]).unwrap_err();
+    /// assert!(matches!(error, ExemplarError::TooLong { characters: 208, .. }));
+    /// assert_eq!(wait.snapshot().count, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn observe_with_exemplar(
+        &self,
+        value: f64,
+        labels: &[(&str, &str)],
+    ) -> Result<(), ExemplarError> {
+        self.observe(value);
+        let labels = exemplar::checked(labels)?;
+        if value.is_nan() {
+            return Err(ExemplarError::NoNumber);
+        }
+        self.core.keep_exemplar(labels, value);
+        Ok(())
+    }
+
+    /// The latest exemplar of each bucket that has one, with the bucket's bound (of the last, +Inf).
+    pub fn exemplars(&self) -> Vec<(f64, Exemplar)> {
+        let bound = |place: usize| self.core.meta.bounds.get(place).copied();
+        let all = self.core.exemplars().into_iter();
+        all.filter_map(|(place, exemplar)| Some((bound(place?).unwrap_or(f64::INFINITY), exemplar)))
+            .collect()
     }
 
     /// Observes a duration in seconds.
