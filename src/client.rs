@@ -64,6 +64,7 @@ pub(crate) struct Reach {
     /// PEM files with the certificate to show, with those in between, and its key.
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     /// HTTP/2 from the first byte, also without TLS: what gRPC wants.
+    #[cfg_attr(not(feature = "otlp-grpc"), allow(dead_code))]
     pub(crate) http2: bool,
 }
 
@@ -207,6 +208,7 @@ impl Client {
     }
 
     /// Sends `request` and waits for the whole answer, `timeout` at most. Any status is an answer.
+    #[allow(dead_code)] // Not all that use the client go by the runtime's clock.
     pub(crate) async fn request(
         &self,
         request: Request<Bytes>,

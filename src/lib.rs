@@ -66,6 +66,10 @@ pub mod nats;
 pub mod service;
 pub mod testing;
 
+#[cfg(feature = "otlp")]
+pub use backend::OtlpContainer;
+#[cfg(feature = "libnv")]
+pub use backend::libnv::LibnvContainer;
 pub use bus::{MetricBus, MetricBusBuilder};
 pub use clock::{Clock, Sleep};
 pub use component::{

@@ -29,6 +29,8 @@ pub(crate) struct Watch {
     pub(crate) of_rule: bool,
     /// Whether it leaves out what is mirrored from other processes.
     own_only: bool,
+    /// Of what matches, which series it listens to; `None` for all.
+    only: Option<fn(&SeriesCore) -> bool>,
 }
 
 /// Makes the listener of one series. `true`: the series is new, and its value has not been measured yet. Whoever is to
@@ -58,6 +60,7 @@ impl Watch {
             matched: AtomicU64::new(0),
             of_rule: false,
             own_only: false,
+            only: None,
         }
     }
 
@@ -98,8 +101,24 @@ impl Watch {
         }
     }
 
+    /// A watch that exports what is this process's own, and listens to some of its series.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn of_export(
+        id: u64,
+        only: fn(&SeriesCore) -> bool,
+        make: Make,
+        nothing: Arc<Mailbox<()>>,
+    ) -> Watch {
+        Watch {
+            own_only: true,
+            of_rule: true,
+            only: Some(only),
+            ..Watch::new(id, Selector::all(), make, nothing)
+        }
+    }
+
     pub(crate) fn attach(&self, series: &Arc<SeriesCore>, newborn: bool, wakes: &mut Wakes) {
-        if self.own_only && series.meta.mirrored {
+        if (self.own_only && series.meta.mirrored) || self.only.is_some_and(|only| !only(series)) {
             return;
         }
         // A rule has several selectors, and one listener for each series that some of them match: the cell would refuse

@@ -12,7 +12,8 @@ use std::{
 
 use metricbus::{
     BaseComponentMetrics, Buckets, Clock, Counter, DeclareError, Desc, Gauge, MetricBus,
-    MetricContainer, Metrics, SampleValue, Scope, TeeContainer, Threshold, Value,
+    MetricContainer, Metrics, PrometheusContainer, SampleValue, Scope, TeeContainer, Threshold,
+    Value,
     backend::{Backend, BackendError, Declared, Mirror, Null, Prometheus, Tee},
     component::{BackendContainer, Backends},
 };
@@ -224,6 +225,31 @@ fn a_derived_struct_is_mirrored_as_the_containers_own_metrics_are() {
             "app_depth[queue=fast] is gone",
         ]
     );
+}
+
+#[test]
+fn the_far_end_of_any_series_can_be_read() {
+    let ledger = Arc::new(Ledger {
+        refuses: Some("unwanted_total"),
+        ..Ledger::default()
+    });
+    let bus = MetricBus::new();
+    let container =
+        BackendContainer::with_backend(&bus, "", Arc::new(Book(ledger.clone()))).unwrap();
+    let container: &dyn MetricContainer = &container;
+    let jobs = bus.counter("jobs_total", "Jobs.").unwrap();
+    let mirror = container.mirror(&jobs.series()).unwrap().unwrap();
+    assert_eq!(
+        ledger.lines(),
+        [r#"jobs_total[] is a counter of [], "Jobs.""#]
+    );
+    jobs.inc_by(2);
+    assert_eq!(mirror.read(), Some(SampleValue::Counter(Value::U64(102))));
+    let unwanted = bus.counter("unwanted_total", "U.").unwrap();
+    let refused = container.mirror(&unwanted.series()).unwrap_err();
+    assert!(refused.to_string().contains("no page is left"), "{refused}");
+    let reading = PrometheusContainer::on(&bus, "");
+    assert!(reading.mirror(&jobs.series()).unwrap().is_none());
 }
 
 #[test]

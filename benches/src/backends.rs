@@ -7,11 +7,15 @@
 //! - Peer: a counter of the OpenTelemetry SDK with the same two labels given at each call, as its interface has it, with a
 //!   reader that nobody asks.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use metricbus::{
     BaseComponentMetrics, Counter, Desc, MetricBus, MetricContainer, MetricCounter, NullContainer,
-    backend::libnv::{Libnv, abi::mb_backend_table},
+    OtlpContainer,
+    backend::{
+        OtlpOptions,
+        libnv::{Libnv, abi::mb_backend_table},
+    },
     component::BackendContainer,
 };
 use opentelemetry::{KeyValue, metrics::MeterProvider};
@@ -38,6 +42,16 @@ pub(crate) fn prometheus(effort: Effort) -> Result<Figures, Failure> {
     let base = BaseComponentMetrics::new_prometheus("app");
     let counter = counter_of(&*base.container)?;
     measure("backend_prometheus", effort, counter, Bar::Floor(SAME))
+}
+
+pub(crate) fn otlp(effort: Effort) -> Result<Figures, Failure> {
+    // Nobody listens at the discard port of this machine, and it is often asked.
+    let options = OtlpOptions::new()
+        .endpoint("http://127.0.0.1:9")
+        .interval(Duration::from_millis(100));
+    let container = OtlpContainer::with(options, "app")?;
+    let counter = counter_of(&container)?;
+    measure("backend_otlp", effort, counter, Bar::Floor(SAME))
 }
 
 unsafe extern "C" {

@@ -1,7 +1,7 @@
 //! metricbus, its floors and its peers, side by side in one run.
 //!
 //! Each entry has a file that says what is measured and how: [`counters`], [`gauge`], [`histogram`], [`tap`],
-//! [`window`], [`forward`], [`replay`], [`backends`], [`capi`],
+//! [`window`], [`forward`], [`replay`], [`backends`], [`capi`], [`otlp`],
 //! [`rules`], [`crossing`], [`nats`], [`encode`], [`memory`]. They share the [`harness`], which lets contenders take turns,
 //! and the
 //! [`report`]. [`naive`] is the obvious design as a peer.
@@ -23,6 +23,7 @@ mod labels;
 mod memory;
 mod naive;
 mod nats;
+mod otlp;
 mod replay;
 mod report;
 mod rules;
@@ -85,6 +86,11 @@ const ENTRIES: &[Measure] = &[
         "backend_prometheus",
         "the same in one that is scraped",
         backends::prometheus,
+    ),
+    (
+        "backend_otlp",
+        "the same in one that is exported by OTLP",
+        backends::otlp,
     ),
     (
         "backend_libnv",
@@ -196,6 +202,11 @@ const ENTRIES: &[Measure] = &[
         "encode_10k_histograms",
         "the text of 10 000 histograms",
         encode::histograms,
+    ),
+    (
+        "otlp_export_100k",
+        "100 000 counters to an OTLP receiver",
+        otlp::export,
     ),
     (
         "bytes_per_counter_series",

@@ -1,7 +1,7 @@
-// A library that is a backend: it counts by itself, and writes what it has counted to the file that SAMPLE_BACKEND_FILE
+// A library that is a backend: it counts by itself, and writes what it has counted to the file that COUNTING_BACKEND_FILE
 // names whenever it is flushed. A real one would talk to a monitoring system of its own here.
 //
-//     METRICBUS_LIBNV=./libsample.so ./my-rust-program
+//     METRICBUS_LIBNV=build/libcounting.so my-rust-program
 #include "metricbus.hpp"
 
 #include <algorithm>
@@ -56,9 +56,9 @@ struct account {
     bool removed = false;
 };
 
-class sample_series : public metricbus::plugin::series {
+class counting_series : public metricbus::plugin::series {
   public:
-    explicit sample_series(std::shared_ptr<account> account) : account_(std::move(account)) {}
+    explicit counting_series(std::shared_ptr<account> account) : account_(std::move(account)) {}
 
     void inc(std::uint64_t by) override {
         std::lock_guard<std::mutex> lock(account_->mutex);
@@ -96,10 +96,10 @@ class sample_series : public metricbus::plugin::series {
     std::shared_ptr<account> account_;
 };
 
-class sample : public metricbus::plugin::backend {
+class counting : public metricbus::plugin::backend {
   public:
-    explicit sample(const config &config) : service_(config.service) {
-        const char *path = std::getenv("SAMPLE_BACKEND_FILE");
+    explicit counting(const config &config) : service_(config.service) {
+        const char *path = std::getenv("COUNTING_BACKEND_FILE");
         path_ = path == nullptr ? "" : path;
     }
 
@@ -107,7 +107,7 @@ class sample : public metricbus::plugin::backend {
         auto made = std::make_shared<account>(series);
         std::lock_guard<std::mutex> lock(mutex_);
         accounts_.push_back(made);
-        return std::make_unique<sample_series>(made);
+        return std::make_unique<counting_series>(made);
     }
 
     void flush(std::chrono::nanoseconds) override {
@@ -138,4 +138,4 @@ class sample : public metricbus::plugin::backend {
 
 } // namespace
 
-METRICBUS_BACKEND(sample, "sample")
+METRICBUS_BACKEND(counting, "counting")

@@ -34,6 +34,10 @@
 #define MB_EXPORT __attribute__((visibility("default")))
 #endif
 
+// A bus: metrics are declared on it, and whoever wants to hear of them subscribes to it. A handle may carry a prefix and
+// labels for what is declared with it.
+typedef struct mb_bus mb_bus;
+
 
 // Changes when old libraries and programs can't work any more. Both sides must have the same.
 #define MB_ABI_MAJOR 1
@@ -91,6 +95,9 @@
 // A fault of the library itself. What was asked for may have been done in part; the bus goes on.
 #define MB_ERROR_PANIC 11
 
+// The bus was made by another copy of the library in the same process.
+#define MB_ERROR_FOREIGN 12
+
 // No bound at which it clears: it clears when its condition no longer holds.
 #define MB_NONE 0
 
@@ -120,10 +127,6 @@
 
 // The series was removed while raised.
 #define MB_CAUSE_REMOVED 3
-
-// A bus: metrics are declared on it, and whoever wants to hear of them subscribes to it. A handle may carry a prefix and
-// labels for what is declared with it.
-typedef struct mb_bus mb_bus;
 
 // A counter: one series.
 typedef struct mb_counter mb_counter;
@@ -446,34 +449,34 @@ const char *mb_last_error(void);
 uint32_t mb_abi_version(void);
 
 // Makes a bus.
-int32_t mb_bus_new(struct mb_bus **bus);
+int32_t mb_bus_new(mb_bus **bus);
 
 // Another handle to the same bus, with the same prefix and labels.
-int32_t mb_bus_clone(const struct mb_bus *bus, struct mb_bus **clone);
+int32_t mb_bus_clone(const mb_bus *bus, mb_bus **clone);
 
 // Another handle to the same bus, whose prefix comes after the prefix of this one, and whose labels after its labels. They
 // are checked when something is declared.
-int32_t mb_bus_scope(const struct mb_bus *bus,
+int32_t mb_bus_scope(const mb_bus *bus,
                      struct mb_str prefix,
                      const struct mb_label *labels,
                      size_t labels_len,
-                     struct mb_bus **scope);
+                     mb_bus **scope);
 
 // Gives a handle back. With the last one the bus ends, and with it its subscriptions; metrics that are still held count
 // for nobody. NULL is none.
-void mb_bus_free(struct mb_bus *bus);
+void mb_bus_free(mb_bus *bus);
 
 // Removes the series that a selector matches, such as `{worker="3"}`, and says how many there were (`removed` may be
 // NULL). They are shown no more, and late mutations do not bring them back.
-int32_t mb_bus_remove(const struct mb_bus *bus, struct mb_str selector, size_t *removed);
+int32_t mb_bus_remove(const mb_bus *bus, struct mb_str selector, size_t *removed);
 
 // The value of the one series that a selector matches; of a histogram, how many observations there were. More or fewer
 // than one is MB_ERROR_VALUE.
-int32_t mb_bus_value(const struct mb_bus *bus, struct mb_str selector, double *value);
+int32_t mb_bus_value(const mb_bus *bus, struct mb_str selector, double *value);
 
 // All metrics of the bus in Prometheus's text format 0.0.4, ending in NUL; `len`, if it is not NULL, is the length without
 // it. To be given back with mb_text_free.
-int32_t mb_bus_text(const struct mb_bus *bus,
+int32_t mb_bus_text(const mb_bus *bus,
                     char **text,
                     size_t *len);
 
@@ -481,7 +484,7 @@ int32_t mb_bus_text(const struct mb_bus *bus,
 void mb_text_free(char *text);
 
 // Declares a counter, or gives the one that was declared before in the same way.
-int32_t mb_counter_new(const struct mb_bus *bus, const struct mb_desc *description, struct mb_counter **counter);
+int32_t mb_counter_new(const mb_bus *bus, const struct mb_desc *description, struct mb_counter **counter);
 
 // Another handle to the same counter.
 int32_t mb_counter_clone(const struct mb_counter *counter, struct mb_counter **clone);
@@ -499,9 +502,7 @@ int32_t mb_counter_inc_by(const struct mb_counter *counter, uint64_t amount);
 int32_t mb_counter_get(const struct mb_counter *counter, uint64_t *value);
 
 // Declares a family of counters: `label_names` of the description are the labels whose values are given per child.
-int32_t mb_counter_family_new(const struct mb_bus *bus,
-                              const struct mb_desc *description,
-                              struct mb_counter_family **family);
+int32_t mb_counter_family_new(const mb_bus *bus, const struct mb_desc *description, struct mb_counter_family **family);
 
 // The child with these values, in the order of the names; made where there is none. Worth keeping: to look it up costs
 // more than to count.
@@ -521,7 +522,7 @@ int32_t mb_counter_family_remove(const struct mb_counter_family *family,
 void mb_counter_family_free(struct mb_counter_family *family);
 
 // Declares a gauge, or gives the one that was declared before in the same way.
-int32_t mb_gauge_new(const struct mb_bus *bus, const struct mb_desc *description, struct mb_gauge **gauge);
+int32_t mb_gauge_new(const mb_bus *bus, const struct mb_desc *description, struct mb_gauge **gauge);
 
 // Another handle to the same gauge.
 int32_t mb_gauge_clone(const struct mb_gauge *gauge, struct mb_gauge **clone);
@@ -539,9 +540,7 @@ int32_t mb_gauge_add(const struct mb_gauge *gauge, double amount);
 int32_t mb_gauge_get(const struct mb_gauge *gauge, double *value);
 
 // Declares a family of gauges: `label_names` of the description are the labels whose values are given per child.
-int32_t mb_gauge_family_new(const struct mb_bus *bus,
-                            const struct mb_desc *description,
-                            struct mb_gauge_family **family);
+int32_t mb_gauge_family_new(const mb_bus *bus, const struct mb_desc *description, struct mb_gauge_family **family);
 
 // The child with these values, in the order of the names; made where there is none. Worth keeping: to look it up costs
 // more than to count.
@@ -561,7 +560,7 @@ int32_t mb_gauge_family_remove(const struct mb_gauge_family *family,
 void mb_gauge_family_free(struct mb_gauge_family *family);
 
 // Declares a histogram, or gives the one that was declared before in the same way.
-int32_t mb_histogram_new(const struct mb_bus *bus, const struct mb_desc *description, struct mb_histogram **histogram);
+int32_t mb_histogram_new(const mb_bus *bus, const struct mb_desc *description, struct mb_histogram **histogram);
 
 // Another handle to the same histogram.
 int32_t mb_histogram_clone(const struct mb_histogram *histogram, struct mb_histogram **clone);
@@ -576,7 +575,7 @@ int32_t mb_histogram_observe(const struct mb_histogram *histogram, double value)
 int32_t mb_histogram_get(const struct mb_histogram *histogram, uint64_t *count, double *sum);
 
 // Declares a family of histograms: `label_names` of the description are the labels whose values are given per child.
-int32_t mb_histogram_family_new(const struct mb_bus *bus,
+int32_t mb_histogram_family_new(const mb_bus *bus,
                                 const struct mb_desc *description,
                                 struct mb_histogram_family **family);
 
@@ -601,7 +600,7 @@ void mb_histogram_family_free(struct mb_histogram_family *family);
 //
 // `user_data` is handed to each call, and to `drop_user_data` when there will be no more: after the subscription or the bus
 // has ended, or at once if this fails. Freeing the subscription ends it.
-int32_t mb_on_threshold(const struct mb_bus *bus,
+int32_t mb_on_threshold(const mb_bus *bus,
                         struct mb_str selector,
                         const struct mb_threshold *threshold,
                         mb_crossing_fn callback,
@@ -611,7 +610,7 @@ int32_t mb_on_threshold(const struct mb_bus *bus,
 
 // Calls back when one of the series has moved by `delta` or more, in the unit of the metric, since it was last told.
 // `user_data` is as in mb_on_threshold.
-int32_t mb_on_delta(const struct mb_bus *bus,
+int32_t mb_on_delta(const mb_bus *bus,
                     struct mb_str selector,
                     double delta,
                     mb_moved_fn callback,
@@ -621,7 +620,7 @@ int32_t mb_on_delta(const struct mb_bus *bus,
 
 // Calls back when one of the series has changed since it was last told: a slow callback hears of each series at most once
 // until it comes to look, and then gets its present value. `user_data` is as in mb_on_threshold.
-int32_t mb_on_change(const struct mb_bus *bus,
+int32_t mb_on_change(const mb_bus *bus,
                      struct mb_str selector,
                      mb_changed_fn callback,
                      void *user_data,
@@ -646,7 +645,7 @@ int32_t mb_subscription_join(struct mb_subscription *subscription,
 int32_t mb_subscription_forget(struct mb_subscription *subscription);
 
 // Opens a window over the series that a selector matches, from now on. Its width is at least 100 ms.
-int32_t mb_window_open(const struct mb_bus *bus, struct mb_str selector, uint64_t width_ns, struct mb_window **window);
+int32_t mb_window_open(const mb_bus *bus, struct mb_str selector, uint64_t width_ns, struct mb_window **window);
 
 // What it has seen up to now. Set `size` of the result before.
 //
@@ -663,7 +662,7 @@ void mb_window_free(struct mb_window *window);
 
 // Serves the metrics of a bus over HTTP, from a thread of its own. The address is `host:port`, with port 0 for any that is
 // free; the server listens when this returns.
-int32_t mb_serve(const struct mb_bus *bus,
+int32_t mb_serve(const mb_bus *bus,
                  struct mb_str address,
                  struct mb_server **server);
 

@@ -13,12 +13,52 @@ use metricbus::{
 use crate::{
     input::{Growing, borrowed, labels, place, several, sized, taken, text, texts, write},
     mb_label, mb_str,
-    status::{Fault, MB_ERROR_VALUE, guard, guard_quietly},
+    status::{Fault, MB_ERROR_FOREIGN, MB_ERROR_VALUE, guard, guard_quietly},
 };
 
 /// A bus: metrics are declared on it, and whoever wants to hear of them subscribes to it. A handle may carry a prefix and
 /// labels for what is declared with it.
-pub struct mb_bus(pub(crate) Scope);
+#[repr(C)]
+pub struct mb_bus {
+    /// First, and the same in all versions: which copy of this library has made the handle.
+    copy: *const u8,
+    scope: Scope,
+}
+
+/// There is one in each copy of this library. A process can have two: one in a Rust program, and a shared library that its
+/// C++ code was linked with. Neither may touch what the other has made.
+static COPY: u8 = 0;
+
+impl mb_bus {
+    pub(crate) fn new(scope: Scope) -> mb_bus {
+        mb_bus {
+            copy: &raw const COPY,
+            scope,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Unless it is null or not aligned, it points to a bus that lives for `'a`.
+    pub(crate) unsafe fn borrowed<'a>(bus: *const mb_bus) -> Result<&'a Scope, Fault> {
+        // SAFETY: the caller's promise. Of a bus of another copy, nothing but the first field is looked at.
+        let copy = unsafe { borrowed(bus.cast::<*const u8>(), "the bus") }?;
+        if *copy != &raw const COPY {
+            return Err(foreign());
+        }
+        // SAFETY: this copy has made it.
+        Ok(&unsafe { &*bus }.scope)
+    }
+}
+
+#[cold]
+fn foreign() -> Fault {
+    Fault::new(
+        MB_ERROR_FOREIGN,
+        "the bus was made by another copy of this library in the same process; do not link C++ code with libmetricbus_capi \
+         that a Rust program gives its bus to, and export the program's own symbols (-rdynamic)",
+    )
+}
 
 /// What a metric is declared as. Set `size`, and zeros for what is not wanted.
 #[repr(C)]
@@ -100,7 +140,7 @@ pub unsafe extern "C" fn mb_bus_new(bus: *mut *mut mb_bus) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let place = unsafe { place(bus, "the place for the bus") }?;
-        place.put(mb_bus(MetricBus::new().scope()));
+        place.put(mb_bus::new(MetricBus::new().scope()));
         Ok(())
     })
 }
@@ -112,8 +152,8 @@ pub unsafe extern "C" fn mb_bus_clone(bus: *const mb_bus, clone: *mut *mut mb_bu
         // SAFETY: the caller's promise.
         let place = unsafe { place(clone, "the place for the bus") }?;
         // SAFETY: the caller's promise.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
-        place.put(mb_bus(bus.0.clone()));
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
+        place.put(mb_bus::new(bus.clone()));
         Ok(())
     })
 }
@@ -132,17 +172,17 @@ pub unsafe extern "C" fn mb_bus_scope(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(scope, "the place for the bus") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let prefix = unsafe { text(prefix, "the prefix") }?;
         // SAFETY: as above.
         let labels = unsafe { crate::input::labels(labels, labels_len) }?;
         let scope = labels
             .iter()
-            .fold(bus.0.with_prefix(prefix), |scope, (name, value)| {
+            .fold(bus.with_prefix(prefix), |scope, (name, value)| {
                 scope.with_label(name, value)
             });
-        place.put(mb_bus(scope));
+        place.put(mb_bus::new(scope));
         Ok(())
     })
 }
@@ -151,8 +191,13 @@ pub unsafe extern "C" fn mb_bus_scope(
 /// for nobody. NULL is none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mb_bus_free(bus: *mut mb_bus) {
-    // SAFETY: the caller's promise.
-    guard_quietly(|| drop(unsafe { taken(bus) }));
+    guard_quietly(|| {
+        // SAFETY: the caller's promise, here and below. One of another copy is let be.
+        if unsafe { mb_bus::borrowed(bus) }.is_ok() {
+            // SAFETY: as above.
+            drop(unsafe { taken(bus) });
+        }
+    });
 }
 
 /// Removes the series that a selector matches, such as `{worker="3"}`, and says how many there were (`removed` may be
@@ -165,10 +210,10 @@ pub unsafe extern "C" fn mb_bus_remove(
 ) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise, here and below.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
-        let count = bus.0.bus().remove(selector)?;
+        let count = bus.bus().remove(selector)?;
         if !removed.is_null() {
             // SAFETY: as above.
             unsafe { write(removed, "the place for the count", count) }?;
@@ -187,10 +232,10 @@ pub unsafe extern "C" fn mb_bus_value(
 ) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise, here and below.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
-        let series = bus.0.bus().series(selector)?;
+        let series = bus.bus().series(selector)?;
         let [one] = &series[..] else {
             return Err(Fault::new(
                 MB_ERROR_VALUE,
@@ -217,9 +262,9 @@ pub unsafe extern "C" fn mb_bus_text(
         // SAFETY: the caller's promise, here and below.
         unsafe { write(text, "the place for the text", std::ptr::null_mut()) }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         let mut out = Vec::new();
-        encode(bus.0.bus(), Format::Text, &mut out);
+        encode(bus.bus(), Format::Text, &mut out);
         // A help or a label's value may hold a NUL, which would end the text too early.
         if out.contains(&0) {
             out = String::from_utf8_lossy(&out)

@@ -26,10 +26,10 @@ pub unsafe extern "C" fn mb_counter_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(counter, "the place for the counter") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_counter(bus.0.declare(desc)?));
+        place.put(mb_counter(bus.declare(desc)?));
         Ok(())
     })
 }
@@ -101,10 +101,10 @@ pub unsafe extern "C" fn mb_counter_family_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(family, "the place for the family") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_counter_family(bus.0.family(desc)?));
+        place.put(mb_counter_family(bus.family(desc)?));
         Ok(())
     })
 }

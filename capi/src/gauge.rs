@@ -26,10 +26,10 @@ pub unsafe extern "C" fn mb_gauge_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(gauge, "the place for the gauge") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_gauge(bus.0.declare(desc)?));
+        place.put(mb_gauge(bus.declare(desc)?));
         Ok(())
     })
 }
@@ -96,10 +96,10 @@ pub unsafe extern "C" fn mb_gauge_family_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(family, "the place for the family") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_gauge_family(bus.0.family(desc)?));
+        place.put(mb_gauge_family(bus.family(desc)?));
         Ok(())
     })
 }

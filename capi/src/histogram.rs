@@ -26,10 +26,10 @@ pub unsafe extern "C" fn mb_histogram_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(histogram, "the place for the histogram") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_histogram(bus.0.declare(desc)?));
+        place.put(mb_histogram(bus.declare(desc)?));
         Ok(())
     })
 }
@@ -104,10 +104,10 @@ pub unsafe extern "C" fn mb_histogram_family_new(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(family, "the place for the family") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let desc = unsafe { desc(description) }?;
-        place.put(mb_histogram_family(bus.0.family(desc)?));
+        place.put(mb_histogram_family(bus.family(desc)?));
         Ok(())
     })
 }

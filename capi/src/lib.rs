@@ -19,6 +19,11 @@
 //!     mb_bus_free(shared);
 //! }
 //! ```
+//!
+//! C++ code that is linked into the program finds the functions there. A shared library that the program loads finds them
+//! if the program exports its symbols: with `cargo:rustc-link-arg-bins=-rdynamic` in its `build.rs`. It must not be linked
+//! with `libmetricbus_capi`: that would be a second copy, which refuses the bus of the first
+//! ([`MB_ERROR_FOREIGN`](crate::MB_ERROR_FOREIGN)).
 
 // The names are C's.
 #![allow(non_camel_case_types)]
@@ -28,6 +33,7 @@
 
 mod bus;
 mod counter;
+mod exports;
 mod gauge;
 mod histogram;
 mod input;
@@ -51,5 +57,6 @@ pub fn share(bus: &MetricBus) -> *mut mb_bus {
 /// As [`share`], with a prefix and labels for all that is declared with it.
 #[must_use = "it leaks unless it is freed with mb_bus_free"]
 pub fn share_scope(scope: &Scope) -> *mut mb_bus {
-    Box::into_raw(Box::new(mb_bus(scope.clone())))
+    exports::keep();
+    Box::into_raw(Box::new(mb_bus::new(scope.clone())))
 }

@@ -339,14 +339,13 @@ pub unsafe extern "C" fn mb_on_threshold(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(subscription, "the place for the subscription") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
         // SAFETY: as above.
         let raw = unsafe { sized(threshold.cast::<Raw>(), "the threshold") }?;
         let callback = callback.ok_or_else(no_callback)?;
         let mut listen = bus
-            .0
             .bus()
             .on_threshold(selector, threshold_of(&raw)?)
             .initial(raw.no_initial == 0);
@@ -399,11 +398,11 @@ pub unsafe extern "C" fn mb_on_delta(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(subscription, "the place for the subscription") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
         let callback = callback.ok_or_else(no_callback)?;
-        let listen = bus.0.bus().on_delta(selector, Delta::absolute(delta));
+        let listen = bus.bus().on_delta(selector, Delta::absolute(delta));
         place.put(subscribe(listen, data, move |moved: &Moved, user| {
             let series = shown(&moved.series);
             let told = mb_moved {
@@ -436,11 +435,11 @@ pub unsafe extern "C" fn mb_on_change(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(subscription, "the place for the subscription") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
         let callback = callback.ok_or_else(no_callback)?;
-        let listen = bus.0.bus().on_change(selector);
+        let listen = bus.bus().on_change(selector);
         place.put(subscribe(listen, data, move |changed: &Changed, user| {
             let series = shown(&changed.series);
             let told = mb_changed {

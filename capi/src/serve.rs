@@ -2,6 +2,8 @@
 
 use std::ffi::{CString, c_char};
 
+use metricbus::Scope;
+
 use crate::{
     bus::mb_bus,
     input::{borrowed, place, taken, text, write},
@@ -28,7 +30,7 @@ pub unsafe extern "C" fn mb_serve(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(server, "the place for the server") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let address = unsafe { text(address, "the address") }?;
         place.put(start(bus, address)?);
@@ -37,8 +39,8 @@ pub unsafe extern "C" fn mb_serve(
 }
 
 #[cfg(feature = "http")]
-fn start(bus: &mb_bus, address: &str) -> Result<mb_server, Fault> {
-    let server = metricbus::export::Exporter::new(bus.0.bus())
+fn start(bus: &Scope, address: &str) -> Result<mb_server, Fault> {
+    let server = metricbus::export::Exporter::new(bus.bus())
         .serve_in_background(address)
         .map_err(|error| Fault::new(crate::MB_ERROR_SERVE, error.to_string()))?;
     Ok(mb_server {
@@ -49,7 +51,7 @@ fn start(bus: &mb_bus, address: &str) -> Result<mb_server, Fault> {
 }
 
 #[cfg(not(feature = "http"))]
-fn start(_: &mb_bus, _: &str) -> Result<mb_server, Fault> {
+fn start(_: &Scope, _: &str) -> Result<mb_server, Fault> {
     Err(Fault::new(
         crate::MB_ERROR_UNSUPPORTED,
         "this library was built without a server; build metricbus-capi with its feature `http`",

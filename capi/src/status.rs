@@ -35,6 +35,9 @@ pub const MB_ERROR_TIMEOUT: i32 = 10;
 /// A fault of the library itself. What was asked for may have been done in part; the bus goes on.
 pub const MB_ERROR_PANIC: i32 = 11;
 
+/// The bus was made by another copy of the library in the same process.
+pub const MB_ERROR_FOREIGN: i32 = 12;
+
 /// Why a call failed.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -142,4 +145,45 @@ pub extern "C" fn mb_last_error() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn mb_abi_version() -> u32 {
     (MB_ABI_MAJOR << 16) | MB_ABI_MINOR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    fn error() -> String {
+        // SAFETY: it ends in NUL, and nothing fails in between.
+        let words = unsafe { CStr::from_ptr(mb_last_error()) };
+        words.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn a_panic_becomes_a_number_and_words() {
+        assert_eq!(guard(|| panic!("out of cheese")), MB_ERROR_PANIC);
+        assert!(
+            error().ends_with("please report it: out of cheese"),
+            "{}",
+            error()
+        );
+
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("again");
+            }
+        }
+        assert_eq!(guard(|| std::panic::panic_any(Bomb)), MB_ERROR_PANIC);
+        assert!(error().ends_with("(no message)"), "{}", error());
+        guard_quietly(|| panic!("nobody hears"));
+    }
+
+    #[test]
+    fn words_with_a_nul_are_kept_whole() {
+        let status = guard(|| Err(Fault::new(MB_ERROR_VALUE, "a\0b")));
+        assert_eq!((status, &*error()), (MB_ERROR_VALUE, "a\u{fffd}b"));
+        assert_eq!(guard(|| Ok(())), MB_OK);
+        assert_eq!(error(), "a\u{fffd}b");
+    }
 }

@@ -91,13 +91,11 @@ pub unsafe extern "C" fn mb_window_open(
         // SAFETY: the caller's promise, here and below.
         let place = unsafe { place(window, "the place for the window") }?;
         // SAFETY: as above.
-        let bus = unsafe { borrowed(bus, "the bus") }?;
+        let bus = unsafe { mb_bus::borrowed(bus) }?;
         // SAFETY: as above.
         let selector = unsafe { text(selector, "the selector") }?;
         place.put(mb_window(
-            bus.0
-                .bus()
-                .window(selector, Duration::from_nanos(width_ns))?,
+            bus.bus().window(selector, Duration::from_nanos(width_ns))?,
         ));
         Ok(())
     })

@@ -46,6 +46,7 @@ fn the_header_is_what_the_rust_side_says() {
 fn the_header_has_every_function_that_the_library_exports() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let header = generated();
+    let exports = fs::read_to_string(here.join("src/exports.rs")).unwrap();
     let mut functions = 0;
     for source in SOURCES {
         let text = fs::read_to_string(here.join(source)).unwrap();
@@ -54,7 +55,8 @@ fn the_header_has_every_function_that_the_library_exports() {
             .filter(|line| line.contains("extern \"C\" fn mb_"))
         {
             let name = line.split("fn ").nth(1).unwrap().split('(').next().unwrap();
-            assert!(header.contains(&format!(" {name}(")), "{name}");
+            assert!(header.contains(&format!("{name}(")), "{name}");
+            assert!(exports.contains(&format!("Export({name} as")), "{name}");
             functions += 1;
         }
     }

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import ClosedError, ForkedError
-from ._metricbus import Bell, after_fork_in_child, close_gate
+from ._metricbus import Bell, after_fork_in_child, close_gate, end_backends
 from ._timing import is_coroutine_function
 
 if TYPE_CHECKING:
@@ -183,10 +183,16 @@ def _hub_of_threads() -> _ThreadHub:
         return _thread
 
 
+# What a program that ends waits for its backends to have everything, where it has not shut them down itself.
+_LAST_FLUSH = 2.0
+
+
 @atexit.register
 def _stop() -> None:
     if _thread is not None:
         _thread.stop()
+    for error in end_backends(_LAST_FLUSH):
+        logger.warning("metricbus: at the end of the program, %s", error)
     close_gate()
 
 

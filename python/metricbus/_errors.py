@@ -17,6 +17,10 @@ class CounterError(MetricBusError, ValueError):
     """A counter can't go up by that: it is negative or no number."""
 
 
+class ExemplarError(MetricBusError, ValueError):
+    """An exemplar can't be so: more than 128 characters, or a label's name. What it stood for was counted all the same."""
+
+
 class SelectorError(MetricBusError, ValueError):
     """A selector that can't be read, or matches nothing by its very form."""
 
@@ -45,9 +49,31 @@ class ServeError(MetricBusError, OSError):
     """The address can't be served."""
 
 
+class PushError(MetricBusError, OSError):
+    """Nothing was pushed: the gateway can't be reached, it refused it, or an option is wrong."""
+
+
 class NatsError(MetricBusError):
     """NATS, or an option for it."""
 
 
 class FleetError(MetricBusError):
     """A fleet, or a question to it."""
+
+
+class BackendError(MetricBusError):
+    """What went wrong in, or on the way to, a backend."""
+
+    #: `"unknown"` (there is no such backend), `"setting"` (a variable or an option has a wrong value), `"setup"` (it can't be
+    #: used), `"refused"` (it refused a metric), `"deadline"` (not everything was there when the time was over), or `"other"`.
+    kind: str
+    #: The backend's name, where it is about one.
+    backend: str | None
+    #: What is wrong, without the rest of the message.
+    why: str | None
+
+    def __init__(self, message: str, *, kind: str = "other", backend: str | None = None, why: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.backend = backend
+        self.why = why

@@ -39,6 +39,21 @@ __version__: str
 def after_fork_in_child() -> None: ...
 def close_gate() -> None: ...
 def claim_interpreter(identity: int) -> None: ...
+def end_backends(deadline: float) -> list[str]: ...
+
+@final
+class Reporter:
+    """Backends under a bus, and the scope on which a container makes its metrics."""
+
+    def __new__(cls, bus: MetricBus, prefix: str, backends: Sequence[tuple[object, ...]], tee: bool) -> Self: ...
+    @staticmethod
+    def from_env(bus: MetricBus) -> Reporter: ...
+    @property
+    def scope(self) -> Scope: ...
+    def flush(self, deadline: _Time) -> None: ...
+    def shutdown(self, deadline: _Time) -> None: ...
+    def flush_async(self, deadline: _Time) -> Awaitable[None]: ...
+    def shutdown_async(self, deadline: _Time) -> Awaitable[None]: ...
 
 @final
 class Counter:
@@ -57,8 +72,14 @@ class Counter:
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
-    def inc(self, amount: float | None = None) -> None: ...
+    def inc(self, amount: float | None = None, exemplar: Mapping[str, object] | None = None) -> None:
+        """Counts up, by 1 unless told otherwise. `exemplar`: labels of this one increment, mostly the id of a trace.
+
+        An exemplar that can't be, with more than 128 characters or a wrong name, is an `ExemplarError`; it is counted all the same.
+        """
     def get(self) -> float: ...
+    def exemplar(self) -> Exemplar | None:
+        """The latest exemplar, if there ever was one."""
     def labels(self, *args: object, **kwargs: object) -> Counter: ...
     def remove(self, *values: object) -> bool: ...
     def clear(self) -> None: ...
@@ -129,11 +150,18 @@ class Histogram:
         registry: MetricBus | Scope | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
-    def observe(self, amount: float) -> None: ...
+    def observe(self, amount: float, exemplar: Mapping[str, object] | None = None) -> None:
+        """Counts one observation. `exemplar`: labels of this one observation, mostly the id of a trace.
+
+        An exemplar that can't be, with more than 128 characters or a wrong name, is an `ExemplarError`; it is counted all the same.
+        """
     def get(self) -> HistogramSnapshot: ...
+    def exemplars(self) -> list[tuple[float, Exemplar]]:
+        """The latest exemplar of each bucket that has one, with the bucket's upper bound."""
     def time(self) -> Timer: ...
     def labels(self, *args: object, **kwargs: object) -> Histogram: ...
     def remove(self, *values: object) -> bool: ...
@@ -145,6 +173,20 @@ class Histogram:
     def all_series(self) -> list[Series]: ...
     def window(self, width: _Time) -> Window:
         """A sliding window over this series, or over all series of the family, from now on."""
+
+@final
+class Exemplar:
+    """One increment, or one observation, with labels of its own."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names and values."""
+    @property
+    def value(self) -> float:
+        """What was observed, or by how much the counter was raised."""
+    @property
+    def date(self) -> datetime:
+        """When, by the bus's clock."""
 
 @final
 class Series:
@@ -187,7 +229,10 @@ class Clock:
 class MetricBus:
     """Registry and bus in one: metrics are declared on it, and subscribed to."""
 
-    def __new__(cls, *, clock: Clock | None = None, cardinality_limit: int | None = None) -> Self: ...
+    def __new__(
+        cls, *, clock: Clock | None = None, cardinality_limit: int | None = None, native_histograms: bool = False
+    ) -> Self:
+        """`native_histograms`: whether histograms are native unless their declaration says otherwise; see `histogram`."""
     @property
     def clock(self) -> Clock: ...
     def scope(self, prefix: str = "", **labels: object) -> Scope: ...
@@ -218,6 +263,7 @@ class MetricBus:
         labels: Iterable[str] | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
@@ -403,6 +449,7 @@ class Scope:
         labels: Iterable[str] | None = None,
         *,
         buckets: Iterable[float] | None = None,
+        native: bool | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
@@ -1165,7 +1212,15 @@ class Exporter:
         process_metrics: bool = True,
         hooks_deadline: _Time | None = None,
         merge: Iterable[Any] | None = None,
-    ) -> Self: ...
+        created_lines: bool = False,
+        native_buckets_max: int | None = None,
+    ) -> Self:
+        """`process_metrics`: whether `process_*` is exposed. `hooks_deadline`: how long a scrape waits for hooks, 1 s unless told.
+
+        `merge`: registries of `prometheus_client` to expose as well. `created_lines`: whether OpenMetrics says since when each counter
+        and histogram counts, on a line `NAME_created` (a Prometheus before 2.50 stores those as series; protobuf says it anyway).
+        `native_buckets_max`: the most exponential buckets that a native histogram has in a scrape, 160 unless told otherwise.
+        """
     def answer(
         self,
         path: str = "/metrics",
@@ -1185,6 +1240,90 @@ class Exporter:
         """`answer`, to be awaited: the event loop goes on meanwhile."""
 
     def serve(self, address: str = "127.0.0.1:9090") -> Server: ...
+
+@final
+class Push:
+    """What sends the metrics of a bus to a Prometheus Pushgateway, for batch jobs that are over before anybody scrapes them.
+
+    The gateway keeps what was pushed until it is deleted: a group for each `job` and the labels of `grouping`. `basic_auth` is
+    user and password, `headers` go with each request, `timeout` is for all of a push (10 s unless told otherwise). `format` is
+    `"text"`, or `"protobuf"`, which carries native histograms, too. `root_certificates` are PEM files with those who may vouch for the
+    gateway, `client_certificate` those of the certificate to show and its key. What is wrong with any of it is a `PushError` of what
+    is sent.
+    """
+
+    def __new__(
+        cls,
+        url: str,
+        job: str,
+        *,
+        grouping: Mapping[str, object] | None = None,
+        basic_auth: tuple[str, str] | None = None,
+        headers: Mapping[str, object] | None = None,
+        timeout: _Time | None = None,
+        format: Literal["text", "protobuf"] = "text",
+        root_certificates: _Path | Sequence[_Path] | None = None,
+        client_certificate: tuple[_Path, _Path] | None = None,
+    ) -> Self: ...
+    def push(self, bus: MetricBus) -> None:
+        """Replaces the whole group by the metrics of the bus: what it had before and the bus has not is gone."""
+    def add(self, bus: MetricBus) -> None:
+        """As `push`, but of what the group had before only metrics of the same names are replaced."""
+    def delete(self) -> None:
+        """Deletes the group. There need not be one."""
+    def push_async(self, bus: MetricBus) -> Awaitable[None]:
+        """`push`, to be awaited: the event loop goes on meanwhile."""
+    def add_async(self, bus: MetricBus) -> Awaitable[None]:
+        """`add`, to be awaited."""
+    def delete_async(self) -> Awaitable[None]:
+        """`delete`, to be awaited."""
+
+@final
+class OtlpOptions:
+    """Where metrics are exported to by OTLP, and how. Without arguments: to a collector on this machine, each minute.
+
+    `endpoint`: the collector's URL, to which `/v1/metrics` is added for HTTP; `http://localhost:4318`, or `:4317` for gRPC, unless told
+    otherwise. `metrics_endpoint`: the whole URL instead. `protocol`: `"http/protobuf"` or `"grpc"`. `headers`: of each request.
+    `timeout`: for an answer (10 s). `give_up_after`: for how long a batch is tried before it is dropped and counted (5 min).
+    `compression`: `"none"` or `"gzip"`. `interval`: how often (60 s). `temporality`: `"cumulative"`, `"delta"` or `"lowmemory"`.
+    `histograms`: `"explicit"` with their own buckets, or `"exponential"`, with at most `buckets_max` (160). `resource`: attributes of the
+    resource. `service_name`: its `service.name`. `root_certificates`: PEM files with those who may vouch for the collector.
+    `client_certificate`: PEM files of the certificate to show, and its key. `batch_points`: points in a request (8 192). `queue_bytes`:
+    what may wait (32 MiB). `retry`: how long is waited before the first retry, and at most (1 s, 30 s). `own_metrics`: whether
+    `metricbus_*` is exported, too.
+
+    Nothing is opened or read before an exporter is started with them. No text of it shows a header's value.
+    """
+
+    def __new__(
+        cls,
+        endpoint: str | None = None,
+        *,
+        metrics_endpoint: str | None = None,
+        protocol: Literal["http/protobuf", "grpc"] = "http/protobuf",
+        headers: Mapping[str, object] | None = None,
+        timeout: _Time | None = None,
+        give_up_after: _Time | None = None,
+        compression: Literal["none", "gzip"] = "none",
+        interval: _Time | None = None,
+        temporality: Literal["cumulative", "delta", "lowmemory"] = "cumulative",
+        histograms: Literal["explicit", "exponential"] = "explicit",
+        buckets_max: int | None = None,
+        resource: Mapping[str, object] | None = None,
+        service_name: str | None = None,
+        root_certificates: _Path | Sequence[_Path] | None = None,
+        client_certificate: tuple[_Path, _Path] | None = None,
+        batch_points: int | None = None,
+        queue_bytes: int | None = None,
+        retry: tuple[_Time, _Time] | None = None,
+        own_metrics: bool = False,
+    ) -> Self: ...
+    @staticmethod
+    def from_env() -> OtlpOptions:
+        """As the environment says, with OpenTelemetry's own variables: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME` and so on.
+
+        A wrong value is a `BackendError` that names the variable, the value, and what would be right.
+        """
 
 @final
 class Server:

@@ -42,6 +42,7 @@ class _Field:
     const_labels: dict[str, str]
     unit: str | None
     buckets: tuple[float, ...] | None
+    native: bool | None
     expire_after: float | timedelta | None
     max_series: int | None
 
@@ -71,6 +72,7 @@ def field(
     const_labels: Mapping[str, object] | None = None,
     unit: str | None = None,
     buckets: Iterable[float] | None = None,
+    native: bool | None = None,
     expire_after: float | timedelta | None = None,
     max_series: int | None = None,
 ) -> Any:
@@ -90,6 +92,7 @@ def field(
         const_labels={key: str(value) for key, value in (const_labels or {}).items()},
         unit=unit,
         buckets=None if buckets is None else tuple(buckets),
+        native=native,
         expire_after=expire_after,
         max_series=max_series,
     )
@@ -221,6 +224,8 @@ def _read(cls: type[Component], names: Mapping[str, Any]) -> Iterable[_Declared]
             raise TypeError(
                 f"{where} is annotated as {_shown(annotation)}; metricbus.Counter, Gauge or Histogram would be right"
             )
+        if isinstance(value, _Field) and value.native is not None and kind is not Histogram:
+            raise TypeError(f"{where} is a {kind.__name__} and says native={value.native}; only a Histogram can be native")
         if isinstance(value, _Nested) and not (isinstance(kind, type) and issubclass(kind, Component)):
             raise TypeError(f"{where} is annotated as {_shown(annotation)}; a class that is a Component would be right")
         if isinstance(value, _Field) and value.buckets is not None and kind is not Histogram:
@@ -264,6 +269,7 @@ def _declare(cls: type[Component], scope: Scope) -> dict[str, Counter | Gauge | 
                 what.help,
                 what.labels,
                 buckets=what.buckets,
+                native=what.native,
                 unit=what.unit,
                 expire_after=what.expire_after,
                 max_series=what.max_series,

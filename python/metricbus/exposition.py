@@ -1,18 +1,21 @@
 """`/metrics` and its siblings for web servers of all kinds, under the names that `prometheus_client` has for them.
 
-Whatever is exposed comes from an `Exporter`: text 0.0.4 or OpenMetrics 1.0, gzip, `/rules`, `/health`, `/live`. Where a bus is given, it is
+Whatever is exposed comes from an `Exporter`: text 0.0.4, OpenMetrics 1.0 or protobuf, gzip, `/rules`, `/health`, `/live`. Where a bus is given, it is
 exposed with what `Exporter(bus)` adds; for anything else make the exporter yourself and give that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._metricbus import Exporter, MetricBus
+from ._metricbus import Exporter, MetricBus, Push
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,10 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTENT_TYPE_LATEST",
     "BackgroundServer",
+    "delete_from_gateway",
     "export_prometheus",
     "generate_latest",
+    "instance_ip_grouping_key",
     "make_asgi_app",
     "make_wsgi_app",
+    "push_to_gateway",
+    "pushadd_to_gateway",
     "serve_forever",
     "start_http_server",
 ]
@@ -149,6 +156,67 @@ async def until_cancelled(server: Server) -> None:
     finally:
         # Waits for scrapes on their way, which may wait for a hook.
         await asyncio.to_thread(server.close)
+
+
+def _push(gateway: str, job: str, grouping_key: Mapping[str, object] | None, timeout: float | timedelta | None) -> Push:
+    if not gateway.startswith(("http://", "https://")):
+        gateway = f"http://{gateway}"
+    return Push(gateway, job, grouping=grouping_key, timeout=_NO_TIMEOUT if timeout is None else timeout)
+
+
+# As long as it takes.
+_NO_TIMEOUT = timedelta(days=1)
+
+
+def _pushed(registry: MetricBus | None) -> MetricBus:
+    registry = _default() if registry is None else registry
+    if not isinstance(registry, MetricBus):
+        raise TypeError(f"{registry!r} can't be pushed; a metricbus.MetricBus would be right")
+    return registry
+
+
+def push_to_gateway(
+    gateway: str,
+    job: str,
+    registry: MetricBus | None = None,
+    grouping_key: Mapping[str, object] | None = None,
+    timeout: float | timedelta | None = 30,
+) -> None:
+    """Pushes the bus (`metricbus.REGISTRY` where none is named) to a Pushgateway: the group has these metrics only, then.
+
+    `gateway` is a URL, or a host and port. `grouping_key` are the labels of the group beside `job`. There is no `handler=`, since it is
+    not Python that sends: `Push` takes what one was written for, basic authentication, headers and certificates.
+    """
+    _push(gateway, job, grouping_key, timeout).push(_pushed(registry))
+
+
+def pushadd_to_gateway(
+    gateway: str,
+    job: str,
+    registry: MetricBus | None = None,
+    grouping_key: Mapping[str, object] | None = None,
+    timeout: float | timedelta | None = 30,
+) -> None:
+    """As `push_to_gateway`, but of what the group has only metrics of the same names are replaced."""
+    _push(gateway, job, grouping_key, timeout).add(_pushed(registry))
+
+
+def delete_from_gateway(
+    gateway: str, job: str, grouping_key: Mapping[str, object] | None = None, timeout: float | timedelta | None = 30
+) -> None:
+    """Deletes the group from a Pushgateway. There need not be one."""
+    _push(gateway, job, grouping_key, timeout).delete()
+
+
+def instance_ip_grouping_key() -> dict[str, str]:
+    """A grouping key with this machine's address as `instance`: the one from which others are reached."""
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        try:
+            # Nothing is sent: the system only chooses the way.
+            probe.connect(("10.255.255.255", 1))
+        except OSError:
+            return {"instance": "127.0.0.1"}
+        return {"instance": str(probe.getsockname()[0])}
 
 
 def _path(path: str, query: str) -> str:

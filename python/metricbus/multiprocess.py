@@ -381,7 +381,10 @@ _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def _type(accept: str | None) -> str:
-    """The format that the exporter would choose: it is asked, with nothing to expose."""
+    """The format that the exporter would choose of those that are text: it is asked, with nothing to expose."""
+    # What several processes say is put together as text.
+    ranges = [part for part in (accept or "").split(",") if "protobuf" not in part.lower()]
+    accept = ",".join(ranges) or None
     global _negotiator
     if _negotiator is None:
         _negotiator = Exporter(MetricBus(), process_metrics=False)

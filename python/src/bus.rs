@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use metricbus::{Delta, Threshold};
+use metricbus::{Delta, Threshold, backend::Mirror};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
@@ -14,6 +14,7 @@ use pyo3::{
 };
 
 use crate::{
+    backend::Reporting,
     convert,
     deliver::{Source, listen},
     error::{Raise, raise},
@@ -29,20 +30,25 @@ pub(crate) struct Bus {
     /// A manual clock is kept in children: it stands still in them, too, until somebody advances it.
     clock: Option<metricbus::Clock>,
     series_max: Option<usize>,
+    native: bool,
     /// What is called before a scrape, by a name that tells it from others.
     hooks: Mutex<HashMap<String, Py<PyAny>>>,
     /// By whoever holds a metric: a child exposes them from the start, at zero, and not from when they are first used.
     declared: Mutex<Vec<Weak<Declaration>>>,
+    /// Backends that have something to send: they live as long as this does.
+    reported: Mutex<Vec<Arc<Reporting>>>,
 }
 
 impl Bus {
-    fn new(clock: Option<metricbus::Clock>, series_max: Option<usize>) -> Bus {
+    fn new(clock: Option<metricbus::Clock>, series_max: Option<usize>, native: bool) -> Bus {
         Bus {
-            bus: Forked::new(build(clock.as_ref(), series_max)),
+            bus: Forked::new(build(clock.as_ref(), series_max, native)),
             clock,
             series_max,
+            native,
             hooks: Mutex::default(),
             declared: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -51,8 +57,10 @@ impl Bus {
             clock: Some(bus.clock().clone()),
             bus: Forked::new(bus),
             series_max: None,
+            native: false,
             hooks: Mutex::default(),
             declared: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -60,9 +68,10 @@ impl Bus {
         let mut fresh = false;
         let bus = self.bus.get_or(|| {
             fresh = true;
-            PyResult::Ok(build(self.clock.as_ref(), self.series_max))
+            PyResult::Ok(build(self.clock.as_ref(), self.series_max, self.native))
         })?;
         if fresh {
+            self.report_again(bus);
             self.declare_again()?;
         }
         Ok(bus)
@@ -84,6 +93,26 @@ impl Bus {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         all.iter().try_for_each(|declaration| declaration.again())
+    }
+
+    /// Keeps it, as long as it is not shut down.
+    pub(crate) fn report(&self, reporting: &Arc<Reporting>) {
+        let over = {
+            let mut all = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            let over: Vec<_> = all.extract_if(.., |other| other.is_ended()).collect();
+            all.push(reporting.clone());
+            over
+        };
+        drop(over);
+    }
+
+    #[cold]
+    fn report_again(&self, bus: &metricbus::MetricBus) {
+        let all = {
+            let all = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            all.clone()
+        };
+        all.iter().for_each(|reporting| reporting.renew(bus));
     }
 
     pub(crate) fn set_hook(&self, name: String, hook: Py<PyAny>) {
@@ -112,8 +141,12 @@ impl Bus {
     }
 }
 
-fn build(clock: Option<&metricbus::Clock>, series_max: Option<usize>) -> metricbus::MetricBus {
-    let mut builder = metricbus::MetricBus::builder();
+fn build(
+    clock: Option<&metricbus::Clock>,
+    series_max: Option<usize>,
+    native: bool,
+) -> metricbus::MetricBus {
+    let mut builder = metricbus::MetricBus::builder().native_histograms(native);
     if let Some(clock) = clock {
         builder = builder.clock(clock.clone());
     }
@@ -129,9 +162,32 @@ pub(crate) struct Root {
     bus: Arc<Bus>,
     prefix: String,
     labels: Vec<(String, String)>,
+    /// Whose values are read back from a far end.
+    reporting: Option<Arc<Reporting>>,
 }
 
 impl Root {
+    pub(crate) fn reported(
+        bus: Arc<Bus>,
+        prefix: String,
+        reporting: Option<Arc<Reporting>>,
+    ) -> Root {
+        Root {
+            bus,
+            prefix,
+            labels: Vec::new(),
+            reporting,
+        }
+    }
+
+    /// The far end's side of a series that was made here, where there is one.
+    pub(crate) fn mirror(&self, series: &metricbus::Series) -> PyResult<Option<Arc<dyn Mirror>>> {
+        match &self.reporting {
+            None => Ok(None),
+            Some(reporting) => reporting.mirror(self.bus.current()?, series),
+        }
+    }
+
     /// A bus or a scope, as an argument.
     pub(crate) fn of(value: &Bound<'_, PyAny>) -> PyResult<Root> {
         if let Ok(bus) = value.cast::<MetricBus>() {
@@ -169,6 +225,7 @@ impl MetricBus {
             bus: self.0.clone(),
             prefix: String::new(),
             labels: Vec::new(),
+            reporting: None,
         }
     }
 
@@ -261,15 +318,23 @@ pub(crate) fn delta(
 #[pymethods]
 impl MetricBus {
     #[new]
-    #[pyo3(signature = (*, clock=None, cardinality_limit=None))]
-    fn new(clock: Option<&Clock>, cardinality_limit: Option<usize>) -> PyResult<MetricBus> {
+    #[pyo3(signature = (*, clock=None, cardinality_limit=None, native_histograms=false))]
+    fn new(
+        clock: Option<&Clock>,
+        cardinality_limit: Option<usize>,
+        native_histograms: bool,
+    ) -> PyResult<MetricBus> {
         if cardinality_limit == Some(0) {
             return Err(PyValueError::new_err(
                 "cardinality_limit is 0; how many series a metric may have, at least 1",
             ));
         }
         let clock = clock.map(|clock| clock.0.clone());
-        Ok(MetricBus(Arc::new(Bus::new(clock, cardinality_limit))))
+        Ok(MetricBus(Arc::new(Bus::new(
+            clock,
+            cardinality_limit,
+            native_histograms,
+        ))))
     }
 
     /// The clock by which windows, holds and events are timed.
@@ -313,8 +378,9 @@ impl MetricBus {
         Scope(self.root()).gauge(name, help, labels, unit, expire_after, max_series)
     }
 
-    /// A histogram with exactly this name and these upper bounds; otherwise as `counter`.
-    #[pyo3(signature = (name, help, labels=None, *, buckets=None, unit=None, expire_after=None, max_series=None))]
+    /// A histogram with exactly this name and these upper bounds; otherwise as `counter`. `native`: exponential buckets are
+    /// kept beside, which Prometheus stores where it asks for them; as the bus has it unless told here.
+    #[pyo3(signature = (name, help, labels=None, *, buckets=None, native=None, unit=None, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn histogram(
         &self,
@@ -322,11 +388,21 @@ impl MetricBus {
         help: &str,
         labels: Option<&Bound<'_, PyAny>>,
         buckets: Option<&Bound<'_, PyAny>>,
+        native: Option<bool>,
         unit: Option<&str>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Histogram> {
-        Scope(self.root()).histogram(name, help, labels, buckets, unit, expire_after, max_series)
+        Scope(self.root()).histogram(
+            name,
+            help,
+            labels,
+            buckets,
+            native,
+            unit,
+            expire_after,
+            max_series,
+        )
     }
 
     /// When a value crosses a bound: `above=`, `at_least=`, `below=` or `at_most=`, and where it is cleared: `clear_below=`,
@@ -545,8 +621,9 @@ impl Scope {
         Handle::declare(self.0.clone(), desc, names).map(Gauge)
     }
 
-    /// A histogram with exactly this name and these upper bounds; otherwise as `counter`.
-    #[pyo3(signature = (name, help, labels=None, *, buckets=None, unit=None, expire_after=None, max_series=None))]
+    /// A histogram with exactly this name and these upper bounds; otherwise as `counter`. `native`: exponential buckets are
+    /// kept beside, which Prometheus stores where it asks for them; as the bus has it unless told here.
+    #[pyo3(signature = (name, help, labels=None, *, buckets=None, native=None, unit=None, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn histogram(
         &self,
@@ -554,6 +631,7 @@ impl Scope {
         help: &str,
         labels: Option<&Bound<'_, PyAny>>,
         buckets: Option<&Bound<'_, PyAny>>,
+        native: Option<bool>,
         unit: Option<&str>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
@@ -562,6 +640,9 @@ impl Scope {
         let mut desc = Scope::desc(name, help, &names, unit, expire_after, max_series)?;
         if let Some(buckets) = metric::buckets(buckets)? {
             desc = desc.buckets(buckets);
+        }
+        if let Some(native) = native {
+            desc = desc.native(native);
         }
         Handle::declare(self.0.clone(), desc, names).map(Histogram)
     }

@@ -16,6 +16,22 @@ use crate::{
     series::Series,
 };
 
+/// One of something, or several.
+#[derive(FromPyObject)]
+pub(crate) enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> From<OneOrMore<T>> for Vec<T> {
+    fn from(given: OneOrMore<T>) -> Vec<T> {
+        match given {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(more) => more,
+        }
+    }
+}
+
 /// A span of time: seconds as a number, or a `datetime.timedelta`.
 pub(crate) fn duration(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
     let seconds: f64 = if value.is_instance_of::<PyDelta>() {

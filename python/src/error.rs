@@ -2,7 +2,11 @@
 
 use std::fmt::Display;
 
-use pyo3::{prelude::*, types::PyType};
+use metricbus::{ExemplarError, backend::BackendError};
+use pyo3::{
+    prelude::*,
+    types::{IntoPyDict, PyType},
+};
 
 /// An exception class of ours with this message.
 pub(crate) fn raise(class: &str, message: impl Display) -> PyErr {
@@ -40,6 +44,8 @@ raises! {
     metricbus::RuleError => "RuleError",
     metricbus::RuleStateError => "RuleStateError",
     metricbus::export::ServeError => "ServeError",
+    metricbus::export::PushError => "PushError",
+    ExemplarError => "ExemplarError",
 }
 
 impl<T> Raise<T> for Result<T, metricbus::SubscribeError> {
@@ -48,6 +54,35 @@ impl<T> Raise<T> for Result<T, metricbus::SubscribeError> {
             // Of a rule that was wrong when somebody subscribed to it.
             metricbus::SubscribeError::Rule(error) => raise("RuleError", error),
             error => raise("SubscribeError", error),
+        })
+    }
+}
+
+impl<T> Raise<T> for Result<T, BackendError> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| {
+            let (kind, backend, why) = match &error {
+                BackendError::Unknown { why, .. } => ("unknown", None, Some(why)),
+                BackendError::Setting { why, .. } => ("setting", None, Some(why)),
+                BackendError::Setup { backend, why } => ("setup", Some(backend), Some(why)),
+                BackendError::Refused { backend, why, .. } => ("refused", Some(backend), Some(why)),
+                BackendError::Deadline { backend, why, .. } => {
+                    ("deadline", Some(backend), Some(why))
+                }
+                BackendError::Other { backend, why } => ("other", Some(backend), Some(why)),
+                // Of a later version.
+                _ => ("other", None, None),
+            };
+            Python::attach(|py| {
+                let made = || -> PyResult<PyErr> {
+                    let class = py.import("metricbus._errors")?.getattr("BackendError")?;
+                    let words = [("backend", backend), ("why", why)].into_py_dict(py)?;
+                    words.set_item("kind", kind)?;
+                    let error = class.call((error.to_string(),), Some(&words))?;
+                    Ok(PyErr::from_value(error))
+                };
+                made().unwrap_or_else(|error| error)
+            })
         })
     }
 }

@@ -33,20 +33,38 @@ pub(crate) struct Exporter {
 struct Plan {
     bus: Arc<Bus>,
     process_metrics: bool,
+    created_lines: bool,
+    native_buckets_max: Option<usize>,
     hooks_deadline: Duration,
     merged: Vec<Py<PyAny>>,
 }
 
 impl Plan {
+    /// What there is without options.
+    fn of(bus: &MetricBus) -> Plan {
+        Plan {
+            bus: bus.0.clone(),
+            process_metrics: true,
+            created_lines: false,
+            native_buckets_max: None,
+            hooks_deadline: HOOKS_DEADLINE,
+            merged: Vec::new(),
+        }
+    }
+
     fn build(&self) -> PyResult<export::Exporter> {
         let weak = Arc::downgrade(&self.bus);
         let mut builder = export::Exporter::builder(self.bus.current()?)
             .process_metrics(self.process_metrics)
+            .created_lines(self.created_lines)
             .collect_hook("python", self.hooks_deadline, move || {
                 if let Some(bus) = weak.upgrade() {
                     run_hooks(&bus);
                 }
             });
+        if let Some(max) = self.native_buckets_max {
+            builder = builder.native_buckets_max(max);
+        }
         for registry in &self.merged {
             builder = builder.merge(crate::bridge::registry(registry)?);
         }
@@ -74,21 +92,7 @@ pub(crate) fn run_hooks(bus: &Bus) {
 }
 
 impl Exporter {
-    fn of(
-        bus: &MetricBus,
-        process_metrics: bool,
-        hooks_deadline: Option<&Bound<'_, PyAny>>,
-        merge: Vec<Py<PyAny>>,
-    ) -> PyResult<Exporter> {
-        let plan = Plan {
-            bus: bus.0.clone(),
-            process_metrics,
-            hooks_deadline: match hooks_deadline {
-                None => HOOKS_DEADLINE,
-                Some(deadline) => convert::duration("hooks_deadline", deadline)?,
-            },
-            merged: merge,
-        };
+    fn of(plan: Plan) -> PyResult<Exporter> {
         let made = Forked::new(plan.build()?);
         Ok(Exporter { plan, made })
     }
@@ -142,12 +146,14 @@ async fn ask(
 #[pymethods]
 impl Exporter {
     #[new]
-    #[pyo3(signature = (bus, *, process_metrics=true, hooks_deadline=None, merge=None))]
+    #[pyo3(signature = (bus, *, process_metrics=true, hooks_deadline=None, merge=None, created_lines=false, native_buckets_max=None))]
     fn new(
         bus: &MetricBus,
         process_metrics: bool,
         hooks_deadline: Option<&Bound<'_, PyAny>>,
         merge: Option<&Bound<'_, PyAny>>,
+        created_lines: bool,
+        native_buckets_max: Option<usize>,
     ) -> PyResult<Exporter> {
         let merge = match merge {
             None => Vec::new(),
@@ -156,7 +162,17 @@ impl Exporter {
                 .map(|registry| Ok(registry?.unbind()))
                 .collect::<PyResult<_>>()?,
         };
-        Exporter::of(bus, process_metrics, hooks_deadline, merge)
+        Exporter::of(Plan {
+            process_metrics,
+            created_lines,
+            native_buckets_max,
+            hooks_deadline: match hooks_deadline {
+                None => HOOKS_DEADLINE,
+                Some(deadline) => convert::duration("hooks_deadline", deadline)?,
+            },
+            merged: merge,
+            ..Plan::of(bus)
+        })
     }
 
     /// The answer to a request: status, headers and body. Takes as long as a scrape takes; other threads run meanwhile.
@@ -313,6 +329,6 @@ impl MetricBus {
     /// `await bus.serve(…)` serves until it is cancelled. `Exporter(bus, …).serve(…)` takes more options.
     #[pyo3(signature = (address="127.0.0.1:9090"))]
     fn serve(&self, py: Python<'_>, address: &str) -> PyResult<Server> {
-        Exporter::of(self, true, None, Vec::new())?.serve(py, address)
+        Exporter::of(Plan::of(self))?.serve(py, address)
     }
 }

@@ -4,6 +4,7 @@
 //! holds for an instant. And no thread of the bus ever takes the interpreter's lock to deliver: letters wait in bounded
 //! mailboxes, and a bell tells the reader's loop (`deliver.rs`).
 
+mod backend;
 mod bridge;
 mod bus;
 mod convert;
@@ -16,6 +17,8 @@ mod gate;
 mod logs;
 mod metric;
 mod nats;
+mod otlp;
+mod push;
 mod rule;
 mod runtime;
 mod series;
@@ -34,19 +37,22 @@ mod _metricbus {
 
     #[pymodule_export]
     use crate::{
+        backend::{Reporter, end_backends},
         bus::{Clock, MetricBus, Scope},
         deliver::{Bell, Opening, Receiver, SubscriptionStats},
         events::{Changed, Crossing, Lagged, Moved, Mutation},
         export::{Exporter, Server},
         fork::{after_fork_in_child, claim_interpreter},
         gate::close_gate,
-        metric::{Counter, Gauge, Histogram},
+        metric::{Counter, Exemplar, Gauge, Histogram},
         nats::{
             AlertForwarding, ConnectionStatus, Fleet, FleetStatus, FleetWindow, ForwarderStatus,
             Forwarding, FramesStatus, NatsForwarder, NatsOptions, OutboxStatus, RefusedRule,
             RuleTarget, RulesInStatus, SentRule, SeriesWindow, SourceEvent, SourceRule,
             SourceRules, SourceStatus, SourceWindow,
         },
+        otlp::OtlpOptions,
+        push::Push,
         rule::{
             Alert, Condition, Derived, Expr, LiveRule, Over, Rule, RuleGroup, RuleStatus,
             RuleThreshold, Synced,

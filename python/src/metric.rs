@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use metricbus::{Buckets, Desc, Family, IntoSelector, Metric, Selector, Series as CoreSeries};
+use metricbus::{
+    Buckets, CounterError, Desc, ExemplarError, Family, IntoSelector, Metric, SampleValue,
+    Selector, Series as CoreSeries, backend::Mirror,
+};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
@@ -58,8 +61,34 @@ impl Kind for metricbus::Histogram {
 }
 
 enum Made<M> {
-    One(M),
+    One(One<M>),
     Many(Family<M>),
+}
+
+struct One<M> {
+    metric: M,
+    /// Where its value is read instead, if it was made in a container whose far end has values of its own.
+    mirror: Option<Arc<dyn Mirror>>,
+}
+
+impl<M: Kind> One<M> {
+    /// Without labels: a far end that refuses it makes it an error.
+    fn declared(root: &Root, metric: M) -> PyResult<One<M>> {
+        let mirror = root.mirror(&metric.one_series())?;
+        Ok(One { metric, mirror })
+    }
+
+    /// A child that the far end refuses counts on the bus only, which is counted and logged.
+    fn child(root: &Root, metric: M) -> One<M> {
+        let mirror = root.mirror(&metric.one_series()).unwrap_or_default();
+        One { metric, mirror }
+    }
+
+    /// As the far end has it.
+    #[inline]
+    fn read(&self) -> Option<SampleValue> {
+        self.mirror.as_ref()?.read()
+    }
 }
 
 /// A metric, or a child of one.
@@ -74,12 +103,16 @@ fn make<M: Kind>(declared: &Declaration, values: Option<&[String]>) -> PyResult<
     let scope = declared.root.scope()?;
     let desc = declared.desc.clone();
     if declared.names.is_empty() {
-        return Ok(Made::One(scope.declare(desc).or_raise()?));
+        let metric = scope.declare(desc).or_raise()?;
+        return Ok(Made::One(One::declared(&declared.root, metric)?));
     }
     let family = scope.family::<M>(desc).or_raise()?;
     Ok(match values {
         None => Made::Many(family),
-        Some(values) => Made::One(family.with_label_values(values).or_raise()?),
+        Some(values) => {
+            let child = family.with_label_values(values).or_raise()?;
+            Made::One(One::child(&declared.root, child))
+        }
     })
 }
 
@@ -107,11 +140,16 @@ impl<M: Kind> Handle<M> {
     }
 
     #[inline]
-    fn one(&self) -> PyResult<&M> {
+    fn here(&self) -> PyResult<&One<M>> {
         match self.made()? {
             Made::One(one) => Ok(one),
             Made::Many(family) => Err(self.has_labels(family)),
         }
+    }
+
+    #[inline]
+    fn one(&self) -> PyResult<&M> {
+        Ok(&self.here()?.metric)
     }
 
     #[cold]
@@ -133,7 +171,7 @@ impl<M: Kind> Handle<M> {
                 "LabelError",
                 format!(
                     "metric {:?} has no labels that could be given; they are named when it is declared, as in labels=(\"method\",)",
-                    one.one_series().to_string()
+                    one.metric.one_series().to_string()
                 ),
             )),
         }
@@ -147,7 +185,8 @@ impl<M: Kind> Handle<M> {
     ) -> PyResult<Handle<M>> {
         let family = self.family()?;
         let values = self.values_of(args, kwargs)?;
-        let one = family.with_label_values(&values).or_raise()?;
+        let child = family.with_label_values(&values).or_raise()?;
+        let one = One::child(&self.declared.root, child);
         Ok(Handle {
             declared: self.declared.clone(),
             values: Some(values.into()),
@@ -206,19 +245,19 @@ impl<M: Kind> Handle<M> {
     }
 
     fn series(&self) -> PyResult<Series> {
-        Ok(Series::of(self.one()?.one_series().clone()))
+        Ok(Series::of(self.one()?.one_series()))
     }
 
     fn all_series(&self) -> PyResult<Vec<Series>> {
         Ok(match self.made()? {
-            Made::One(one) => vec![Series::of(one.one_series())],
+            Made::One(one) => vec![Series::of(one.metric.one_series())],
             Made::Many(family) => family.series().into_iter().map(Series::of).collect(),
         })
     }
 
     fn name(&self) -> PyResult<String> {
         Ok(match self.made()? {
-            Made::One(one) => one.one_series().name().to_owned(),
+            Made::One(one) => one.metric.one_series().name().to_owned(),
             Made::Many(family) => family.name().to_owned(),
         })
     }
@@ -226,7 +265,7 @@ impl<M: Kind> Handle<M> {
     /// All of it: the one series, or every one of the family, those to come too.
     pub(crate) fn selector(&self) -> PyResult<Selector> {
         match self.made()? {
-            Made::One(one) => one.one_series().into_selector().or_raise(),
+            Made::One(one) => one.metric.one_series().into_selector().or_raise(),
             Made::Many(family) => {
                 // Other scopes may have declared children of the same name, with their own labels.
                 let scope = self.declared.root.scope()?;
@@ -248,7 +287,7 @@ impl<M: Kind> Handle<M> {
     /// `None` of a family.
     pub(crate) fn one_series(&self) -> PyResult<Option<CoreSeries>> {
         Ok(match self.made()? {
-            Made::One(one) => Some(one.one_series()),
+            Made::One(one) => Some(one.metric.one_series()),
             Made::Many(_) => None,
         })
     }
@@ -259,7 +298,7 @@ impl<M: Kind> Handle<M> {
 
     fn shown(&self, what: &str) -> String {
         let inner = match self.made.here() {
-            Some(Made::One(one)) => one.one_series().to_string(),
+            Some(Made::One(one)) => one.metric.one_series().to_string(),
             Some(Made::Many(family)) => {
                 format!("{}, by {}", family.name(), self.declared.names.join(", "))
             }
@@ -299,6 +338,7 @@ struct Wanted<'a, 'py> {
     registry: Option<&'a Bound<'py, PyAny>>,
     expire_after: Option<&'a Bound<'py, PyAny>>,
     max_series: Option<usize>,
+    native: Option<bool>,
 }
 
 impl Wanted<'_, '_> {
@@ -314,6 +354,9 @@ impl Wanted<'_, '_> {
         }
         if let Some(buckets) = buckets {
             desc = desc.buckets(buckets);
+        }
+        if let Some(native) = self.native {
+            desc = desc.native(native);
         }
         if let Some(max) = self.max_series {
             desc = desc.series_max(max);
@@ -358,6 +401,62 @@ fn timing<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("metricbus._timing")?.getattr(name)
 }
 
+/// One increment, or one observation, with labels of its own.
+#[pyclass(frozen, get_all, module = "metricbus")]
+pub(crate) struct Exemplar {
+    /// Names and values.
+    labels: Py<PyDict>,
+    /// What was observed, or by how much the counter was raised.
+    value: f64,
+    /// When, by the bus's clock.
+    date: Py<PyAny>,
+}
+
+impl Exemplar {
+    fn of(py: Python<'_>, exemplar: metricbus::Exemplar) -> PyResult<Exemplar> {
+        Ok(Exemplar {
+            labels: convert::pairs_dict(py, &exemplar.labels)?.unbind(),
+            value: exemplar.value,
+            date: convert::date(py, exemplar.at)?.unbind(),
+        })
+    }
+}
+
+#[pymethods]
+impl Exemplar {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let labels = self.labels.bind(py).repr()?;
+        Ok(format!("<Exemplar {labels} {}>", self.value))
+    }
+}
+
+fn borrowed(labels: &[(String, String)]) -> Vec<(&str, &str)> {
+    let pairs = labels.iter();
+    pairs.map(|(name, value)| (&**name, &**value)).collect()
+}
+
+/// As `prometheus_client` does: counted first, and an exemplar without labels is none.
+fn count_with(
+    counter: &metricbus::Counter<f64>,
+    amount: f64,
+    exemplar: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    match convert::pairs(exemplar) {
+        Ok(labels) if !labels.is_empty() => {
+            match counter.inc_by_with_exemplar(amount, &borrowed(&labels)) {
+                Err(ExemplarError::Amount { amount }) => {
+                    Err(CounterError::Amount { amount }).or_raise()
+                }
+                other => other.or_raise(),
+            }
+        }
+        other => {
+            counter.try_inc_by(amount).or_raise()?;
+            other.map(drop)
+        }
+    }
+}
+
 /// Something that only goes up.
 #[pyclass(frozen, weakref, module = "metricbus")]
 pub(crate) struct Counter(pub(crate) Handle<metricbus::Counter<f64>>);
@@ -387,14 +486,19 @@ impl Counter {
             registry,
             expire_after,
             max_series,
+            native: None,
         };
         wanted.declare(None).map(Counter)
     }
 
-    /// Counts up, by 1 unless told otherwise; by a finite amount of 0 or more.
-    #[pyo3(signature = (amount=None))]
-    fn inc(&self, amount: Option<f64>) -> PyResult<()> {
+    /// Counts up, by 1 unless told otherwise; by a finite amount of 0 or more. `exemplar`: labels of this one increment, mostly
+    /// the id of a trace, which OpenMetrics shows. One that can't be is an error, though it is counted.
+    #[pyo3(signature = (amount=None, exemplar=None))]
+    fn inc(&self, amount: Option<f64>, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let counter = self.0.one()?;
+        if let Some(exemplar) = exemplar {
+            return count_with(counter, amount.unwrap_or(1.0), exemplar);
+        }
         match amount {
             None => {
                 counter.inc();
@@ -404,9 +508,19 @@ impl Counter {
         }
     }
 
-    /// Its value now.
+    /// Its value now; where it was made in a container of a library, what that has counted.
     fn get(&self) -> PyResult<f64> {
-        Ok(self.0.one()?.get())
+        let one = self.0.here()?;
+        Ok(match one.read() {
+            Some(SampleValue::Counter(value)) => value.as_f64(),
+            _ => one.metric.get(),
+        })
+    }
+
+    /// The latest exemplar, if there ever was one.
+    fn exemplar(&self, py: Python<'_>) -> PyResult<Option<Exemplar>> {
+        let exemplar = self.0.one()?.exemplar();
+        exemplar.map(|it| Exemplar::of(py, it)).transpose()
     }
 
     /// Counts what a block or a decorated function raises: those of a class, or of several; any `Exception` unless told otherwise.
@@ -453,6 +567,7 @@ impl Gauge {
             registry,
             expire_after,
             max_series,
+            native: None,
         };
         wanted.declare(None).map(Gauge)
     }
@@ -489,9 +604,13 @@ impl Gauge {
         Ok(())
     }
 
-    /// Its value now; 0 where it was never set.
+    /// Its value now; 0 where it was never set. Where it was made in a container of a library, what that has.
     fn get(&self) -> PyResult<f64> {
-        Ok(self.0.one()?.get())
+        let one = self.0.here()?;
+        Ok(match one.read() {
+            Some(SampleValue::Gauge(value)) => value,
+            _ => one.metric.get(),
+        })
     }
 
     /// Sets it to the seconds since 1970.
@@ -538,7 +657,7 @@ pub(crate) struct Histogram(pub(crate) Handle<metricbus::Histogram>);
 #[pymethods]
 impl Histogram {
     #[new]
-    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, buckets=None, expire_after=None, max_series=None))]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, buckets=None, native=None, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         name: &str,
@@ -549,6 +668,7 @@ impl Histogram {
         unit: &str,
         registry: Option<&Bound<'_, PyAny>>,
         buckets: Option<&Bound<'_, PyAny>>,
+        native: Option<bool>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Histogram> {
@@ -560,6 +680,7 @@ impl Histogram {
             registry,
             expire_after,
             max_series,
+            native,
         };
         let buckets = match self::buckets(buckets)? {
             None => Buckets::new(DEFAULT_BUCKETS).or_raise()?,
@@ -576,15 +697,40 @@ impl Histogram {
         Ok(PyTuple::new(py, bounds.collect::<Vec<_>>())?.unbind())
     }
 
-    /// Counts one observation.
-    fn observe(&self, amount: f64) -> PyResult<()> {
-        self.0.one()?.observe(amount);
-        Ok(())
+    /// Counts one observation. `exemplar`: labels of this one observation, mostly the id of a trace, which OpenMetrics shows.
+    /// One that can't be is an error, though it is counted.
+    #[pyo3(signature = (amount, exemplar=None))]
+    fn observe(&self, amount: f64, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let histogram = self.0.one()?;
+        let Some(exemplar) = exemplar else {
+            histogram.observe(amount);
+            return Ok(());
+        };
+        match convert::pairs(exemplar) {
+            Ok(labels) if !labels.is_empty() => histogram
+                .observe_with_exemplar(amount, &borrowed(&labels))
+                .or_raise(),
+            other => {
+                histogram.observe(amount);
+                other.map(drop)
+            }
+        }
     }
 
-    /// Its buckets, sum and count now.
+    /// Its buckets, sum and count now; where it was made in a container of a library, as that has them.
     fn get(&self) -> PyResult<HistogramSnapshot> {
-        Ok(self.0.one()?.snapshot().into())
+        let one = self.0.here()?;
+        Ok(match one.read() {
+            Some(SampleValue::Histogram(seen)) => seen.into(),
+            _ => one.metric.snapshot().into(),
+        })
+    }
+
+    /// The latest exemplar of each bucket that has one, with the bucket's upper bound.
+    fn exemplars(&self, py: Python<'_>) -> PyResult<Vec<(f64, Exemplar)>> {
+        let all = self.0.one()?.exemplars().into_iter();
+        all.map(|(bound, exemplar)| Ok((bound, Exemplar::of(py, exemplar)?)))
+            .collect()
     }
 
     /// Observes the seconds that a block or a decorated function took.

@@ -68,11 +68,18 @@ pub(crate) mod courier;
 #[cfg(feature = "libnv")]
 pub mod libnv;
 mod null;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod prometheus;
 mod tee;
 
 use std::{fmt, time::Duration};
 
+#[cfg(feature = "otlp")]
+pub use self::otlp::{
+    Otlp, OtlpCompression, OtlpContainer, OtlpExporter, OtlpHistograms, OtlpOptions, OtlpProtocol,
+    OtlpStatus, OtlpTemporality,
+};
 pub use self::{null::Null, prometheus::Prometheus, tee::Tee};
 use crate::{MetricBus, MetricKind, SampleValue};
 

@@ -58,6 +58,23 @@ impl BaseComponentMetrics {
         BaseComponentMetrics::new(Arc::new(PrometheusContainer::new(prefix))).named(prefix)
     }
 
+    /// In an [`OtlpContainer`](crate::OtlpContainer) with a bus of its own, exported as OpenTelemetry's variables say.
+    ///
+    /// # Errors
+    ///
+    /// Where a variable has a wrong value, or the exporter can't be started.
+    ///
+    /// ```
+    /// let base = metricbus::BaseComponentMetrics::new_otlp("myapp")?;
+    /// assert!(base.container.bus().is_some());
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    #[cfg(feature = "otlp")]
+    pub fn new_otlp(prefix: &str) -> Result<Self, BackendError> {
+        let container = crate::OtlpContainer::new(prefix)?;
+        Ok(BaseComponentMetrics::new(Arc::new(container)).named(prefix))
+    }
+
     /// In a [`NullContainer`] with a bus of its own: nothing is reported.
     ///
     /// ```
@@ -66,6 +83,24 @@ impl BaseComponentMetrics {
     /// ```
     pub fn new_null(prefix: &str) -> Self {
         BaseComponentMetrics::new(Arc::new(NullContainer::new(prefix))).named(prefix)
+    }
+
+    /// In a [`LibnvContainer`](crate::LibnvContainer) with a bus of its own, and the library whose path is in the
+    /// environment variable `METRICBUS_LIBNV`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Libnv::from_env`](crate::backend::libnv::Libnv::from_env).
+    ///
+    /// ```no_run
+    /// let base = metricbus::BaseComponentMetrics::new_libnv("api", "myapp")?;
+    /// # let _ = base;
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    #[cfg(feature = "libnv")]
+    pub fn new_libnv(service_name: &str, prefix: &str) -> Result<Self, BackendError> {
+        let container = crate::LibnvContainer::new(service_name, prefix)?;
+        Ok(BaseComponentMetrics::new(Arc::new(container)).named(prefix))
     }
 
     /// In the container that the environment asks for: `METRICBUS_BACKEND` names the backend, `METRICBUS_PREFIX` the

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{MetricContainer, MetricCounter, MetricFamily, MetricGauge, MetricHistogram};
 use crate::{
     Buckets, Counter, DeclareError, Desc, Family, Gauge, Histogram, LabelError, Metric, MetricBus,
-    SampleValue, Scope, Snapshot, Value,
+    SampleValue, Scope, Series, Snapshot, Value,
     backend::{Backend, BackendError, Mirror, Null, Prometheus, Tee, courier::Couriers},
     export::text::{self, Format},
     series::SeriesCore,
@@ -322,6 +322,10 @@ impl<B: Backend + ?Sized> MetricContainer for BackendContainer<B> {
 
     fn scope(&self) -> Option<&Scope> {
         Some(&self.scope)
+    }
+
+    fn mirror(&self, series: &Series) -> Result<Option<Arc<dyn Mirror>>, DeclareError> {
+        self.mirror_of(series.core())
     }
 
     fn flush(&self, deadline: Duration) -> Result<(), BackendError> {

@@ -47,7 +47,7 @@ mod base;
 mod container;
 mod env;
 
-use std::{fmt, io::Write, time::Duration};
+use std::{fmt, io::Write, sync::Arc, time::Duration};
 
 pub use self::{
     base::BaseComponentMetrics,
@@ -55,9 +55,9 @@ pub use self::{
     env::{Backends, Choice},
 };
 use crate::{
-    Buckets, Counter, DeclareError, Family, Gauge, Histogram, LabelError, MetricBus, Scope,
+    Buckets, Counter, DeclareError, Family, Gauge, Histogram, LabelError, MetricBus, Scope, Series,
     Snapshot,
-    backend::BackendError,
+    backend::{BackendError, Mirror},
     export::text::{self, Format},
 };
 
@@ -250,6 +250,25 @@ pub trait MetricContainer: Send + Sync + fmt::Debug {
     /// ```
     fn scope(&self) -> Option<&Scope> {
         None
+    }
+
+    /// The far end's side of a series on the container's bus, for who reads values back by himself. It is declared there
+    /// now, if it was not yet. `None` for a backend that does not mirror, or leaves this series out.
+    ///
+    /// # Errors
+    ///
+    /// Where the backend refused the series.
+    ///
+    /// ```
+    /// # use metricbus::{MetricContainer, PrometheusContainer};
+    /// let container = PrometheusContainer::new("myapp");
+    /// let jobs = container.bus().counter("jobs_total", "Jobs done.")?;
+    /// assert!(container.mirror(&jobs.series())?.is_none());
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    fn mirror(&self, series: &Series) -> Result<Option<Arc<dyn Mirror>>, DeclareError> {
+        let _ = series;
+        Ok(None)
     }
 
     /// Has what was counted until now at the far end when it returns. Waits: not for the event loop of an async runtime.

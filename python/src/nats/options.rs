@@ -9,7 +9,10 @@ use pyo3::{
     types::{PyString, PyStringMethods},
 };
 
-use crate::{convert, error::Raise};
+use crate::{
+    convert::{self, OneOrMore},
+    error::Raise,
+};
 
 /// Which NATS servers to connect to, and as whom.
 ///
@@ -27,22 +30,6 @@ use crate::{convert, error::Raise};
 /// No text of it, and of no error, holds a secret. Files are read when a connection is made.
 #[pyclass(frozen, module = "metricbus")]
 pub(crate) struct NatsOptions(nats::NatsOptions);
-
-/// One of something, or several.
-#[derive(FromPyObject)]
-enum OneOrMore<T> {
-    One(T),
-    More(Vec<T>),
-}
-
-impl<T> From<OneOrMore<T>> for Vec<T> {
-    fn from(given: OneOrMore<T>) -> Vec<T> {
-        match given {
-            OneOrMore::One(one) => vec![one],
-            OneOrMore::More(more) => more,
-        }
-    }
-}
 
 #[pymethods]
 impl NatsOptions {

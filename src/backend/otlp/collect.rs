@@ -1,0 +1,697 @@
+//! Reads the cells of a bus into requests, and remembers what has to be: of deltas, what was told; of histograms, the
+//! extremes and since when the exponential buckets are kept. All of it lives in a listener at each series that needs one,
+//! so that it goes when the series does.
+//!
+//! Where totals are exported, counters and gauges need no listener. A histogram has one for its extremes: a mutation finds
+//! it only with a new extreme.
+
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, Weak},
+};
+
+use super::{
+    encode::{
+        Encoder, Form, Number, Observed, Request, Shape, Span64, Tags, encode_resource, nanos_of,
+        write_exponential, write_histogram, write_number,
+    },
+    options::Ready,
+    own::{Dropped, Stats},
+};
+use crate::{
+    Exemplar, MetricBus,
+    cell::{Listener, Wakes, wake_all},
+    desc::{MetricKind, Numbers},
+    interest::{ExtremesState, Interval},
+    mailbox::Mailbox,
+    series::{BucketCells, SeriesCore, is_unmeasured},
+    sketch::Weights,
+    snapshot::SampleValue,
+    stats::next_id,
+    sync::lock,
+    time::{Stamp, Time},
+    watch::Watch,
+};
+
+/// So many removed series may wait for their last delta to be told.
+const DEPARTED_MAX: usize = 65_536;
+
+/// What the exporter reads.
+pub(super) struct Collector {
+    bus: MetricBus,
+    delta: bool,
+    /// The most buckets.
+    exponential: Option<usize>,
+    resource: Vec<u8>,
+    batch_points: usize,
+    own_metrics: bool,
+    started: u64,
+    watch: Arc<Watch>,
+    departed: Arc<Departed>,
+}
+
+/// Removed series whose last deltas nobody has told yet.
+struct Departed {
+    all: Mutex<Vec<Last>>,
+    stats: Arc<Stats>,
+}
+
+struct Last {
+    series: Arc<SeriesCore>,
+    at: Time,
+    reading: Reading,
+    told: Option<(Reading, u64)>,
+    extremes: ExtremesState,
+    since: Option<Time>,
+}
+
+/// A series as it is, or as it was when it was told last.
+#[derive(Clone, Debug)]
+enum Reading {
+    /// The bits of a counter.
+    Counter(u64),
+    Explicit {
+        counts: Vec<u64>,
+        sum: f64,
+    },
+    Exponential {
+        weights: Weights,
+        sum: f64,
+    },
+}
+
+impl Reading {
+    fn of(series: &SeriesCore, exponential: bool) -> Option<Reading> {
+        let Some(buckets) = &series.buckets else {
+            return Some(Reading::Counter(series.cell.load()));
+        };
+        // The sum is added to last, and so it is read last: what is in it may be missing in the counts by a moment's worth.
+        Some(if exponential {
+            let weights = buckets.sketch()?.snapshot();
+            let sum = f64::from_bits(series.cell.load());
+            Reading::Exponential { weights, sum }
+        } else {
+            let counts = buckets.counts().collect();
+            let sum = f64::from_bits(series.cell.load());
+            Reading::Explicit { counts, sum }
+        })
+    }
+
+    /// What has come since `earlier`.
+    fn since(self, earlier: &Reading, numbers: Numbers) -> Reading {
+        match (self, earlier) {
+            (Reading::Counter(now), Reading::Counter(then)) => Reading::Counter(match numbers {
+                Numbers::Whole => now.wrapping_sub(*then),
+                Numbers::Amount | Numbers::Real => {
+                    (f64::from_bits(now) - f64::from_bits(*then)).to_bits()
+                }
+            }),
+            (
+                Reading::Explicit { mut counts, sum },
+                Reading::Explicit {
+                    counts: then,
+                    sum: before,
+                },
+            ) => {
+                for (now, then) in counts.iter_mut().zip(then) {
+                    *now = now.wrapping_sub(*then);
+                }
+                let sum = sum - before;
+                Reading::Explicit { counts, sum }
+            }
+            (
+                Reading::Exponential { weights, sum },
+                Reading::Exponential {
+                    weights: then,
+                    sum: before,
+                },
+            ) => {
+                let more = weights.since(then);
+                let mut weights = Weights::default();
+                weights.add_ascending(more.into_iter().map(|p| (p.index(), p.weight())));
+                let sum = sum - before;
+                Reading::Exponential { weights, sum }
+            }
+            (now, _) => now,
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        match self {
+            // −0 does not come of counting.
+            Reading::Counter(bits) => *bits == 0,
+            Reading::Explicit { counts, .. } => counts.iter().all(|n| *n == 0),
+            Reading::Exponential { weights, .. } => weights.iter().next().is_none(),
+        }
+    }
+}
+
+/// Listens at one series.
+struct Ear {
+    id: u64,
+    series: Weak<SeriesCore>,
+    /// Whether it hears observations, and not values.
+    observed: bool,
+    exponential: bool,
+    /// Where deltas are told: what was told last, and when.
+    told: Option<(Reading, u64)>,
+    /// Where removed series go; `None` for totals.
+    departed: Option<Arc<Departed>>,
+    extremes: ExtremesState,
+    /// Whether the extremes are those of all that the next point tells of.
+    whole: bool,
+    sketch: Option<Kept>,
+}
+
+/// Keeps a sketch kept.
+struct Kept {
+    buckets: Arc<BucketCells>,
+    /// What it had counted when the ear came, where that was anything it can't vouch for, and when that was.
+    before: Option<(Reading, Time)>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.buckets.end_sketch();
+    }
+}
+
+/// What is asked of an ear.
+enum Question {
+    /// The extremes since last asked so; from here on anew.
+    Anew(Option<ExtremesState>),
+    /// The extremes, and where a sketch began.
+    Look {
+        extremes: Option<ExtremesState>,
+        before: Option<(Reading, Time)>,
+    },
+    /// Here is the present reading, told of at this time: what was the one before?
+    Tell(Option<(Reading, u64)>),
+}
+
+impl Listener for Ear {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn begin(&mut self, bits: u64, stamp: &mut Stamp<'_>) {
+        let Some(series) = self.series.upgrade() else {
+            return;
+        };
+        let Some(buckets) = &series.buckets else {
+            return;
+        };
+        // Whoever counts later than this finds the band, and comes here with a new extreme.
+        self.whole = buckets.total_before_sketch() == 0;
+        if let Some(kept) = &mut self.sketch
+            && !self.whole
+            && !series.meta.native
+            && let Some(sketch) = buckets.sketch()
+        {
+            let weights = sketch.snapshot();
+            let sum = f64::from_bits(bits);
+            kept.before = Some((Reading::Exponential { weights, sum }, stamp.at()));
+            self.whole = true;
+        }
+        if let Some(kept) = &self.sketch
+            && let Some((reading, at)) = &kept.before
+            && self.departed.is_some()
+        {
+            let at = nanos_of(series.meta.clock.date(*at));
+            self.told = Some((reading.clone(), at));
+        }
+    }
+
+    fn judge(&mut self, value: f64, mutated: bool, _stamp: &mut Stamp<'_>) {
+        if mutated {
+            self.extremes.step(value);
+        }
+    }
+
+    fn quiet(&self) -> Interval {
+        if self.observed {
+            self.extremes.quiet()
+        } else {
+            Interval::EVERYTHING
+        }
+    }
+
+    fn ask(&mut self, question: &mut dyn Any) {
+        let Some(question) = question.downcast_mut::<Question>() else {
+            return;
+        };
+        match question {
+            Question::Anew(seen) => {
+                *seen = self.whole.then(|| self.extremes.clone());
+                self.extremes.reset();
+                self.whole = true;
+            }
+            Question::Look { extremes, before } => {
+                *extremes = self.whole.then(|| self.extremes.clone());
+                *before = self.sketch.as_ref().and_then(|kept| kept.before.clone());
+            }
+            Question::Tell(reading) => std::mem::swap(&mut self.told, reading),
+        }
+    }
+
+    fn removed(&mut self, _value: f64, stamp: &mut Stamp<'_>, _wakes: &mut Wakes) {
+        let Some(departed) = &self.departed else {
+            return;
+        };
+        let Some(series) = self.series.upgrade() else {
+            return;
+        };
+        let Some(reading) = Reading::of(&series, self.exponential) else {
+            return;
+        };
+        let mut all = lock(&departed.all);
+        if all.len() >= DEPARTED_MAX {
+            drop(all);
+            departed.stats.drop_points(Dropped::Full, 1);
+            return;
+        }
+        let extremes = if self.whole {
+            self.extremes.clone()
+        } else {
+            ExtremesState::new()
+        };
+        all.push(Last {
+            at: stamp.at(),
+            reading,
+            told: self.told.take(),
+            extremes,
+            since: self
+                .sketch
+                .as_ref()
+                .and_then(|kept| kept.before.as_ref())
+                .map(|(_, at)| *at),
+            series,
+        });
+    }
+}
+
+impl Collector {
+    /// Attaches itself to `bus`: from here on extremes and exponential buckets are kept.
+    pub(super) fn attach(bus: &MetricBus, ready: &Ready, stats: &Arc<Stats>) -> Collector {
+        let id = next_id();
+        let departed = Arc::new(Departed {
+            all: Mutex::default(),
+            stats: stats.clone(),
+        });
+        let (delta, exponential) = (ready.delta, ready.exponential);
+        let make = {
+            let departed = delta.then(|| departed.clone());
+            move |series: &Arc<SeriesCore>, _: bool, _: &mut Wakes| -> Box<dyn Listener> {
+                let sketch = series.buckets.as_ref().filter(|_| exponential.is_some());
+                Box::new(Ear {
+                    id,
+                    series: Arc::downgrade(series),
+                    observed: series.buckets.is_some(),
+                    exponential: exponential.is_some(),
+                    told: None,
+                    departed: departed.clone(),
+                    extremes: ExtremesState::new(),
+                    whole: false,
+                    sketch: sketch.map(|buckets| {
+                        buckets.begin_sketch();
+                        Kept {
+                            buckets: buckets.clone(),
+                            before: None,
+                        }
+                    }),
+                })
+            }
+        };
+        let only: fn(&SeriesCore) -> bool = if delta {
+            |series| series.meta.kind != MetricKind::Gauge
+        } else {
+            |series| series.meta.kind == MetricKind::Histogram
+        };
+        // Nothing is posted: the cells are read.
+        let nothing = Arc::new(Mailbox::new(1));
+        let watch = Arc::new(Watch::of_export(id, only, Box::new(make), nothing));
+        bus.inner().watch(&watch);
+        let clock = bus.clock();
+        Collector {
+            bus: bus.clone(),
+            delta,
+            exponential,
+            resource: encode_resource(&ready.resource),
+            batch_points: ready.batch_points,
+            own_metrics: ready.own_metrics,
+            started: nanos_of(clock.wall(clock.now())),
+            watch,
+            departed,
+        }
+    }
+
+    /// Reads everything, and gives it to `sink`.
+    pub(super) fn collect(&mut self, sink: &mut dyn FnMut(Request)) {
+        let clock = self.bus.clock();
+        let now = nanos_of(clock.wall(clock.now()));
+        let resource = std::mem::take(&mut self.resource);
+        let mut encoder = Encoder::new(&resource, self.batch_points, sink);
+        self.told_of_departed(&mut encoder, now);
+        for family in self.bus.inner().families() {
+            if family.meta.mirrored {
+                continue;
+            }
+            let shape = self.shape(&family.meta);
+            if self.delta {
+                // Asking an ear anew may wake others, which is not to happen under the family's lock.
+                for series in family.children() {
+                    self.series(&mut encoder, &shape, &series, now);
+                }
+            } else {
+                family.for_each(|series| self.series(&mut encoder, &shape, series, now));
+            }
+            encoder.end(&shape);
+        }
+        if self.own_metrics {
+            self.own(&mut encoder, now);
+        }
+        encoder.finish();
+        self.resource = resource;
+    }
+
+    fn shape<'a>(&self, meta: &'a crate::desc::Meta) -> Shape<'a> {
+        Shape {
+            name: &meta.name,
+            help: &meta.help,
+            unit: meta.unit.as_deref(),
+            form: Form::of(meta.kind, self.exponential.is_some()),
+            delta: self.delta,
+        }
+    }
+
+    fn series(
+        &self,
+        encoder: &mut Encoder<'_>,
+        shape: &Shape<'_>,
+        series: &Arc<SeriesCore>,
+        now: u64,
+    ) {
+        let tags = Tags::Text(&series.text);
+        if shape.form == Form::Gauge {
+            let value = f64::from_bits(series.cell.load());
+            // Nobody has measured it yet, and so there is nothing to report.
+            if !is_unmeasured(value) {
+                encoder.point(shape, |out| {
+                    write_number(out, tags, None, now, Number::Real(value), &[]);
+                });
+            }
+            return;
+        }
+        // Of a series that was made while others were read, or whose clock runs ahead of the machine's.
+        let born = nanos_of(series.meta.clock.date(series.born())).min(now);
+        let exemplars = if series.exemplars.get().is_some() {
+            series.exemplars()
+        } else {
+            Vec::new()
+        };
+        if self.delta {
+            self.delta(encoder, shape, series, (born, now), &exemplars);
+        } else {
+            self.total(encoder, shape, series, (born, now), &exemplars);
+        }
+    }
+
+    fn total(
+        &self,
+        encoder: &mut Encoder<'_>,
+        shape: &Shape<'_>,
+        series: &Arc<SeriesCore>,
+        (born, now): (u64, u64),
+        exemplars: &[(Option<usize>, Exemplar)],
+    ) {
+        if series.buckets.is_none() {
+            let value = number(series.cell.load(), series.meta.numbers);
+            let tags = Tags::Text(&series.text);
+            encoder.point(shape, |out| {
+                write_number(out, tags, Some(born), now, value, exemplars);
+            });
+            return;
+        }
+        let Some(mut reading) = Reading::of(series, self.exponential.is_some()) else {
+            return;
+        };
+        // The extremes after the counts: none of what was counted is missing among them, but what is on its way to them.
+        let mut look = Question::Look {
+            extremes: None,
+            before: None,
+        };
+        series.ask(self.watch.id, &mut look);
+        let Question::Look { extremes, before } = look else {
+            return;
+        };
+        let mut start = born;
+        if let Some((before, at)) = before {
+            reading = reading.since(&before, series.meta.numbers);
+            start = nanos_of(series.meta.clock.date(at)).min(now);
+        }
+        let span = Span64 { start, end: now };
+        let extremes = extremes.and_then(|extremes| extremes.get());
+        self.observed(encoder, shape, series, span, &reading, extremes, exemplars);
+    }
+
+    fn delta(
+        &self,
+        encoder: &mut Encoder<'_>,
+        shape: &Shape<'_>,
+        series: &Arc<SeriesCore>,
+        (born, now): (u64, u64),
+        exemplars: &[(Option<usize>, Exemplar)],
+    ) {
+        let is_histogram = series.buckets.is_some();
+        let mut extremes = None;
+        if is_histogram {
+            let mut anew = Question::Anew(None);
+            let mut wakes = Wakes::new();
+            series.visit(self.watch.id, &mut wakes, |listener, _| {
+                listener.ask(&mut anew);
+            });
+            wake_all(&mut wakes);
+            if let Question::Anew(seen) = anew {
+                extremes = seen;
+            }
+        }
+        let Some(reading) = Reading::of(series, self.exponential.is_some()) else {
+            return;
+        };
+        if let Some(seen) = &mut extremes {
+            // What was observed between the two looks is counted, and its extremes are those of the next point, too.
+            let mut look = Question::Look {
+                extremes: None,
+                before: None,
+            };
+            series.ask(self.watch.id, &mut look);
+            if let Question::Look {
+                extremes: Some(later),
+                ..
+            } = look
+                && let Some((min, max)) = later.get()
+            {
+                seen.step(min);
+                seen.step(max);
+            }
+        }
+        let mut tell = Question::Tell(Some((reading.clone(), now)));
+        if !series.ask(self.watch.id, &mut tell) {
+            // It was removed meanwhile, and its last delta is told of among those of the departed.
+            return;
+        }
+        let Question::Tell(told) = tell else {
+            return;
+        };
+        let extremes = extremes.and_then(|extremes| extremes.get());
+        self.difference(
+            encoder,
+            shape,
+            series,
+            (born, now),
+            reading,
+            told,
+            extremes,
+            exemplars,
+        );
+    }
+
+    /// A point of what has come since `told`, if anything has.
+    #[allow(clippy::too_many_arguments)]
+    fn difference(
+        &self,
+        encoder: &mut Encoder<'_>,
+        shape: &Shape<'_>,
+        series: &Arc<SeriesCore>,
+        (born, now): (u64, u64),
+        reading: Reading,
+        told: Option<(Reading, u64)>,
+        extremes: Option<(f64, f64)>,
+        exemplars: &[(Option<usize>, Exemplar)],
+    ) {
+        let (reading, start) = match told {
+            Some((earlier, at)) => (reading.since(&earlier, series.meta.numbers), at),
+            None => (reading, born),
+        };
+        if reading.is_nothing() {
+            return;
+        }
+        let span = Span64 {
+            start: start.min(now),
+            end: now,
+        };
+        // One that was told already is not told again.
+        let is_newer =
+            |(_, exemplar): &&(Option<usize>, Exemplar)| nanos_of(exemplar.at) >= span.start;
+        let newer: Vec<_> = exemplars.iter().filter(is_newer).cloned().collect();
+        if let Reading::Counter(bits) = reading {
+            let value = number(bits, series.meta.numbers);
+            let tags = Tags::Text(&series.text);
+            encoder.point(shape, |out| {
+                write_number(out, tags, Some(span.start), now, value, &newer);
+            });
+            return;
+        }
+        self.observed(encoder, shape, series, span, &reading, extremes, &newer);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn observed(
+        &self,
+        encoder: &mut Encoder<'_>,
+        shape: &Shape<'_>,
+        series: &Arc<SeriesCore>,
+        span: Span64,
+        reading: &Reading,
+        extremes: Option<(f64, f64)>,
+        exemplars: &[(Option<usize>, Exemplar)],
+    ) {
+        let tags = Tags::Text(&series.text);
+        match reading {
+            Reading::Counter(_) => {}
+            Reading::Explicit { counts, sum } => {
+                let count = counts.iter().sum();
+                let seen = Observed {
+                    count,
+                    sum: *sum,
+                    extremes: extremes.filter(|_| count > 0),
+                };
+                let bounds = &series.meta.bounds;
+                encoder.point(shape, |out| {
+                    write_histogram(out, tags, span, seen, counts, bounds, exemplars);
+                });
+            }
+            Reading::Exponential { weights, sum } => {
+                let buckets = weights.exponential(self.exponential.unwrap_or(4));
+                let spans = [&buckets.positive, &buckets.negative];
+                let counts = spans.into_iter().flat_map(|span| &span.counts);
+                let count = buckets.zero + counts.sum::<u64>();
+                let seen = Observed {
+                    count,
+                    sum: *sum,
+                    extremes: extremes.filter(|_| count > 0),
+                };
+                encoder.point(shape, |out| {
+                    write_exponential(out, tags, span, seen, &buckets, exemplars);
+                });
+            }
+        }
+    }
+
+    /// The last deltas of removed series.
+    fn told_of_departed(&self, encoder: &mut Encoder<'_>, now: u64) {
+        let mut gone = std::mem::take(&mut *lock(&self.departed.all));
+        gone.sort_by(|a, b| a.series.meta.name.cmp(&b.series.meta.name));
+        let mut gone = gone.into_iter().peekable();
+        while let Some(last) = gone.next() {
+            let series = last.series;
+            let clock = &series.meta.clock;
+            let at = nanos_of(clock.wall(last.at)).min(now);
+            let from = last.since.unwrap_or(series.born());
+            let born = nanos_of(clock.date(from)).min(at);
+            let shape = self.shape(&series.meta);
+            self.difference(
+                encoder,
+                &shape,
+                &series,
+                (born, at),
+                last.reading,
+                last.told,
+                last.extremes.get(),
+                &series.exemplars(),
+            );
+            let next = gone.peek().map(|next| &next.series.meta);
+            if next.is_none_or(|next| !Arc::ptr_eq(next, &series.meta)) {
+                encoder.end(&shape);
+            }
+        }
+    }
+
+    /// What the bus counts of itself: always totals.
+    fn own(&self, encoder: &mut Encoder<'_>, now: u64) {
+        for family in self.bus.self_families() {
+            let shape = Shape {
+                name: &family.name,
+                help: &family.help,
+                unit: family.unit.as_deref(),
+                form: Form::of(family.kind, false),
+                delta: false,
+            };
+            for series in &family.series {
+                let tags = Tags::Pairs(&series.labels);
+                match &series.value {
+                    SampleValue::Gauge(value) => encoder.point(&shape, |out| {
+                        write_number(out, tags, None, now, Number::Real(*value), &[]);
+                    }),
+                    SampleValue::Counter(value) => {
+                        let value = match value {
+                            crate::Value::U64(value) => Number::Whole(*value),
+                            crate::Value::F64(value) => Number::Real(*value),
+                        };
+                        let start = Some(self.started.min(now));
+                        encoder.point(&shape, |out| {
+                            write_number(out, tags, start, now, value, &[]);
+                        });
+                    }
+                    SampleValue::Histogram(seen) => {
+                        let mut before = 0;
+                        let counts: Vec<u64> = seen
+                            .buckets
+                            .iter()
+                            .map(|(_, n)| n - std::mem::replace(&mut before, *n))
+                            .collect();
+                        let bounds: Vec<f64> =
+                            seen.buckets.iter().map(|(bound, _)| *bound).collect();
+                        let bounds = &bounds[..bounds.len().saturating_sub(1)];
+                        let span = Span64 {
+                            start: self.started.min(now),
+                            end: now,
+                        };
+                        let observed = Observed {
+                            count: seen.count,
+                            sum: seen.sum,
+                            extremes: None,
+                        };
+                        encoder.point(&shape, |out| {
+                            write_histogram(out, tags, span, observed, &counts, bounds, &[]);
+                        });
+                    }
+                }
+            }
+            encoder.end(&shape);
+        }
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.bus.inner().unwatch(&self.watch);
+    }
+}
+
+fn number(bits: u64, numbers: Numbers) -> Number {
+    match numbers {
+        Numbers::Whole => Number::Whole(bits),
+        Numbers::Amount | Numbers::Real => Number::Real(f64::from_bits(bits)),
+    }
+}

@@ -1,0 +1,397 @@
+//! The exporter's thread: collects each interval, sends one request after the other, waits where it is told to. Owns the
+//! queue and its bound; nobody else waits for anything here but who flushes.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
+    time::Duration,
+};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{
+    collect::Collector,
+    encode::Request,
+    options::Ready,
+    own::{Dropped, Stats},
+    random,
+    sender::{Body, Sender, Verdict},
+};
+use crate::{Clock, time::Time};
+
+/// However long a collector asks to be left alone.
+const AFTER_MAX: Duration = Duration::from_secs(600);
+/// A collector that asks to be left alone for less is tried again as if it had not asked.
+const AFTER_MIN: Duration = Duration::from_millis(100);
+
+/// What the thread is asked to do.
+pub(super) enum Command {
+    /// Have what was counted until now delivered, or not, and say so.
+    Flush(SyncSender<Flushed>),
+    /// The same for the last time, and end: at once when it is done, or at the end of this time.
+    Finish(Option<SyncSender<Flushed>>, Duration),
+    /// End at once.
+    Stop,
+}
+
+/// What became of a flush.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Flushed {
+    /// Points that were dropped or rejected meanwhile.
+    pub(super) lost: u64,
+}
+
+/// A request that waits.
+struct Batch {
+    body: Body,
+    points: u64,
+    /// Requests are numbered in the order in which they were collected.
+    number: u64,
+    tried_since: Option<Time>,
+}
+
+/// Somebody who flushes.
+struct Waiting {
+    /// The last request of theirs; `None` until it is collected.
+    up_to: Option<u64>,
+    lost_before: u64,
+    reply: Option<SyncSender<Flushed>>,
+}
+
+pub(super) struct Worker {
+    collector: Collector,
+    sender: Arc<Sender>,
+    ready: Ready,
+    clock: Clock,
+    stats: Arc<Stats>,
+    commands: UnboundedReceiver<Command>,
+    queue: VecDeque<Batch>,
+    /// In the queue.
+    bytes: usize,
+    /// What the last collection came to.
+    last_bytes: usize,
+    next_number: u64,
+    next_collection: Time,
+    /// How often in a row something was to be tried again.
+    failures: u32,
+    /// Not before, and whether the collector said so.
+    wait: Option<(Time, bool)>,
+    waiting: Vec<Waiting>,
+    /// Until when there is time to end.
+    ending: Option<Time>,
+    in_flight: bool,
+}
+
+type Sending = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+
+impl Worker {
+    pub(super) fn new(
+        collector: Collector,
+        sender: Sender,
+        ready: Ready,
+        clock: Clock,
+        stats: Arc<Stats>,
+        commands: UnboundedReceiver<Command>,
+    ) -> Worker {
+        let next_collection = clock.now() + ready.interval;
+        Worker {
+            collector,
+            sender: Arc::new(sender),
+            ready,
+            clock,
+            stats,
+            commands,
+            queue: VecDeque::new(),
+            bytes: 0,
+            last_bytes: 0,
+            next_number: 0,
+            next_collection,
+            failures: 0,
+            wait: None,
+            waiting: Vec::new(),
+            ending: None,
+            in_flight: false,
+        }
+    }
+
+    /// Until somebody ends it.
+    pub(super) async fn run(mut self) {
+        let mut sending: Option<Sending> = None;
+        let mut is_alone = false;
+        loop {
+            self.collect_for_flushes();
+            if sending.is_none() && self.wait.is_none() {
+                sending = self.send();
+            }
+            self.in_flight = sending.is_some();
+            self.answer_flushes();
+            if self.ending.is_some() && self.queue.is_empty() && self.waiting.is_empty() {
+                break;
+            }
+            let wait = self.wait.map(|(until, _)| until);
+            tokio::select! {
+                verdict = maybe(sending.as_mut()) => {
+                    sending = None;
+                    self.in_flight = false;
+                    self.judged(verdict);
+                }
+                () = until(&self.clock, wait) => self.wait = None,
+                () = until(&self.clock, Some(self.next_collection)), if self.ending.is_none() => {
+                    self.tick();
+                }
+                () = until(&self.clock, self.ending) => break,
+                command = self.commands.recv(), if !is_alone => match command {
+                    Some(Command::Flush(reply)) => self.flush(Some(reply)),
+                    Some(Command::Finish(reply, time)) => {
+                        if self.ending.is_none() {
+                            self.ending = Some(self.clock.now() + time);
+                        }
+                        self.flush(reply);
+                    }
+                    Some(Command::Stop) => break,
+                    // Nobody can ask for anything any more; what was asked for is done.
+                    None if self.ending.is_some() => is_alone = true,
+                    None => break,
+                }
+            }
+        }
+        for batch in std::mem::take(&mut self.queue) {
+            self.stats.drop_points(Dropped::Ended, batch.points);
+        }
+        self.bytes = 0;
+        self.show_queue();
+    }
+
+    fn tick(&mut self) {
+        let now = self.clock.now();
+        // What was missed is not made up for.
+        while self.next_collection <= now {
+            self.next_collection = match now.since(self.next_collection) {
+                late if late > 100 * self.ready.interval => now + self.ready.interval,
+                _ => self.next_collection + self.ready.interval,
+            };
+        }
+        if self.has_room() {
+            self.collect();
+        } else {
+            self.stats.postponed.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether another collection can be taken without losing what can't be had again. Totals can: the next ones tell
+    /// the same.
+    fn has_room(&self) -> bool {
+        let expected = self.last_bytes + self.last_bytes / 4;
+        !self.ready.delta
+            || self.queue.is_empty()
+            || self.bytes.saturating_add(expected) <= self.ready.queue_bytes
+    }
+
+    fn collect(&mut self) {
+        self.stats.collections.fetch_add(1, Relaxed);
+        let (sender, mut collected) = (self.sender.clone(), Vec::new());
+        self.collector.collect(&mut |Request { body, points }| {
+            collected.push((sender.body(body), points));
+        });
+        self.last_bytes = collected.iter().map(|(body, _)| body.bytes.len()).sum();
+        for (body, points) in collected {
+            self.push(body, points);
+        }
+    }
+
+    fn push(&mut self, body: Body, points: u64) {
+        let size = body.bytes.len();
+        // The one that is being sent stays: dropping it would free nothing.
+        let first = usize::from(self.in_flight);
+        while self.bytes + size > self.ready.queue_bytes && self.queue.len() > first {
+            if let Some(oldest) = self.queue.remove(first) {
+                self.bytes -= oldest.body.bytes.len();
+                self.stats.drop_points(Dropped::Full, oldest.points);
+            }
+        }
+        if self.bytes + size > self.ready.queue_bytes {
+            self.stats.drop_points(Dropped::Full, points);
+            return;
+        }
+        self.bytes += size;
+        self.queue.push_back(Batch {
+            body,
+            points,
+            number: self.next_number,
+            tried_since: None,
+        });
+        self.next_number += 1;
+        self.show_queue();
+    }
+
+    fn show_queue(&self) {
+        let points = self.queue.iter().map(|batch| batch.points).sum();
+        self.stats.queue_bytes.store(self.bytes as u64, Relaxed);
+        self.stats.queue_points.store(points, Relaxed);
+    }
+
+    fn send(&mut self) -> Option<Sending> {
+        let now = self.clock.now();
+        let batch = self.queue.front_mut()?;
+        batch.tried_since.get_or_insert(now);
+        let (sender, body) = (self.sender.clone(), batch.body.clone());
+        self.stats.requests.fetch_add(1, Relaxed);
+        Some(Box::pin(async move { sender.send(body).await }))
+    }
+
+    /// The first of the queue, which is done with.
+    fn pop(&mut self) -> u64 {
+        let Some(batch) = self.queue.pop_front() else {
+            return 0;
+        };
+        self.bytes -= batch.body.bytes.len();
+        self.show_queue();
+        batch.points
+    }
+
+    fn judged(&mut self, verdict: Verdict) {
+        let endpoint = self.stats.endpoint().to_owned();
+        match verdict {
+            Verdict::Taken { rejected, said } => {
+                let points = self.pop();
+                let rejected = rejected.min(points);
+                self.stats.exported.fetch_add(points - rejected, Relaxed);
+                self.stats.rejected.fetch_add(rejected, Relaxed);
+                self.stats.succeeded(self.clock.wall(self.clock.now()));
+                let was_failing = std::mem::take(&mut self.failures) > 0;
+                if was_failing {
+                    tracing::info!(endpoint, "metricbus: the collector takes metrics again");
+                }
+                let said = match (rejected, said) {
+                    (0, None) => None,
+                    (0, Some(said)) => Some(format!("the collector says: {said}")),
+                    (n, said) => {
+                        let said = said.unwrap_or_else(|| "it does not say why".to_owned());
+                        Some(format!("the collector rejected {n} points: {said}"))
+                    }
+                };
+                if let Some(said) = said
+                    && self.stats.failed(&said)
+                {
+                    tracing::warn!(endpoint, said, "metricbus: not all was well with an export");
+                }
+            }
+            Verdict::Never { why } => {
+                let points = self.pop();
+                self.failures = 0;
+                self.stats.drop_points(Dropped::Refused, points);
+                if self.stats.failed(&why) {
+                    tracing::warn!(
+                        endpoint,
+                        why,
+                        points,
+                        "metricbus: metrics were refused, and dropped"
+                    );
+                }
+            }
+            Verdict::Later { why, after } => self.later(&why, after),
+        }
+    }
+
+    fn later(&mut self, why: &str, after: Option<Duration>) {
+        let endpoint = self.stats.endpoint().to_owned();
+        let now = self.clock.now();
+        let after = after.filter(|after| *after >= AFTER_MIN);
+        let wait = match after {
+            Some(after) => after.min(AFTER_MAX),
+            None => self.back_off(),
+        };
+        let first = self.failures == 0;
+        self.failures = self.failures.saturating_add(1);
+        self.wait = Some((now + wait, after.is_some()));
+        self.stats.failed(why);
+        if first {
+            tracing::warn!(
+                endpoint,
+                why,
+                ?wait,
+                "metricbus: metrics could not be exported, and will be tried again"
+            );
+        }
+        let since = self.queue.front().and_then(|batch| batch.tried_since);
+        if since.is_some_and(|since| now.since(since) + wait > self.ready.give_up_after) {
+            let points = self.pop();
+            self.stats.drop_points(Dropped::GivenUp, points);
+            let after = self.ready.give_up_after;
+            tracing::warn!(
+                endpoint,
+                why,
+                points,
+                ?after,
+                "metricbus: metrics were given up"
+            );
+        } else {
+            self.stats.retries.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Twice the wait before, less a random part of up to a half.
+    fn back_off(&self) -> Duration {
+        let doubled = 2_u32.saturating_pow(self.failures.min(20));
+        let whole = self.ready.retry_first.saturating_mul(doubled);
+        let whole = whole.min(self.ready.retry_max);
+        whole.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)
+    }
+
+    fn flush(&mut self, reply: Option<SyncSender<Flushed>>) {
+        self.waiting.push(Waiting {
+            up_to: None,
+            lost_before: self.stats.lost(),
+            reply,
+        });
+        // Somebody waits: tried now, unless the collector has asked to be left alone.
+        if let Some((_, false)) = self.wait {
+            self.wait = None;
+        }
+    }
+
+    fn collect_for_flushes(&mut self) {
+        if self.waiting.iter().all(|one| one.up_to.is_some()) || !self.has_room() {
+            return;
+        }
+        self.collect();
+        // All that were there before are theirs, too.
+        let up_to = self.next_number;
+        for one in self.waiting.iter_mut().filter(|one| one.up_to.is_none()) {
+            one.up_to = Some(up_to);
+        }
+    }
+
+    fn answer_flushes(&mut self) {
+        let first = self.queue.front().map_or(u64::MAX, |batch| batch.number);
+        let lost = self.stats.lost();
+        self.waiting.retain(|one| {
+            if one.up_to.is_none_or(|up_to| first < up_to) {
+                return true;
+            }
+            if let Some(reply) = &one.reply {
+                // Nobody there: it took too long for them.
+                let _ = reply.try_send(Flushed {
+                    lost: lost - one.lost_before,
+                });
+            }
+            false
+        });
+    }
+}
+
+async fn maybe(sending: Option<&mut Sending>) -> Verdict {
+    match sending {
+        Some(sending) => sending.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(clock: &Clock, time: Option<Time>) {
+    match time {
+        Some(time) => clock.sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
