@@ -1,4 +1,5 @@
-//! A harness for tests against real programs: Prometheus, promtool, the Pushgateway, the parsers of `prometheus_client`, and nats-server.
+//! A harness for tests against real programs: Prometheus, promtool, the Pushgateway, the parsers of
+//! `prometheus_client`, nats-server, and an OpenTelemetry collector.
 //!
 //! One module per foreign program. Each starts it, talks to it, and stops it by its own process id, whatever way the
 //! test ends. `make test` gets the programs; where one is missing all the same, its tests fail in CI and are skipped
@@ -6,6 +7,7 @@
 
 pub mod http;
 pub mod nats;
+pub mod otlp;
 pub mod parts;
 pub mod process;
 pub mod prometheus;
