@@ -60,3 +60,18 @@ pub fn share_scope(scope: &Scope) -> *mut mb_bus {
     exports::keep();
     Box::into_raw(Box::new(mb_bus::new(scope.clone())))
 }
+
+/// Handles may be used by several threads at once, and given back by any.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Scope>();
+    shared::<mb_counter>();
+    shared::<mb_counter_family>();
+    shared::<mb_gauge>();
+    shared::<mb_gauge_family>();
+    shared::<mb_histogram>();
+    shared::<mb_histogram_family>();
+    shared::<mb_window>();
+    shared::<mb_subscription>();
+    shared::<mb_server>();
+};

@@ -108,6 +108,8 @@ static void callbacks() {
     WANT(code_of([&] { b.on_change("usage{", [held](const changed &) {}); }) == MB_ERROR_SELECTOR);
     WANT(held.use_count() == 1);
 
+    WANT(code_of([&] { b.on_change("usage", nullptr); }) == MB_ERROR_POINTER);
+
     std::promise<double> by;
     usage.set(1);
     {
