@@ -5,6 +5,7 @@
 //! test ends. `make test` gets the programs; where one is missing all the same, its tests fail in CI and are skipped
 //! elsewhere ([`parts`] decides). Everything listens on free ports of 127.0.0.1.
 
+pub mod component;
 pub mod cpp;
 pub mod http;
 pub mod nats;

@@ -58,6 +58,23 @@ impl BaseComponentMetrics {
         BaseComponentMetrics::new(Arc::new(PrometheusContainer::new(prefix))).named(prefix)
     }
 
+    /// In an [`OtlpContainer`](crate::OtlpContainer) with a bus of its own, exported as OpenTelemetry's variables say.
+    ///
+    /// # Errors
+    ///
+    /// Where a variable has a wrong value, or the exporter can't be started.
+    ///
+    /// ```
+    /// let base = metricbus::BaseComponentMetrics::new_otlp("myapp")?;
+    /// assert!(base.container.bus().is_some());
+    /// # Ok::<(), metricbus::backend::BackendError>(())
+    /// ```
+    #[cfg(feature = "otlp")]
+    pub fn new_otlp(prefix: &str) -> Result<Self, BackendError> {
+        let container = crate::OtlpContainer::new(prefix)?;
+        Ok(BaseComponentMetrics::new(Arc::new(container)).named(prefix))
+    }
+
     /// In a [`NullContainer`] with a bus of its own: nothing is reported.
     ///
     /// ```

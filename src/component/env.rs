@@ -3,6 +3,8 @@
 use std::{env, fmt, sync::Arc};
 
 use super::{BackendContainer, BaseComponentMetrics};
+#[cfg(feature = "otlp")]
+use crate::backend::{Otlp, OtlpOptions};
 use crate::{
     Desc, MetricBus,
     backend::{Backend, BackendError, Null, Prometheus, Tee},
@@ -96,6 +98,13 @@ impl Backends {
     /// Those of this crate, as far as its features were built in.
     pub fn new() -> Self {
         let backends = Backends { known: Vec::new() };
+        #[cfg(feature = "otlp")]
+        let backends = backends.with("otlp", |choice| {
+            no_argument("otlp", choice)?;
+            let options = OtlpOptions::from_vars(|name| choice.var(name))?;
+            let options = options.service_name_or(choice.prefix.trim_end_matches('_'));
+            Ok(Arc::new(Otlp::new(options)))
+        });
         #[cfg(feature = "libnv")]
         let backends =
             backends.with_usage("libnv", "libnv:PATH", crate::backend::libnv::Libnv::chosen);

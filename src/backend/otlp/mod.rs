@@ -8,6 +8,8 @@ mod encode;
 mod options;
 mod own;
 mod sender;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
