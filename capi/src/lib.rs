@@ -23,7 +23,7 @@
 //! C++ code that is linked into the program finds the functions there. A shared library that the program loads finds them
 //! if the program exports its symbols: with `cargo:rustc-link-arg-bins=-rdynamic` in its `build.rs`. It must not be linked
 //! with `libmetricbus_capi`: that would be a second copy, which refuses the bus of the first
-//! ([`MB_ERROR_FOREIGN`](crate::MB_ERROR_FOREIGN)).
+//! ([`MB_ERROR_FOREIGN`]).
 
 // The names are C's.
 #![allow(non_camel_case_types)]
