@@ -490,7 +490,10 @@ fn what_the_bus_counts_of_itself_is_left_out_unless_asked_for() {
     open.shutdown(LONG).unwrap();
     let all = values(&server.next());
     let has = |wanted: &str| all.keys().any(|name| name.starts_with(wanted));
-    assert!(has("metricbus_otlp_points_exported_total{exporter="), "{all:?}");
+    assert!(
+        has("metricbus_otlp_points_exported_total{exporter="),
+        "{all:?}"
+    );
     assert!(has("metricbus_families{}"), "{all:?}");
 }
 
