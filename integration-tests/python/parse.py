@@ -16,6 +16,11 @@ PARSERS = {
 }
 
 
+def exemplar(sample):
+    it = sample.exemplar
+    return it and [it.labels, repr(it.value), repr(float(it.timestamp))]
+
+
 def answer(request):
     try:
         families = list(PARSERS[request["parser"]](request["text"]))
@@ -28,7 +33,7 @@ def answer(request):
                 "type": family.type,
                 "help": family.documentation,
                 "unit": family.unit,
-                "samples": [[s.name, s.labels, repr(s.value)] for s in family.samples],
+                "samples": [[s.name, s.labels, repr(s.value), exemplar(s)] for s in family.samples],
             }
             for family in families
         ]

@@ -44,6 +44,8 @@ pub struct ParsedSample {
     pub labels: BTreeMap<String, String>,
     /// As Python prints it: `3` for an integer, `nan`, `inf`, `1e-320`. Rust's `parse` reads all of them.
     pub value: String,
+    /// The exemplar behind it: labels without escapes, value and seconds since 1970, as Python prints them.
+    pub exemplar: Option<(BTreeMap<String, String>, String, String)>,
 }
 
 /// What became of a document: its families, or why the parser refused it.
@@ -122,14 +124,22 @@ fn family(json: &Value) -> Option<ParsedFamily> {
 }
 
 fn sample(json: &Value) -> Option<ParsedSample> {
-    let labels = json[1]
-        .as_object()?
-        .iter()
-        .map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
-        .collect::<Option<_>>()?;
+    let text = |json: &Value| Some(json.as_str()?.to_owned());
+    let labels = |json: &Value| -> Option<BTreeMap<String, String>> {
+        let pairs = json.as_object()?.iter();
+        pairs
+            .map(|(name, value)| Some((name.clone(), text(value)?)))
+            .collect()
+    };
+    let exemplar = match &json[3] {
+        Value::Null => None,
+        it => Some((labels(&it[0])?, text(&it[1])?, text(&it[2])?)),
+    };
+    let labels = labels(&json[1])?;
     Some(ParsedSample {
         name: json[0].as_str()?.to_owned(),
         labels,
-        value: json[2].as_str()?.to_owned(),
+        value: text(&json[2])?,
+        exemplar,
     })
 }

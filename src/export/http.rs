@@ -390,7 +390,7 @@ impl ExporterBuilder {
     }
 
     /// Whether OpenMetrics has a line `NAME_created` for each counter and histogram of the bus, which says since when it
-    /// counts (protobuf always says so): no, unless this says `true`. A Prometheus before 2.50, or one without its feature
+    /// counts (protobuf always says so): no, unless this says `true`. A Prometheus before 3, or one without its feature
     /// `created-timestamp-zero-ingestion`, stores each of them as one more series.
     ///
     /// ```

@@ -49,7 +49,6 @@ mod field {
     pub(super) const METRIC_LABEL: u32 = 1;
     pub(super) const METRIC_GAUGE: u32 = 2;
     pub(super) const METRIC_COUNTER: u32 = 3;
-    pub(super) const METRIC_SUMMARY: u32 = 4;
     pub(super) const METRIC_HISTOGRAM: u32 = 7;
 
     pub(super) const LABEL_NAME: u32 = 1;
@@ -61,9 +60,6 @@ mod field {
 
     pub(super) const SAMPLE_COUNT: u32 = 1;
     pub(super) const SAMPLE_SUM: u32 = 2;
-    pub(super) const SUMMARY_QUANTILE: u32 = 3;
-    pub(super) const QUANTILE: u32 = 1;
-    pub(super) const QUANTILE_VALUE: u32 = 2;
 
     pub(super) const BUCKET: u32 = 3;
     pub(super) const SCHEMA: u32 = 5;
@@ -89,9 +85,6 @@ mod field {
     pub(super) const SECONDS: u32 = 1;
     pub(super) const NANOS: u32 = 2;
 }
-
-/// The type of a summary, which the bus does not have.
-const SUMMARY: u64 = 2;
 
 fn type_of(kind: MetricKind) -> u64 {
     match kind {
@@ -351,32 +344,47 @@ pub(super) fn encode_families(families: &[FamilySnapshot], out: &mut Vec<u8>) {
     }
 }
 
-/// A summary of somebody else's.
 #[cfg(feature = "http")]
-pub(super) fn encode_summary(summary: &super::foreign::Summary, out: &mut Vec<u8>) {
-    if summary.series.is_empty() {
-        return;
-    }
-    delimited(out, |out| {
-        begin(&summary.name, &summary.help, None, SUMMARY, out);
-        for series in &summary.series {
-            message(field::FAMILY_METRIC, out, |out| {
-                for (name, value) in &series.labels {
-                    plain_label(field::METRIC_LABEL, name, value, out);
-                }
-                message(field::METRIC_SUMMARY, out, |out| {
-                    integer(field::SAMPLE_COUNT, series.count, out);
-                    double(field::SAMPLE_SUM, series.sum, out);
-                    for (quantile, value) in &series.quantiles {
-                        message(field::SUMMARY_QUANTILE, out, |out| {
-                            double(field::QUANTILE, *quantile, out);
-                            double(field::QUANTILE_VALUE, *value, out);
-                        });
-                    }
-                });
-            });
+pub(super) use summary::encode_summary;
+
+#[cfg(feature = "http")]
+mod summary {
+    use super::{super::foreign::Summary, *};
+
+    /// The type that the bus does not have.
+    const SUMMARY: u64 = 2;
+
+    const METRIC_SUMMARY: u32 = 4;
+    const SUMMARY_QUANTILE: u32 = 3;
+    const QUANTILE: u32 = 1;
+    const QUANTILE_VALUE: u32 = 2;
+
+    /// A summary of somebody else's.
+    pub(in crate::export) fn encode_summary(summary: &Summary, out: &mut Vec<u8>) {
+        if summary.series.is_empty() {
+            return;
         }
-    });
+        delimited(out, |out| {
+            begin(&summary.name, &summary.help, None, SUMMARY, out);
+            for series in &summary.series {
+                message(field::FAMILY_METRIC, out, |out| {
+                    for (name, value) in &series.labels {
+                        plain_label(field::METRIC_LABEL, name, value, out);
+                    }
+                    message(METRIC_SUMMARY, out, |out| {
+                        integer(field::SAMPLE_COUNT, series.count, out);
+                        double(field::SAMPLE_SUM, series.sum, out);
+                        for (quantile, value) in &series.quantiles {
+                            message(SUMMARY_QUANTILE, out, |out| {
+                                double(QUANTILE, *quantile, out);
+                                double(QUANTILE_VALUE, *value, out);
+                            });
+                        }
+                    });
+                });
+            }
+        });
+    }
 }
 
 fn begin(name: &str, help: &str, unit: Option<&str>, kind: u64, out: &mut Vec<u8>) {
@@ -913,9 +921,9 @@ mod tests {
                 let buckets = unrolled(&h.positive_span, &h.positive_delta);
                 let inside = buckets.iter().map(|(_, n)| *n as u64).sum::<u64>();
                 assert_eq!(inside + h.zero_count.unwrap(), count);
-                let counts = h.bucket.iter().map(|b| b.cumulative_count.unwrap());
+                let mut counts = h.bucket.iter().map(|b| b.cumulative_count.unwrap());
                 assert!(counts.clone().is_sorted());
-                assert_eq!(counts.last(), Some(count));
+                assert_eq!(counts.next_back(), Some(count));
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
         });

@@ -554,6 +554,27 @@ mod tests {
     }
 
     #[test]
+    fn text_is_the_same_whatever_else_is_known_of_the_metrics() {
+        let written = |native: bool, traced: bool| {
+            let bus = MetricBus::builder().native_histograms(native).build();
+            let c = bus.counter("c_total", "h").unwrap();
+            let h = bus.histogram("h", "h", Buckets::default()).unwrap();
+            if traced {
+                c.inc_with_exemplar(&[("id", "1")]).unwrap();
+                h.observe_with_exemplar(0.3, &[("id", "1")]).unwrap();
+            } else {
+                c.inc();
+                h.observe(0.3);
+            }
+            text(&bus, Format::Text)
+        };
+        let plain = written(false, false);
+        for (native, traced) in [(true, false), (false, true), (true, true)] {
+            assert_eq!(written(native, traced), plain);
+        }
+    }
+
+    #[test]
     fn created_lines_are_written_where_they_are_asked_for() {
         let clock = crate::Clock::manual();
         let bus = MetricBus::builder().clock(clock.clone()).build();
