@@ -619,6 +619,31 @@ class TestFork:
         points = collector.until(lambda points: len(points) >= 2)
         assert sorted(point.value or 0 for point in points) == [5, 7]
 
+    def test_containers_that_send_nothing_work_in_a_child_as_ever(self, run: Run) -> None:
+        run(
+            """
+            import os
+            import metricbus as mb
+            containers = [mb.PrometheusContainer("app"), mb.NullContainer("app"), mb.TeeContainer("app", [mb.backends.Null()])]
+            jobs = [container.create_counter("jobs_total", "Jobs.") for container in containers]
+            for one in jobs:
+                one.inc(5)
+            child = os.fork()
+            if child == 0:
+                try:
+                    for container, one in zip(containers, jobs):
+                        one.inc(7)
+                        container.flush(20)
+                        container.shutdown(20)
+                        assert one.get() == 7
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+            """,
+            *FORK,
+        )
+
     def test_a_child_of_what_was_shut_down_reports_nothing(self, run: Run, collector: Collector) -> None:
         run(
             f"""
