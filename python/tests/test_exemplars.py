@@ -22,12 +22,17 @@ PROTOBUF = (
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 
+def openmetrics(text: str) -> list[Any]:
+    """Samples, as the strict parser of another library reads them."""
+    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return [sample for family in families for sample in family.samples]
+
+
 def exemplars(text: str) -> dict[str, tuple[dict[str, str], float]]:
-    """By sample, as the strict parser of another library reads them."""
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    """By sample."""
     return {
         sample.name + sample.labels.get("le", ""): (sample.exemplar.labels, sample.exemplar.value)
-        for sample in samples
+        for sample in openmetrics(text)
         if sample.exemplar is not None
     }
 
@@ -235,12 +240,7 @@ def test_lines_say_since_when_something_counts_where_that_is_wanted(bus: mb.Metr
     assert b"jobs_created" not in plain
     wanted = mb.Exporter(bus, process_metrics=False, created_lines=True)
     text = wanted.answer(accept=OPENMETRICS)[2].decode()
-    (created,) = [
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "jobs_created"
-    ]
+    (created,) = [sample.value for sample in openmetrics(text) if sample.name == "jobs_created"]
     assert abs(created - datetime.now(UTC).timestamp()) < 60
     assert b"jobs_created" not in wanted.answer()[2]
 
