@@ -113,7 +113,8 @@ impl Component {
     pub fn expected(prefix: &str) -> Table {
         let all = [("service", "api"), ("zone", HOSTILE)];
         let with = |name: &'static str, value: &'static str| [all[0], all[1], (name, value)];
-        let rows: [(&str, &[(&str, &str)], Seen); 10] = [
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Seen);
+        let rows: [Row<'_>; 10] = [
             ("requests_total", &all, Seen::Counter(42.0)),
             ("calls_total", &with("method", "GET"), Seen::Counter(7.0)),
             ("calls_total", &with("method", "PUT"), Seen::Counter(1.0)),

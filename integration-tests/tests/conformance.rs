@@ -11,6 +11,7 @@ use metricbus::{
 use metricbus_integration_tests::{
     component::{Component, Seen, Table, seen, table},
     cpp::{Under, Workshop, example},
+    otlp::{Collector, Point},
     prometheus::Prometheus,
 };
 
@@ -147,5 +148,92 @@ fn a_library_in_cpp_has_counted_what_was_counted() -> Outcome {
     run(&base)?;
     assert_eq!(at_the_library(&base)?, Component::expected(PREFIX));
     base.container.shutdown(SOON)?;
+    Ok(())
+}
+
+/// What a collector got last of each series. It prints a label's value on a line of its own, as it is: what follows a line
+/// break is not seen.
+fn at_the_collector(points: &[Point]) -> Table {
+    let rows = points.iter().map(|point| {
+        let seen = match &*point.kind {
+            "Histogram" => {
+                let cumulative = point.counts.iter().scan(0, |before, n| {
+                    *before += n;
+                    Some(*before)
+                });
+                assert_eq!(point.counts.iter().sum::<u64>(), point.count, "{point:?}");
+                Seen::Histogram(cumulative.collect(), point.sum)
+            }
+            "Gauge" => Seen::Gauge(point.value.unwrap_or(f64::NAN)),
+            _ => Seen::Counter(point.value.unwrap_or(f64::NAN)),
+        };
+        let labels = point.labels.iter();
+        let labels = labels.map(|(n, v)| (n.clone(), v.trim_start_matches("Str(").to_owned()));
+        ((point.metric.clone(), labels.collect()), seen)
+    });
+    rows.collect()
+}
+
+fn expected_at_a_collector() -> Table {
+    let rows = Component::expected(PREFIX).into_iter();
+    rows.map(|((name, labels), seen)| {
+        let first_line = |value: &str| value.lines().next().unwrap_or("").to_owned();
+        let labels = labels.iter().map(|(n, v)| (n.clone(), first_line(v)));
+        ((name, labels.collect()), seen)
+    })
+    .collect()
+}
+
+fn check_collector(collector: &Collector) {
+    let expected = expected_at_a_collector();
+    collector.wait_for("all values", |points| {
+        (at_the_collector(points) == expected).then_some(())
+    });
+}
+
+#[test]
+fn a_foreign_collector_has_what_was_counted_over_http_and_grpc() -> Outcome {
+    for protocol in ["http/protobuf", "grpc"] {
+        let Some(collector) = Collector::start() else {
+            return Ok(());
+        };
+        let endpoint = match protocol {
+            "grpc" => collector.grpc_url(),
+            _ => collector.http_url(),
+        };
+        let base = base(
+            "otlp",
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_SERVICE_NAME", "conformance"),
+            ],
+        )?;
+        run(&base)?;
+        base.container.shutdown(SOON)?;
+        check_collector(&collector);
+    }
+    Ok(())
+}
+
+#[test]
+fn all_far_ends_of_a_tee_have_what_was_counted() -> Outcome {
+    let (Some(workshop), Some(collector)) = (Workshop::new(Under::Nothing), Collector::start())
+    else {
+        return Ok(());
+    };
+    let library = workshop.library(&example("backend.cpp"), &[]);
+    let backend = format!("tee:prometheus,otlp,libnv:{},null", library.display());
+    let base = base(
+        &backend,
+        &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.http_url())],
+    )?;
+    run(&base)?;
+    assert_eq!(at_the_library(&base)?, Component::expected(PREFIX));
+    if let Some(scraped) = Scraped::of(bus(&base)?)? {
+        scraped.check();
+    }
+    base.container.shutdown(SOON)?;
+    check_collector(&collector);
     Ok(())
 }
