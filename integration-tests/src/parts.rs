@@ -68,6 +68,16 @@ pub fn nats_server(release: Release) -> Option<PathBuf> {
     }
 }
 
+/// The OpenTelemetry collector that `make test` unpacked.
+pub fn rotel() -> Option<PathBuf> {
+    let program = checkout().join(".tools/rotel/rotel/rotel-agent");
+    if program.is_file() {
+        Some(program)
+    } else {
+        missing("rotel, an OpenTelemetry collector")
+    }
+}
+
 fn missing(what: &str) -> Option<PathBuf> {
     let message = format!("{what} is missing; `make test` installs it");
     assert!(env::var("CI").as_deref() != Ok("true"), "{message}");

@@ -26,6 +26,7 @@ pub use pod::{Pod, Told, source, values};
 pub use proxy::Proxy;
 pub use raw::Raw;
 pub use server::NatsServer;
+pub(crate) use server::Port;
 pub use worker::{Worker, WorkerOptions};
 
 use crate::parts;

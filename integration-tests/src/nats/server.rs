@@ -246,13 +246,13 @@ fn pid(running: &mut Running) -> Pid {
 /// allows it too, have the port all the same; others, bound to any free port, are never given this one, and neither is a
 /// client that connects (it might otherwise be given the very port it calls, and then talks to itself).
 #[derive(Debug)]
-struct Port {
+pub(crate) struct Port {
     number: u16,
     _keeper: TcpSocket,
 }
 
 impl Port {
-    fn reserve() -> Port {
+    pub(crate) fn reserve() -> Port {
         let reserve = || {
             let keeper = TcpSocket::new_v4()?;
             keeper.bind((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -265,7 +265,7 @@ impl Port {
         reserve().unwrap_or_else(|why| panic!("no free port: {why}"))
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.number).into()
     }
 }
