@@ -125,6 +125,7 @@ impl What {
             What::One(spec) => which(spec),
             What::Tee(specs) => specs.iter().any(which),
             What::Env { backend, .. } => backend
+                .trim()
                 .trim_start_matches("tee:")
                 .split(',')
                 .any(|part| part.trim().split(':').next() == Some(name)),
