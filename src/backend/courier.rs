@@ -123,8 +123,10 @@ impl Couriers {
         let Some(courier) = self.of(series) else {
             return Ok(None);
         };
-        courier.queue.push(Word::Declare, ROOM);
-        courier.clone().wake();
+        if courier.mirror.get().is_none() {
+            courier.bring(Word::Declare);
+            courier.clone().wake();
+        }
         // Another thread may be about to declare it.
         let declared = || courier.mirror.get().is_some();
         self.shared.arrivals.wait_until(DECLARE_MAX, declared);

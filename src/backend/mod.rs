@@ -173,12 +173,14 @@ pub trait Mirror: fmt::Debug + Send + Sync {
     }
 
     /// The value as the far end has it: what `get_value` of the container's handles says. `None` where it can't be read
-    /// back; then they say what the bus has.
+    /// back, or where it panics; then they say what the bus has.
     fn read(&self) -> Option<SampleValue> {
         None
     }
 
-    /// The series was removed or has expired. Nothing is called after it but `read`.
+    /// The series was removed or has expired. Nothing is called after it but `read`. One that is made again with the same
+    /// name and labels is another series, with a mirror of its own; where the far end is slow and several threads are at it, that one may
+    /// be declared before this is called.
     fn remove(&self) {}
 }
 

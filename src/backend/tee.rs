@@ -1,8 +1,10 @@
 //! Several backends at once.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    thread,
+    time::Duration,
 };
 
 use super::{Backend, BackendError, Declared, Mirror};
@@ -10,8 +12,8 @@ use crate::{MetricBus, SampleValue};
 
 /// Several backends on one bus: each metric is stored once, and all of them report it.
 ///
-/// An error of one does not keep the others from being flushed and shut down. Values are read back from the first that
-/// can be read.
+/// All are flushed and shut down at once, so that one which is slow or dead takes nothing from the others; the error has
+/// the words of all that failed. Values are read back from the first that can be read.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -36,19 +38,45 @@ impl Tee {
         &self.0
     }
 
-    /// Asks all of them, within one deadline together. The first error counts.
+    /// Asks all of them at once, so that one which uses up the deadline leaves the others theirs.
     fn all(
         &self,
-        deadline: Duration,
-        ask: impl Fn(&dyn Backend, Duration) -> Result<(), BackendError>,
+        ask: impl Fn(&dyn Backend) -> Result<(), BackendError> + Sync,
     ) -> Result<(), BackendError> {
-        let start = Instant::now();
-        let mut outcome = Ok(());
-        for backend in &self.0 {
-            let left = deadline.saturating_sub(start.elapsed());
-            outcome = outcome.and(ask(&**backend, left));
+        let ask = &ask;
+        let outcomes: Vec<Result<(), BackendError>> = thread::scope(|scope| {
+            let asked: Vec<_> = self
+                .0
+                .iter()
+                .map(|backend| {
+                    let started = thread::Builder::new()
+                        .name("metricbus-tee".to_owned())
+                        .spawn_scoped(scope, move || ask(&**backend));
+                    // Without a thread to be had, one after the other.
+                    started.map_err(|_| ask(&**backend))
+                })
+                .collect();
+            let asked = asked.into_iter().zip(&self.0);
+            let outcome = |(asked, backend): (
+                Result<thread::ScopedJoinHandle<'_, _>, _>,
+                &Arc<dyn Backend>,
+            )| match asked {
+                Ok(asked) => asked
+                    .join()
+                    .unwrap_or_else(|_| Err(BackendError::other(backend.name(), "it panicked"))),
+                Err(outcome) => outcome,
+            };
+            asked.map(outcome).collect()
+        });
+        let mut errors: Vec<BackendError> = outcomes.into_iter().filter_map(Result::err).collect();
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => {
+                let all: Vec<String> = errors.iter().map(BackendError::to_string).collect();
+                Err(BackendError::other(self.name(), all.join("; ")))
+            }
         }
-        outcome
     }
 }
 
@@ -94,11 +122,11 @@ impl Backend for Tee {
     }
 
     fn flush(&self, deadline: Duration) -> Result<(), BackendError> {
-        self.all(deadline, |backend, left| backend.flush(left))
+        self.all(|backend| backend.flush(deadline))
     }
 
     fn shutdown(&self, deadline: Duration) -> Result<(), BackendError> {
-        self.all(deadline, |backend, left| backend.shutdown(left))
+        self.all(|backend| backend.shutdown(deadline))
     }
 }
 
@@ -106,28 +134,45 @@ impl Backend for Tee {
 #[derive(Debug)]
 struct Mirrors(Vec<Box<dyn Mirror>>);
 
+impl Mirrors {
+    /// Tells all of them, also where one panics.
+    fn tell(&self, tell: impl Fn(&dyn Mirror)) {
+        let mut panicked = None;
+        for mirror in &self.0 {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**mirror))) {
+                panicked = Some(panic);
+            }
+        }
+        // The courier counts it.
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
+    }
+}
+
 impl Mirror for Mirrors {
     fn inc(&self, by: u64) {
-        self.0.iter().for_each(|mirror| mirror.inc(by));
+        self.tell(|mirror| mirror.inc(by));
     }
 
     fn add(&self, by: f64) {
-        self.0.iter().for_each(|mirror| mirror.add(by));
+        self.tell(|mirror| mirror.add(by));
     }
 
     fn set(&self, value: f64) {
-        self.0.iter().for_each(|mirror| mirror.set(value));
+        self.tell(|mirror| mirror.set(value));
     }
 
     fn observe(&self, value: f64) {
-        self.0.iter().for_each(|mirror| mirror.observe(value));
+        self.tell(|mirror| mirror.observe(value));
     }
 
     fn read(&self) -> Option<SampleValue> {
-        self.0.iter().find_map(|mirror| mirror.read())
+        let read = |mirror: &Box<dyn Mirror>| catch_unwind(AssertUnwindSafe(|| mirror.read()));
+        self.0.iter().find_map(|mirror| read(mirror).ok().flatten())
     }
 
     fn remove(&self) {
-        self.0.iter().for_each(|mirror| mirror.remove());
+        self.tell(|mirror| mirror.remove());
     }
 }

@@ -166,8 +166,9 @@ impl Backends {
     ///
     /// As [`BaseComponentMetrics::from_env`].
     pub fn from_env(&self) -> Result<BaseComponentMetrics, BackendError> {
-        for name in [BACKEND, PREFIX] {
-            if let Err(env::VarError::NotUnicode(value)) = env::var(name) {
+        let ours = |name: &str| name.starts_with("METRICBUS_") || name.starts_with("OTEL_");
+        for (name, value) in env::vars_os() {
+            if let (Some(name), None) = (name.to_str().filter(|name| ours(name)), value.to_str()) {
                 return Err(BackendError::Setting {
                     setting: name.to_owned(),
                     value: value.to_string_lossy().into_owned(),
@@ -218,8 +219,22 @@ impl Backends {
         let Some(list) = asked.strip_prefix("tee:") else {
             return self.make_one(asked, asked, prefix, vars);
         };
-        let one = |part: &str| self.make_one(part.trim(), asked, prefix, vars);
-        let backends = list.split(',').map(one).collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<&str> = list.split(',').map(str::trim).collect();
+        if let Some(twice) = parts
+            .iter()
+            .enumerate()
+            .find(|(i, part)| parts[..*i].contains(part))
+        {
+            return Err(self.unknown(
+                asked,
+                format!(
+                    "{:?} is there twice, and would be told everything twice",
+                    twice.1
+                ),
+            ));
+        }
+        let one = |part: &&str| self.make_one(part, asked, prefix, vars);
+        let backends = parts.iter().map(one).collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Tee::new(backends)))
     }
 
@@ -244,18 +259,22 @@ impl Backends {
                 }
                 _ => format!("nothing is called {name:?}"),
             };
-            return Err(BackendError::Unknown {
-                origin: BACKEND.to_owned(),
-                value: asked.to_owned(),
-                why,
-                right: self.right(),
-            });
+            return Err(self.unknown(asked, why));
         };
         (known.make)(&Choice {
             argument,
             prefix,
             vars,
         })
+    }
+
+    fn unknown(&self, asked: &str, why: String) -> BackendError {
+        BackendError::Unknown {
+            origin: BACKEND.to_owned(),
+            value: asked.to_owned(),
+            why,
+            right: self.right(),
+        }
     }
 
     /// What may be said.
