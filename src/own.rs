@@ -2,7 +2,11 @@
 
 use std::sync::{Mutex, Weak};
 
-use crate::{snapshot::FamilySnapshot, sync::lock};
+use crate::{
+    series::Value,
+    snapshot::{FamilySnapshot, SampleValue},
+    sync::lock,
+};
 
 /// Whoever counts something of itself.
 pub(crate) trait Counts: Send + Sync {
@@ -20,7 +24,7 @@ impl Own {
         lock(&self.0).push(whose);
     }
 
-    /// One family for each name.
+    /// One family for each name, and one series for each set of labels: what several count alike is added up.
     pub(crate) fn families(&self) -> Vec<FamilySnapshot> {
         // Outside of the lock: it is foreign to who counts.
         let all: Vec<_> = {
@@ -31,10 +35,29 @@ impl Own {
         let mut families: Vec<FamilySnapshot> = Vec::new();
         for family in all.iter().flat_map(|whose| whose.families()) {
             match families.iter_mut().find(|f| f.name == family.name) {
-                Some(found) => found.series.extend(family.series),
+                Some(found) => family.series.into_iter().for_each(|series| {
+                    match found.series.iter_mut().find(|s| s.labels == series.labels) {
+                        Some(same) => same.value = sum(&same.value, &series.value),
+                        None => found.series.push(series),
+                    }
+                }),
                 None => families.push(family),
             }
         }
         families
+    }
+}
+
+/// Of numbers; of anything else the latter.
+fn sum(a: &SampleValue, b: &SampleValue) -> SampleValue {
+    match (a, b) {
+        (SampleValue::Counter(Value::U64(a)), SampleValue::Counter(Value::U64(b))) => {
+            SampleValue::Counter(Value::U64(a.saturating_add(*b)))
+        }
+        (SampleValue::Counter(a), SampleValue::Counter(b)) => {
+            SampleValue::Counter(Value::F64(a.as_f64() + b.as_f64()))
+        }
+        (SampleValue::Gauge(a), SampleValue::Gauge(b)) => SampleValue::Gauge(a + b),
+        (_, other) => other.clone(),
     }
 }

@@ -351,13 +351,13 @@ fn a_thread_does_not_wait_for_a_far_end_that_another_one_is_at() {
         for _ in 0..10_000 {
             histogram.observe(2.0);
         }
-        let late = container.flush(Duration::from_millis(1)).unwrap_err();
+        let late = container.flush(Duration::from_millis(2)).unwrap_err();
+        let_go.send(()).unwrap();
         assert!(
             late.to_string()
                 .starts_with("backend \"slow\" was not done within 1ms: 1 series"),
             "{late}"
         );
-        let_go.send(()).unwrap();
     });
     container.flush(SOON).unwrap();
     // What can wait is bounded, and what is more is counted.
@@ -512,12 +512,15 @@ impl Backend for Failing {
 }
 
 #[test]
-fn all_of_a_tee_are_flushed_though_one_fails_and_the_first_error_counts() {
+fn all_of_a_tee_are_flushed_though_one_fails() {
     let one = Arc::new(Failing("one", Mutex::default()));
     let two = Arc::new(Failing("two", Mutex::default()));
     let tee = TeeContainer::new("", [one.clone() as Arc<dyn Backend>, two.clone()]).unwrap();
     let error = tee.flush(SOON).unwrap_err();
-    assert_eq!(error.to_string(), "backend \"one\": the line is busy");
+    assert_eq!(
+        error.to_string(),
+        "backend \"tee\": backend \"one\": the line is busy; backend \"two\": the line is busy"
+    );
     tee.shutdown(SOON).unwrap();
     for backend in [one, two] {
         assert_eq!(*backend.1.lock().unwrap(), ["attach", "flush", "shutdown"]);
@@ -591,6 +594,10 @@ fn a_wrong_backend_is_an_error_that_lists_the_right_ones() {
         ("tee:prometheus,", "a name is missing"),
         ("tee:prometheus,tee:null", "a tee can't be in a tee"),
         ("tee:prometheus,stats", "nothing is called \"stats\""),
+        (
+            "tee:null,null",
+            "\"null\" is there twice, and would be told everything twice",
+        ),
     ] {
         let error = refused(&[("METRICBUS_BACKEND", value)]);
         let expected = format!(
@@ -665,4 +672,164 @@ fn a_backend_of_another_crate_is_asked_for_by_its_name() {
     assert_eq!(ledger.lines()[2], "app_c_total[] +1");
     assert_eq!(format!("{backends:?}").matches("book").count(), 1);
     assert_eq!(base.container.bus().unwrap().components()[0].name, "app");
+}
+
+/// A far end that panics whatever it is told, and whatever it is asked.
+#[derive(Debug)]
+struct Broken;
+
+impl Backend for Broken {
+    fn name(&self) -> &str {
+        "broken_mirror"
+    }
+
+    fn mirrors(&self) -> bool {
+        true
+    }
+
+    fn declare(&self, _: &Declared<'_>) -> Result<Option<Box<dyn Mirror>>, BackendError> {
+        Ok(Some(Box::new(Broken)))
+    }
+}
+
+impl Mirror for Broken {
+    fn inc(&self, _: u64) {
+        panic!("told");
+    }
+
+    fn read(&self) -> Option<SampleValue> {
+        panic!("asked");
+    }
+}
+
+#[test]
+fn one_of_a_tee_that_panics_takes_nothing_from_the_others() {
+    let ledger = Arc::new(Ledger::default());
+    let backends = [
+        Arc::new(Broken) as Arc<dyn Backend>,
+        Arc::new(Book(ledger.clone())),
+    ];
+    let tee = TeeContainer::new("", backends).unwrap();
+    let counter = tee.create_counter("c_total", "C.", &[]).unwrap();
+    counter.inc_by(10);
+    assert_eq!(ledger.counted.load(Ordering::SeqCst), 10);
+    assert_eq!(counter.get_value(), 110);
+    // Alone, it is asked in vain.
+    let alone = BackendContainer::with_backend(&MetricBus::new(), "", Arc::new(Broken)).unwrap();
+    let counter = alone.create_counter("c_total", "C.", &[]).unwrap();
+    counter.inc();
+    assert_eq!(counter.get_value(), 1);
+}
+
+/// Takes as long as it is given, but for what is told it.
+#[derive(Debug)]
+struct Dead(&'static str);
+
+impl Backend for Dead {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn shutdown(&self, deadline: Duration) -> Result<(), BackendError> {
+        Err(BackendError::other(self.0, format!("had {deadline:?}")))
+    }
+}
+
+#[test]
+fn each_of_a_tee_has_the_whole_deadline_and_all_failures_are_named() {
+    let backends = [
+        Arc::new(Dead("one")) as Arc<dyn Backend>,
+        Arc::new(Dead("two")),
+    ];
+    let tee = TeeContainer::new("", backends).unwrap();
+    assert_eq!(
+        tee.shutdown(SOON).unwrap_err().to_string(),
+        "backend \"tee\": backend \"one\": had 20s; backend \"two\": had 20s"
+    );
+}
+
+#[test]
+fn a_metric_is_mirrored_for_as_long_as_it_is_held() {
+    let (ledger, container) = book();
+    let counter = container.create_counter("c_total", "C.", &[]).unwrap();
+    counter.inc();
+    drop(container);
+    counter.inc_by(10);
+    assert_eq!(counter.get_value(), 111);
+    assert_eq!(ledger.counted.load(Ordering::SeqCst), 11);
+}
+
+#[test]
+fn the_largest_step_of_a_counter_is_told() {
+    let (ledger, container) = book();
+    let counter = container.create_counter("c_total", "C.", &[]).unwrap();
+    counter.inc_by(u64::MAX - 5);
+    assert_eq!(ledger.counted.load(Ordering::SeqCst), u64::MAX - 5);
+}
+
+#[test]
+fn a_flush_waits_for_series_that_were_removed() {
+    let (let_go, held) = mpsc::channel();
+    let told = Arc::new(AtomicU64::new(0));
+    let slow: &'static Slow = Box::leak(Box::new(Slow(Mutex::new(held), told.clone())));
+    let container = BackendContainer::with_backend(&MetricBus::new(), "", Arc::new(slow)).unwrap();
+    let histogram = container
+        .create_histogram("h", "H.", &[], Buckets::default())
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| histogram.observe(1.0));
+        while told.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        histogram.observe(2.0);
+        container.bus().remove("h").unwrap();
+        let late = container.flush(Duration::from_millis(2));
+        let_go.send(()).unwrap();
+        late.unwrap_err();
+    });
+    container.flush(SOON).unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn looking_up_a_child_takes_no_room_from_observations() {
+    let (let_go, held) = mpsc::channel();
+    let told = Arc::new(AtomicU64::new(0));
+    let slow: &'static Slow = Box::leak(Box::new(Slow(Mutex::new(held), told.clone())));
+    let container = BackendContainer::with_backend(&MetricBus::new(), "", Arc::new(slow)).unwrap();
+    let family = container
+        .create_histogram_family("h", "H.", &[], &["i"], Buckets::default())
+        .unwrap();
+    let child = family.with_label_values(&["a"]).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| child.observe(1.0));
+        while told.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        for _ in 0..8_000 {
+            child.observe(2.0);
+            family.with_label_values(&["a"]).unwrap();
+        }
+        let_go.send(()).unwrap();
+    });
+    container.flush(SOON).unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 8_001);
+}
+
+#[test]
+fn two_backends_of_one_name_are_one_series_of_what_is_counted_of_them() {
+    let bus = MetricBus::new();
+    let [one, two] = [(); 2].map(|()| {
+        let book = Arc::new(Book(Arc::new(Ledger::default())));
+        BackendContainer::with_backend(&bus, "", book).unwrap()
+    });
+    one.create_counter("c_total", "C.", &[]).unwrap().inc();
+    let families = bus.self_families();
+    let family = families
+        .iter()
+        .find(|family| family.name == "metricbus_backend_mirrored_total")
+        .unwrap();
+    assert_eq!(family.series.len(), 1);
+    assert_eq!(own(&bus, "metricbus_backend_mirrored_total"), 2.0);
+    drop(two);
 }

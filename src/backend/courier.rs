@@ -16,7 +16,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Wake, Waker},
@@ -36,6 +36,7 @@ use crate::{
     own::Counts,
     series::{SeriesCore, is_unmeasured},
     stats::{bump, next_id},
+    sync::lock,
     time::{Stamp, Time},
     watch::Watch,
 };
@@ -49,9 +50,9 @@ const TURN: usize = 64;
 /// For a thread that declares a series which another thread is declaring.
 const DECLARE_MAX: Duration = Duration::from_secs(5);
 
-/// All couriers of a bus to one backend. They end when it is dropped.
+/// All couriers of a bus to one backend. They end when it is dropped; until then the bus does not.
 pub(crate) struct Couriers {
-    bus: Weak<Inner>,
+    bus: MetricBus,
     watch: Arc<Watch>,
     shared: Arc<Shared>,
 }
@@ -66,6 +67,8 @@ struct Shared {
     panicked: AtomicU64,
     /// Of ends of turns.
     arrivals: Arrivals,
+    /// Of removed series, those that may have something left to tell.
+    departed: Mutex<Vec<Weak<Courier>>>,
 }
 
 impl Couriers {
@@ -80,6 +83,7 @@ impl Couriers {
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
             arrivals: Arrivals::new(),
+            departed: Mutex::default(),
         });
         let id = next_id();
         let make = {
@@ -109,7 +113,7 @@ impl Couriers {
         inner.show_own(shown);
         inner.watch(&watch);
         Couriers {
-            bus: Arc::downgrade(inner),
+            bus: bus.clone(),
             watch,
             shared,
         }
@@ -143,15 +147,15 @@ impl Couriers {
 
     /// Waits until all that was mutated before is told.
     pub(crate) fn settle(&self, deadline: Duration) -> Result<(), BackendError> {
-        let Some(bus) = self.bus.upgrade().map(MetricBus::of) else {
-            return Ok(());
-        };
-        let series = bus.series(self.watch.selector.clone()).unwrap_or_default();
+        let series = self.bus.series(self.watch.selector.clone());
+        let series = series.unwrap_or_default();
+        let present = series.iter().filter_map(|series| self.of(series.core()));
+        let departed: Vec<_> = lock(&self.shared.departed)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
         let start = Instant::now();
-        let late = series.iter().filter(|series| {
-            let Some(courier) = self.of(series.core()) else {
-                return false;
-            };
+        let late = present.chain(departed).filter(|courier| {
             let left = deadline.saturating_sub(start.elapsed());
             !self
                 .shared
@@ -177,9 +181,7 @@ impl Couriers {
 
 impl Drop for Couriers {
     fn drop(&mut self) {
-        if let Some(bus) = self.bus.upgrade() {
-            bus.unwatch(&self.watch);
-        }
+        self.bus.inner().unwatch(&self.watch);
     }
 }
 
@@ -301,8 +303,7 @@ impl Courier {
             Word::Value(bits) => match self.meta.numbers {
                 Numbers::Whole => {
                     let by = bits.wrapping_sub(self.told.swap(bits, Ordering::Relaxed));
-                    // Two values that changed places when one was dropped: the later one has told it all.
-                    if by == 0 || by > u64::MAX / 2 {
+                    if by == 0 {
                         return;
                     }
                     mirror.inc(by);
@@ -420,5 +421,14 @@ impl Listener for Ear {
 
     fn removed(&mut self, _value: f64, _stamp: &mut Stamp<'_>, wakes: &mut Wakes) {
         self.bring(Word::Removed, wakes);
+        let mut departed = lock(&self.courier.shared.departed);
+        if departed.len() == departed.capacity() {
+            // Before it grows.
+            departed.retain(|courier| {
+                let courier = courier.upgrade();
+                courier.is_some_and(|courier| !courier.queue.is_empty())
+            });
+        }
+        departed.push(Arc::downgrade(&self.courier));
     }
 }

@@ -40,8 +40,8 @@ pub type TeeContainer = BackendContainer<Tee>;
 /// A container that is a scope of a [`MetricBus`] with a [`Backend`]: every metric of the bus is reported there, whether
 /// it was created here, by a derived struct, or on the bus itself.
 ///
-/// Clones share the bus and the backend. When the last one is dropped, a backend that mirrors is told of nothing more;
-/// call [`shutdown`](MetricContainer::shutdown) before, so that nothing is left behind.
+/// Clones share the bus and the backend. When the last one is dropped, and the last metric and family made in it, a backend that
+/// mirrors is told of nothing more; call [`shutdown`](MetricContainer::shutdown) before, so that nothing is left behind.
 pub struct BackendContainer<B: Backend + ?Sized = dyn Backend> {
     scope: Scope,
     backend: Arc<B>,
@@ -277,9 +277,14 @@ macro_rules! create {
         ) -> Result<Box<$object>, DeclareError> {
             let desc = Desc::new(name, help)$(.buckets($buckets))?;
             let metric = self.declare::<$metric>(desc, labels)?;
-            Ok(match self.mirror_of(metric.series().core())? {
-                Some(mirror) => Box::new(Mirrored { metric, mirror }),
-                None => Box::new(metric),
+            let mirror = self.mirror_of(metric.series().core())?;
+            Ok(match (mirror, self.couriers.clone()) {
+                (Some(mirror), Some(couriers)) => Box::new(Mirrored {
+                    metric,
+                    mirror,
+                    _couriers: couriers,
+                }),
+                _ => Box::new(metric),
             })
         }
 
@@ -356,12 +361,12 @@ impl<B: Backend + ?Sized> BackendContainer<B> {
         deadline: Duration,
         then: impl FnOnce(Duration) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
-        let start = std::time::Instant::now();
-        let settled = match &self.couriers {
-            // Of a tee, the others may have something to send, too.
-            Some(couriers) => couriers.settle(deadline / 2),
-            None => Ok(()),
+        let Some(couriers) = &self.couriers else {
+            return then(deadline);
         };
+        let start = std::time::Instant::now();
+        // Of a tee, the others may have something to send, too.
+        let settled = couriers.settle(deadline / 2);
         settled.and(then(deadline.saturating_sub(start.elapsed())))
     }
 }
@@ -390,6 +395,8 @@ impl<B: Backend + ?Sized> fmt::Debug for BackendContainer<B> {
 struct Mirrored<M> {
     metric: M,
     mirror: Arc<dyn Mirror>,
+    /// It goes on being told when the container is gone.
+    _couriers: Arc<Couriers>,
 }
 
 impl<M> Mirrored<M> {
@@ -477,7 +484,11 @@ macro_rules! mirrored_family {
             fn with_label_values(&self, values: &[&str]) -> Result<Box<$object>, LabelError> {
                 let metric = self.family.with_label_values(values)?;
                 Ok(match self.couriers.declare(metric.series().core()) {
-                    Ok(Some(mirror)) => Box::new(Mirrored { metric, mirror }),
+                    Ok(Some(mirror)) => Box::new(Mirrored {
+                        metric,
+                        mirror,
+                        _couriers: self.couriers.clone(),
+                    }),
                     Ok(None) | Err(_) => Box::new(metric),
                 })
             }
