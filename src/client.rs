@@ -456,6 +456,7 @@ pub(crate) fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> io::Res
 
 /// Servers whose answers a test writes.
 #[cfg(test)]
+#[allow(dead_code)] // Not all who use the client are tested with all of it.
 pub(crate) mod served {
     use std::{
         convert::Infallible,
