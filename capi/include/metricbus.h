@@ -383,9 +383,8 @@ typedef struct mb_value {
     size_t buckets_len;
 } mb_value;
 
-// What a library that is a backend exports: a function of this name and type, which gives its table.
-//
-//     const mb_backend_table *metricbus_backend(void);
+// What a library that is a backend gives from the one function that it exports:
+// `const struct mb_backend_table *metricbus_backend(void)`.
 //
 // The table is never freed or changed. Size and version are looked at before anything else: of a table from another
 // minor version, what both know is used.

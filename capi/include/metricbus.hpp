@@ -556,6 +556,7 @@ class bus {
     subscription on_threshold(std::string_view selector, const threshold &threshold,
                               std::function<void(const crossing &)> f) const {
         using callback = std::function<void(const crossing &)>;
+        not_empty(f);
         mb_subscription *made = nullptr;
         auto call = [](const mb_crossing *c, void *user) noexcept -> std::int32_t {
             return attempt([&] {
@@ -572,6 +573,7 @@ class bus {
     // Calls `f` when one of the series has moved by `delta` or more since it was last told.
     subscription on_delta(std::string_view selector, double delta, std::function<void(const moved &)> f) const {
         using callback = std::function<void(const moved &)>;
+        not_empty(f);
         mb_subscription *made = nullptr;
         auto call = [](const mb_moved *m, void *user) noexcept -> std::int32_t {
             return attempt([&] {
@@ -587,6 +589,7 @@ class bus {
     // Calls `f` when one of the series has changed since it was last told.
     subscription on_change(std::string_view selector, std::function<void(const changed &)> f) const {
         using callback = std::function<void(const changed &)>;
+        not_empty(f);
         mb_subscription *made = nullptr;
         auto call = [](const mb_changed *c, void *user) noexcept -> std::int32_t {
             return attempt([&] {
@@ -646,6 +649,12 @@ class bus {
             detail::check(detail::calls<Metric>::make(handle_.get(), raw, &metric));
         });
         return Metric(metric);
+    }
+
+    template <class F> static void not_empty(const F &f) {
+        if (!f) {
+            throw error(MB_ERROR_POINTER, "the callback is an empty function");
+        }
     }
 
     // No exception may leave a callback.

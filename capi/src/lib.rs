@@ -23,7 +23,7 @@
 //! C++ code that is linked into the program finds the functions there. A shared library that the program loads finds them
 //! if the program exports its symbols: with `cargo:rustc-link-arg-bins=-rdynamic` in its `build.rs`. It must not be linked
 //! with `libmetricbus_capi`: that would be a second copy, which refuses the bus of the first
-//! ([`MB_ERROR_FOREIGN`](crate::MB_ERROR_FOREIGN)).
+//! ([`MB_ERROR_FOREIGN`]).
 
 // The names are C's.
 #![allow(non_camel_case_types)]
@@ -60,3 +60,18 @@ pub fn share_scope(scope: &Scope) -> *mut mb_bus {
     exports::keep();
     Box::into_raw(Box::new(mb_bus::new(scope.clone())))
 }
+
+/// Handles may be used by several threads at once, and given back by any.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Scope>();
+    shared::<mb_counter>();
+    shared::<mb_counter_family>();
+    shared::<mb_gauge>();
+    shared::<mb_gauge_family>();
+    shared::<mb_histogram>();
+    shared::<mb_histogram_family>();
+    shared::<mb_window>();
+    shared::<mb_subscription>();
+    shared::<mb_server>();
+};

@@ -68,10 +68,8 @@ impl Bus {
     fn gauge(&self, name: &str) -> *mut mb_gauge {
         let mut gauge = ptr::null_mut();
         // SAFETY: all of it lives.
-        assert_eq!(
-            unsafe { mb_gauge_new(self.0, &desc(name), &mut gauge) },
-            MB_OK
-        );
+        let status = unsafe { mb_gauge_new(self.0, &desc(name), &mut gauge) };
+        assert_eq!(status, MB_OK);
         gauge
     }
 }
@@ -241,10 +239,8 @@ fn the_size_of_a_structure_is_looked_at_before_anything_else() {
         let mut wrong = desc("jobs_total");
         wrong.size = size;
         // SAFETY: no more than the size is read.
-        assert_eq!(
-            unsafe { mb_counter_new(bus.0, &wrong, &mut counter) },
-            MB_ERROR_VALUE
-        );
+        let status = unsafe { mb_counter_new(bus.0, &wrong, &mut counter) };
+        assert_eq!(status, MB_ERROR_VALUE);
         assert!(error().contains("set it to sizeof(mb_desc)"), "{}", error());
     }
 }
@@ -446,24 +442,18 @@ struct Listener {
     dropped: Arc<AtomicUsize>,
 }
 
-impl Listener {
-    #[allow(clippy::type_complexity)]
-    fn new(
-        status: i32,
-    ) -> (
-        *mut c_void,
-        mpsc::Receiver<(String, i32, i32, f64, u64)>,
-        Arc<AtomicUsize>,
-    ) {
-        let (told, hear) = mpsc::channel();
-        let dropped = Arc::<AtomicUsize>::default();
-        let listener = Listener {
-            told,
-            status,
-            dropped: dropped.clone(),
-        };
-        (Box::into_raw(Box::new(listener)).cast(), hear, dropped)
-    }
+type Told = mpsc::Receiver<(String, i32, i32, f64, u64)>;
+
+/// The data of a callback that returns `status`, what it is told, and how often it was dropped.
+fn listener(status: i32) -> (*mut c_void, Told, Arc<AtomicUsize>) {
+    let (told, hear) = mpsc::channel();
+    let dropped = Arc::<AtomicUsize>::default();
+    let listener = Listener {
+        told,
+        status,
+        dropped: dropped.clone(),
+    };
+    (Box::into_raw(Box::new(listener)).cast(), hear, dropped)
 }
 
 unsafe extern "C" fn crossed(crossing: *const mb_crossing, user: *mut c_void) -> i32 {
@@ -493,7 +483,7 @@ unsafe extern "C" fn drop_listener(user: *mut c_void) {
 fn a_threshold_calls_back_and_its_data_is_given_back_once() {
     let bus = Bus::new();
     let gauge = bus.gauge("kv_usage");
-    let (user, hear, dropped) = Listener::new(0);
+    let (user, hear, dropped) = listener(0);
     let mut subscription = ptr::null_mut();
     // SAFETY: handles are alive and freed once.
     unsafe {
@@ -571,7 +561,7 @@ fn the_data_is_given_back_where_nothing_was_subscribed() {
         (bus.0, "a", &unknown, Some(crossed), MB_ERROR_VALUE),
     ];
     for (bus, selector, threshold, callback, status) in cases {
-        let (user, _hear, dropped) = Listener::new(0);
+        let (user, _hear, dropped) = listener(0);
         // SAFETY: what is wrong here is found before it is used.
         let got = unsafe {
             mb_on_threshold(
@@ -593,7 +583,7 @@ fn the_data_is_given_back_where_nothing_was_subscribed() {
 #[test]
 fn any_byte_may_stand_where_a_bool_should() {
     let bus = Bus::new();
-    let (user, _hear, _dropped) = Listener::new(0);
+    let (user, _hear, _dropped) = listener(0);
     let mut threshold = above(1.0);
     let mut subscription = ptr::null_mut();
     // SAFETY: it is C code's way to be wrong; the function reads it as a byte.
@@ -619,7 +609,7 @@ fn any_byte_may_stand_where_a_bool_should() {
 fn a_callback_that_fails_three_times_in_a_row_is_detached() {
     let bus = Bus::new();
     let gauge = bus.gauge("kv_usage");
-    let (user, hear, dropped) = Listener::new(-1);
+    let (user, hear, dropped) = listener(-1);
     let mut subscription = ptr::null_mut();
     // SAFETY: zeros are a value of it.
     let mut stats: mb_subscription_stats = unsafe { std::mem::zeroed() };
@@ -780,7 +770,7 @@ fn a_callback_may_end_its_own_subscription() {
 fn a_subscription_outlives_its_bus_and_its_data_is_given_back_all_the_same() {
     let bus = MetricBus::new();
     let shared = share(&bus);
-    let (user, hear, dropped) = Listener::new(0);
+    let (user, hear, dropped) = listener(0);
     let mut subscription = ptr::null_mut();
     // SAFETY: handles are alive and freed once.
     unsafe {
@@ -806,7 +796,7 @@ fn a_forgotten_subscription_lives_as_long_as_the_bus() {
     let bus = MetricBus::new();
     let shared = Bus::on(&bus);
     let gauge = shared.gauge("depth");
-    let (user, hear, dropped) = Listener::new(0);
+    let (user, hear, dropped) = listener(0);
     let mut subscription = ptr::null_mut();
     // SAFETY: handles are alive and freed once.
     unsafe {
@@ -836,10 +826,8 @@ fn threads_count_with_one_handle_and_each_has_its_own_last_error() {
     let bus = Bus::new();
     let mut counter = ptr::null_mut();
     // SAFETY: all of it lives.
-    assert_eq!(
-        unsafe { mb_counter_new(bus.0, &desc("jobs_total"), &mut counter) },
-        MB_OK
-    );
+    let status = unsafe { mb_counter_new(bus.0, &desc("jobs_total"), &mut counter) };
+    assert_eq!(status, MB_OK);
     let handle = counter.expose_provenance();
     thread::scope(|scope| {
         for _ in 0..4 {

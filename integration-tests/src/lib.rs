@@ -1,10 +1,12 @@
-//! A harness for tests against real programs: Prometheus, promtool, the Pushgateway, the parsers of
-//! `prometheus_client`, nats-server, and an OpenTelemetry collector.
+//! A harness for tests against real programs: Prometheus, promtool, the Pushgateway, the parsers of `prometheus_client`,
+//! nats-server, an OpenTelemetry collector, and the C and C++ compilers.
 //!
 //! One module per foreign program. Each starts it, talks to it, and stops it by its own process id, whatever way the
 //! test ends. `make test` gets the programs; where one is missing all the same, its tests fail in CI and are skipped
 //! elsewhere ([`parts`] decides). Everything listens on free ports of 127.0.0.1.
 
+pub mod component;
+pub mod cpp;
 pub mod http;
 pub mod nats;
 pub mod otlp;

@@ -33,6 +33,15 @@ fn debian_program(folder: &str, name: &str) -> Option<PathBuf> {
     found.or_else(|| missing(name))
 }
 
+/// A program of the machine's, which is part of `package`.
+pub fn on_path(name: &str, package: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file());
+    found.or_else(|| missing(&format!("{name} ({package})")))
+}
+
 /// The Python of the virtual environment that `make test` makes.
 pub fn python() -> Option<PathBuf> {
     let python = checkout().join(".venv/bin/python");

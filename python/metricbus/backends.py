@@ -95,6 +95,7 @@ class Libnv(Backend):
 
     `path` is that of the library; without it, the one in the environment variable `METRICBUS_LIBNV` counts. The library is
     told `service_name` and `prefix`. Its functions run in the thread that mutates, and Python's other threads wait meanwhile.
+    Counters of Python count in doubles, so to the library each is one of the kind `MB_REAL_COUNTER`, told by `add`.
     """
 
     service_name: str

@@ -48,7 +48,7 @@ enum Spec {
     Prometheus,
     Null,
     /// `None`: as the environment says.
-    Otlp(Option<OtlpOptions>),
+    Otlp(Option<Box<OtlpOptions>>),
     Libnv {
         service: String,
         prefix: String,
@@ -67,7 +67,7 @@ impl Spec {
                 let options = value.get_item(1)?;
                 Spec::Otlp(match options.is_none() {
                     true => None,
-                    false => Some(otlp::OtlpOptions::of(&options)?),
+                    false => Some(Box::new(otlp::OtlpOptions::of(&options)?)),
                 })
             }
             "libnv" => {
@@ -90,7 +90,7 @@ impl Spec {
             Spec::Null => Arc::new(Null),
             Spec::Otlp(options) => {
                 let options = match options {
-                    Some(options) => options.clone(),
+                    Some(options) => OtlpOptions::clone(options),
                     None => OtlpOptions::from_env()?,
                 };
                 let options = options.service_name_or(prefix.trim_end_matches('_'));
@@ -125,6 +125,7 @@ impl What {
             What::One(spec) => which(spec),
             What::Tee(specs) => specs.iter().any(which),
             What::Env { backend, .. } => backend
+                .trim()
                 .trim_start_matches("tee:")
                 .split(',')
                 .any(|part| part.trim().split(':').next() == Some(name)),

@@ -117,7 +117,9 @@ impl OtlpOptions {
             }
         }
         let time = |what, value: Option<&Bound<'_, PyAny>>| -> PyResult<Option<Duration>> {
-            value.map(|value| convert::duration(what, value)).transpose()
+            value
+                .map(|value| convert::duration(what, value))
+                .transpose()
         };
         if let Some(timeout) = time("timeout", timeout)? {
             options = options.timeout(timeout);

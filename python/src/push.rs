@@ -43,12 +43,7 @@ impl Push {
         bus.current().cloned()
     }
 
-    fn wait(
-        &self,
-        py: Python<'_>,
-        what: What,
-        bus: Option<metricbus::MetricBus>,
-    ) -> PyResult<()> {
+    fn wait(&self, py: Python<'_>, what: What, bus: Option<metricbus::MetricBus>) -> PyResult<()> {
         let (push, runtime) = (self.0.clone(), runtime::get()?);
         let sent = py.detach(|| runtime.block_on(run(push, what, bus)));
         sent.or_raise()

@@ -12,6 +12,7 @@ from types import ModuleType
 import httpx
 import matplotlib.image
 import pytest
+from conftest import Collector
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -89,3 +90,22 @@ def test_the_plot_of_a_window_shows_when_the_rule_fired(tmp_path: Path) -> None:
     # Something is drawn: lines, and the time in which it fired, in red.
     red = (pixels[..., 0] > pixels[..., 2] + 0.05).mean()
     assert 0.1 < red < 0.6
+
+
+def test_the_component_says_the_same_with_each_backend(library: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+    said = {
+        backend: example("switch_backend.py", "--backend", backend, "--prefix", "app").stdout
+        for backend in ("prometheus", "null", "otlp", f"libnv:{library}", f"tee:otlp,libnv:{library}")
+    }
+    assert "GET requests: 75\n" in said["prometheus"]
+    assert "\neverything is where it belongs\n" in said["prometheus"]
+    assert "\napp_cache_hits_total 34\n" in said["prometheus"]
+    assert set(said.values()) == {said["prometheus"]}
+    points = collector.until(lambda points: len(points) >= 10)
+    assert {point.value for point in points if point.name == "app_cache_hits_total"} == {34}
+
+
+def test_a_wrong_backend_is_said_before_anything_happens() -> None:
+    done = example("switch_backend.py", "--backend", "statsd", status=2)
+    assert 'nothing is called "statsd"; there are ' in done.stderr

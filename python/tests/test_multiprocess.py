@@ -185,6 +185,31 @@ def test_of_one_name_and_two_types_the_first_stays(directory: Path, caplog: pyte
     second.close()
 
 
+def test_who_asks_for_protobuf_gets_text_and_exemplars_come_along(directory: Path) -> None:
+    bus = mb.MetricBus(native_histograms=True)
+    bus.counter("jobs_total", "Jobs.").inc(2, exemplar={"trace_id": "a b"})
+    bus.histogram("seconds", "Seconds.", ("path",), buckets=(1,)).labels("/").observe(0.5, {"trace_id": "c"})
+    worker = multiprocess.start(bus, directory, name="a")
+    protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
+    gatherer = multiprocess.Gatherer(directory)
+    _, headers, body = gatherer.answer(accept=protobuf)
+    assert dict(headers)["content-type"].startswith("text/plain;")
+    assert b'jobs_total{worker="a"} 2\n' in body
+    _, headers, body = gatherer.answer(accept=f"{protobuf};q=0.7,application/openmetrics-text;version=1.0.0;q=0.6")
+    assert dict(headers)["content-type"].startswith("application/openmetrics-text;")
+    exemplars = {
+        sample.name: (sample.labels, sample.exemplar.labels)
+        for family in parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert exemplars == {
+        "jobs_total": ({"worker": "a"}, {"trace_id": "a b"}),
+        "seconds_bucket": ({"worker": "a", "path": "/", "le": "1.0"}, {"trace_id": "c"}),
+    }
+    worker.close()
+
+
 def test_openmetrics_and_gzip_are_negotiated(directory: Path) -> None:
     bus = mb.MetricBus()
     bus.counter("sent_bytes_total", "Bytes.", unit="bytes").inc(3)

@@ -33,6 +33,12 @@ def test_a_block_runs_and_prints_what_it_says(code: str, output: str, request: p
     environment = dict(os.environ)
     if "NatsOptions" in code:
         environment["NATS_URL"] = request.getfixturevalue("nats").url
+    if "OtlpOptions" in code:
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = request.getfixturevalue("collector").url()
+    if "new_libnv" in code:
+        environment["METRICBUS_LIBNV"] = str(request.getfixturevalue("library"))
+    if "push_to_gateway" in code:
+        environment["PUSHGATEWAY"] = request.getfixturevalue("pushgateway").url
     with tempfile.TemporaryDirectory(prefix="mb-") as directory:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],

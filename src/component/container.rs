@@ -351,11 +351,11 @@ impl<B: Backend + ?Sized> BackendContainer<B> {
         deadline: Duration,
         then: impl FnOnce(Duration) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
-        let start = std::time::Instant::now();
-        let settled = match &self.couriers {
-            Some(couriers) => couriers.settle(deadline),
-            None => Ok(()),
+        let Some(couriers) = &self.couriers else {
+            return then(deadline);
         };
+        let start = std::time::Instant::now();
+        let settled = couriers.settle(deadline);
         settled.and(then(deadline.saturating_sub(start.elapsed())))
     }
 }

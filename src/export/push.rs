@@ -120,7 +120,7 @@ pub enum PushError {
         /// What is wrong.
         why: String,
     },
-    /// There is no tokio runtime with I/O and timers.
+    /// There is no tokio runtime.
     #[error("can't push outside of a tokio runtime; the methods that end in _blocking need none")]
     NoRuntime,
     /// No answer came: nobody is there, the way is broken, or it took too long.
@@ -331,6 +331,10 @@ impl Push {
     /// # Errors
     ///
     /// [`PushError`]. Where it says that the gateway refused it, the group is as it was.
+    ///
+    /// # Panics
+    ///
+    /// Where tokio does: in a runtime made without `enable_io` and `enable_time`.
     pub async fn push(&self, bus: &MetricBus) -> Result<(), PushError> {
         self.send(Method::PUT, Some(bus)).await
     }
@@ -347,6 +351,10 @@ impl Push {
     /// # Errors
     ///
     /// As [`push`](Push::push).
+    ///
+    /// # Panics
+    ///
+    /// As [`push`](Push::push).
     pub async fn add(&self, bus: &MetricBus) -> Result<(), PushError> {
         self.send(Method::POST, Some(bus)).await
     }
@@ -361,6 +369,10 @@ impl Push {
     /// ```
     ///
     /// # Errors
+    ///
+    /// As [`push`](Push::push).
+    ///
+    /// # Panics
     ///
     /// As [`push`](Push::push).
     pub async fn delete(&self) -> Result<(), PushError> {

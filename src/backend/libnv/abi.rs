@@ -113,9 +113,8 @@ pub struct mb_value {
     pub buckets_len: usize,
 }
 
-/// What a library that is a backend exports: a function of this name and type, which gives its table.
-///
-///     const mb_backend_table *metricbus_backend(void);
+/// What a library that is a backend gives from the one function that it exports:
+/// `const struct mb_backend_table *metricbus_backend(void)`.
 ///
 /// The table is never freed or changed. Size and version are looked at before anything else: of a table from another
 /// minor version, what both know is used.

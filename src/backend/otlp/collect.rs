@@ -357,7 +357,14 @@ impl Collector {
                 continue;
             }
             let shape = self.shape(&family.meta);
-            family.for_each(|series| self.series(&mut encoder, &shape, series, now));
+            if self.delta {
+                // Asking an ear anew may wake others, which is not to happen under the family's lock.
+                for series in family.children() {
+                    self.series(&mut encoder, &shape, &series, now);
+                }
+            } else {
+                family.for_each(|series| self.series(&mut encoder, &shape, series, now));
+            }
             encoder.end(&shape);
         }
         if self.own_metrics {
