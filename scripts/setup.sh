@@ -249,7 +249,7 @@ ensure_rotel() {
     why=$(reason)
     rm -rf "$fetched"
     say "no rotel, which receives what is exported by OTLP in the tests: $why"
-    say "to get it: .venv/bin/python -m pip install --no-deps --target .tools/rotel rotel==$rotel (wheels are for Python 3.10 to 3.13), and chmod +x .tools/rotel/rotel/rotel-agent"
+    say "to get it: .venv/bin/python -m pip install --no-deps --target .tools/rotel rotel==$rotel, and chmod +x .tools/rotel/rotel/rotel-agent"
     return 1
 }
 

@@ -33,6 +33,13 @@ const ANSWER_MAX: usize = 64 * 1024;
 /// For how long a connection is kept that nothing is asked on.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 
+/// While something is asked over HTTP/2, whether the server is there is asked this often.
+#[cfg(feature = "otlp-grpc")]
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// The end of a connection whose server has not said so for this long.
+#[cfg(feature = "otlp-grpc")]
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why a client could not be made, or a request has no answer. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ClientError {
@@ -201,7 +208,11 @@ impl Client {
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(2);
         #[cfg(feature = "otlp-grpc")]
-        builder.http2_only(reach.http2);
+        builder
+            .http2_only(reach.http2)
+            // A request that was given up does not end a connection that others share. One that is dead has to.
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT);
         Ok(Client {
             pool: builder.build(connector),
         })
@@ -445,6 +456,7 @@ pub(crate) fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> io::Res
 
 /// Servers whose answers a test writes.
 #[cfg(test)]
+#[allow(dead_code)] // Not all who use the client are tested with all of it.
 pub(crate) mod served {
     use std::{
         convert::Infallible,

@@ -35,7 +35,7 @@ use self::{
     options::Ready,
     own::Stats,
     sender::Sender,
-    worker::{Command, Flushed, Worker},
+    worker::{Command, FLUSHES_MAX, Flushed, Worker},
 };
 use crate::{
     MetricBus,
@@ -229,7 +229,10 @@ impl OtlpExporter {
     }
 
     fn ended(&self) -> BackendError {
-        BackendError::other(NAME, "the exporter was shut down")
+        BackendError::other(
+            NAME,
+            "the exporter has ended: it was shut down, or its thread failed",
+        )
     }
 
     fn wait(&self, answer: &Receiver<Flushed>, deadline: Duration) -> Result<(), BackendError> {
@@ -252,6 +255,10 @@ impl OtlpExporter {
                     deadline,
                     why,
                 })
+            }
+            Err(RecvTimeoutError::Disconnected) if stats.running.load(Relaxed) => {
+                let why = format!("more than {FLUSHES_MAX} flushes wait for the collector");
+                Err(BackendError::other(NAME, why))
             }
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }

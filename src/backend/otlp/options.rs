@@ -637,8 +637,8 @@ impl OtlpOptions {
             },
             batch_points: self.batch_points,
             queue_bytes: self.queue_bytes,
-            retry_first: self.retry_first,
-            retry_max: self.retry_max,
+            retry_first: self.retry_first.min(LONGEST),
+            retry_max: self.retry_max.min(LONGEST),
             own_metrics: self.own_metrics,
             disabled: self.disabled,
         })

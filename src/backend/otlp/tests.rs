@@ -177,6 +177,8 @@ fn counters_and_gauges_are_exported_each_interval_with_all_that_is_known_of_them
     assert_eq!(value(point), 1.5);
     assert_eq!(values(&seen)["kv_usage{}"], 0.25);
 
+    // Before the time of the answer passes, too.
+    until("it is taken", || exporter.status().points_exported == 2);
     clock.advance(MINUTE);
     assert_eq!(values(&server.next()).len(), 2);
     exporter.shutdown(LONG).unwrap();
@@ -311,8 +313,9 @@ fn deltas_add_up_to_what_was_counted_and_nothing_new_is_no_point() {
             histogram.observe(round as f64);
         }
         clock.advance(MINUTE);
-        until("it is collected", || {
-            exporter.status().collections == round + 1
+        until("it is delivered", || {
+            let status = exporter.status();
+            status.collections == round + 1 && status.queue_points == 0
         });
         if round % 2 == 1 {
             // Nothing at all has happened, and so there is nothing to send.
@@ -696,7 +699,9 @@ fn deltas_that_have_no_room_wait_in_their_metrics_and_none_is_lost() {
     }
     assert!(exporter.status().collections_postponed > 2);
     open.store(200, SeqCst);
-    exporter.flush(LONG).unwrap();
+    // A request that is being refused at this moment begins another wait, which only a further flush ends on this clock.
+    let short = Duration::from_millis(50);
+    until("it is delivered", || exporter.flush(short).is_ok());
     let mut sum = 0.0;
     let mut tried = BTreeMap::new();
     while let Some(seen) = server.seen() {
@@ -795,6 +800,45 @@ fn an_exporter_that_ended_leaves_nothing_at_the_series() {
     let sketch = core.buckets.as_ref().unwrap().sketch().unwrap().snapshot();
     assert_eq!(sketch.iter().map(|(_, n)| n).sum::<u64>(), 1);
     assert!(core.cell.is_open());
+}
+
+#[test]
+fn a_forked_child_is_told_so_and_leaves_the_parents_exporter_alone() {
+    let server = all_well();
+    let (bus, _) = bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let exporter = start(&bus, to(&server));
+    // As a child finds it: with everything but the thread, in a process of another id.
+    let child = OtlpExporter(Arc::new(Handle {
+        stats: exporter.0.stats.clone(),
+        commands: exporter.0.commands.clone(),
+        thread: Mutex::default(),
+        timeout: exporter.0.timeout,
+        process: process::id() + 1,
+    }));
+    for outcome in [child.flush(LONG), child.shutdown(LONG)] {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("start one here, after the fork"), "{error}");
+    }
+    drop(child);
+    counter.inc();
+    exporter.flush(LONG).unwrap();
+    assert_eq!(values(&server.next())["c_total{}"], 1.0);
+}
+
+#[test]
+fn flushes_beyond_the_bound_are_refused_and_the_last_one_is_not() {
+    let server = Server::start(|_| Reply::Hang);
+    let (bus, _) = bus();
+    bus.counter("c_total", "c").unwrap().inc();
+    let exporter = start(&bus, to(&server));
+    for _ in 0..FLUSHES_MAX {
+        exporter.flush(Duration::ZERO).unwrap_err();
+    }
+    let error = exporter.flush(LONG).unwrap_err().to_string();
+    assert!(error.contains("flushes wait"), "{error}");
+    let error = exporter.shutdown(Duration::from_millis(1)).unwrap_err();
+    assert!(matches!(error, BackendError::Deadline { .. }), "{error:?}");
 }
 
 #[test]

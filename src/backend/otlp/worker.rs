@@ -26,6 +26,9 @@ const AFTER_MAX: Duration = Duration::from_secs(600);
 /// A collector that asks to be left alone for less is tried again as if it had not asked.
 const AFTER_MIN: Duration = Duration::from_millis(100);
 
+/// So many flushes may wait at a time.
+pub(super) const FLUSHES_MAX: usize = 1_024;
+
 /// What the thread is asked to do.
 pub(super) enum Command {
     /// Have what was counted until now delivered, or not, and say so.
@@ -190,7 +193,6 @@ impl Worker {
     }
 
     fn collect(&mut self) {
-        self.stats.collections.fetch_add(1, Relaxed);
         let (sender, mut collected) = (self.sender.clone(), Vec::new());
         self.collector.collect(&mut |Request { body, points }| {
             collected.push((sender.body(body), points));
@@ -199,6 +201,7 @@ impl Worker {
         for (body, points) in collected {
             self.push(body, points);
         }
+        self.stats.collections.fetch_add(1, Relaxed);
     }
 
     fn push(&mut self, body: Body, points: u64) {
@@ -341,6 +344,10 @@ impl Worker {
     }
 
     fn flush(&mut self, reply: Option<SyncSender<Flushed>>) {
+        // Dropping the reply tells whoever waits for it. A last flush is never refused.
+        if self.ending.is_none() && self.waiting.len() >= FLUSHES_MAX {
+            return;
+        }
         self.waiting.push(Waiting {
             up_to: None,
             lost_before: self.stats.lost(),
