@@ -407,9 +407,7 @@ pub(crate) fn end_backends(py: Python<'_>, deadline: f64) -> Vec<String> {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => errors.push(error.to_string()),
                 Err(_) => {
-                    errors.push(format!(
-                        "{waiting} backends were not done within {deadline:?}"
-                    ));
+                    errors.push(format!("not every backend was done within {deadline:?}"));
                     break;
                 }
             }

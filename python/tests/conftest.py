@@ -255,19 +255,30 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
     collector.stop()
 
 
+Compile = Callable[[Path], Path]
+
+
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample of a library that counts by itself, which writes to the file that COUNTING_BACKEND_FILE names."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Makes a library of a backend in C++."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         _missing("there is no C++ compiler: no g++ in PATH")
-    capi = ROOT / "capi"
-    path = tmp_path_factory.mktemp("library") / "libcounting.so"
-    flags = ["-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", f"-I{capi / 'include'}"]
-    command = [compiler, *flags, str(capi / "examples" / "backend.cpp"), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return path
+
+    def compiled(source: Path) -> Path:
+        path = tmp_path_factory.mktemp("library") / f"lib{source.stem}.so"
+        flags = ["-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", f"-I{ROOT / 'capi' / 'include'}"]
+        done = subprocess.run([compiler, *flags, str(source), "-o", str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return path
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def library(compiled: Compile) -> Path:
+    """The sample of a library that counts by itself, which writes to the file that COUNTING_BACKEND_FILE names."""
+    return compiled(ROOT / "capi" / "examples" / "backend.cpp")
 
 
 class Pushgateway:

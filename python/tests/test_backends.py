@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Collector, Point, Run
+from conftest import Collector, Compile, Point, Run
 from prometheus_client.parser import text_string_to_metric_families
 
 import metricbus as mb
@@ -727,6 +727,68 @@ class TestFork:
         )
         points = collector.until(lambda points: any(point.value == 7 for point in points))
         assert points[-1].name == "app_jobs_total"
+
+
+STUBBORN = """
+#include "metricbus.hpp"
+#include <unistd.h>
+
+struct nothing : metricbus::plugin::series {
+    void get_value(mb_value &) const override {}
+};
+
+struct stubborn : metricbus::plugin::backend {
+    explicit stubborn(const metricbus::plugin::config &) {}
+
+    std::unique_ptr<metricbus::plugin::series> declare(const metricbus::plugin::declared &series) override {
+        if (series.name == "app_unwanted_total") {
+            throw std::runtime_error("nobody wants that");
+        }
+        return std::make_unique<nothing>();
+    }
+
+    void flush(std::chrono::nanoseconds) override {
+        for (;;) {
+            pause();
+        }
+    }
+};
+
+METRICBUS_BACKEND(stubborn, "stubborn")
+"""
+
+
+@pytest.fixture(scope="session")
+def stubborn(compiled: Compile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that refuses a metric, and does not come back from a flush."""
+    source = tmp_path_factory.mktemp("source") / "stubborn.cpp"
+    source.write_text(STUBBORN)
+    return compiled(source)
+
+
+class TestStubbornLibrary:
+    def test_what_it_refuses_is_an_error_of_the_metric(self, stubborn: Path) -> None:
+        container = mb.LibnvContainer("shop", "app", stubborn)
+        with pytest.raises(mb.DeclareError, match="app_unwanted_total.*nobody wants that"):
+            container.create_counter("unwanted_total", "U.")
+        with pytest.raises(mb.DeclareError, match="nobody wants that"):
+            container.scope.counter("unwanted_total", "U.")
+        # Of a family only a child can be refused. It counts on the bus.
+        family = mb.LibnvContainer("shop", "app", stubborn).create_counter_family("unwanted_total", "U.", ("queue",))
+        child = family.labels("fast")
+        child.inc(2)
+        assert child.get() == 2
+
+    def test_it_does_not_keep_a_program_from_ending(self, run: Run, stubborn: Path) -> None:
+        done = run(
+            f"""
+            import metricbus as mb
+            container = mb.LibnvContainer("shop", "app", {str(stubborn)!r})
+            container.create_gauge("depth", "D.")
+            """,
+            timeout=30,
+        )
+        assert done.stderr == "metricbus: at the end of the program, not every backend was done within 2s\n"
 
 
 class TestEnd:
