@@ -86,6 +86,8 @@ fn measure(
     let sdk = provider.meter("bench").u64_counter("requests").build();
     let attributes = LABELS.map(|(name, value)| KeyValue::new(name, value));
 
+    // As a component calls it: by the box.
+    #[allow(clippy::borrowed_box)]
     let inc = |counter: &Box<dyn MetricCounter>, _: usize| counter.inc();
     let lanes = &mut [
         Lane::of(Role::Subject, "metricbus", counter, inc),

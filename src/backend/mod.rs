@@ -1,6 +1,6 @@
 //! Backends: where a component's metrics go.
 //!
-//! A metric is stored once, in its cell on a [`MetricBus`](crate::MetricBus); a backend is told of the bus and either
+//! A metric is stored once, in its cell on a [`MetricBus`]; a backend is told of the bus and either
 //! *reads* it, when it is scraped or its interval is over, or *mirrors* it: a [`Mirror`] gets each mutation of a series,
 //! for a far end that counts by itself. Thresholds, rules and windows work in the same way whatever the backend is.
 //!

@@ -168,8 +168,9 @@ impl Mirror for Mirrors {
     }
 
     fn read(&self) -> Option<SampleValue> {
-        let read = |mirror: &Box<dyn Mirror>| catch_unwind(AssertUnwindSafe(|| mirror.read()));
-        self.0.iter().find_map(|mirror| read(mirror).ok().flatten())
+        let read = |mirror: &dyn Mirror| catch_unwind(AssertUnwindSafe(|| mirror.read()));
+        let mut mirrors = self.0.iter();
+        mirrors.find_map(|mirror| read(&**mirror).ok().flatten())
     }
 
     fn remove(&self) {

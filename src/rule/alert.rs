@@ -53,7 +53,7 @@ pub struct Alert {
     pub holding: Arc<[Pairs]>,
     /// `at` as a date, for people and other machines.
     pub date: SystemTime,
-    /// How many times this firing was sent before: not 0 only behind a [`Repeat`](crate::service::Repeat).
+    /// How many times this firing was sent before: not 0 only behind a `Repeat` (feature `tower`).
     pub repeat: u32,
     /// Where it was made, if in another process; `None`: here. Of one made elsewhere, `series` is `None`, `date` is by that
     /// process's clock, and `at` is when it was received.
