@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo cross-pod test bench bench-python docs lint python wheel
+.PHONY: help demo cross-pod test bench bench-python docs lint python wheel capi
 
 help: ## Show what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ python: ## Build the Python package in place: PYTHONPATH=python imports it
 wheel: ## Build the Python wheel, in target/wheels
 	@scripts/setup.sh python
 	@scripts/python.sh wheel
+
+capi: ## Build the C library, and run its examples in C and C++
+	@scripts/setup.sh capi
+	@cargo build --release -p metricbus-capi
+	@$(MAKE) -C capi/examples run
 
 docs: ## Build the documentation; a broken link or a missing one is an error
 	@scripts/setup.sh build

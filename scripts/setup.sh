@@ -10,6 +10,7 @@
 #                            build and watch the C and C++ side (Debian's packages); and what `python` gets
 #   scripts/setup.sh python  a linker, and for the Python package what builds and tests it (maturin, pytest, mypy and so
 #                            on, in .venv/)
+#   scripts/setup.sh capi    a linker, and compilers of C and C++
 #   scripts/setup.sh bench   what `nats` gets, and the Python packages that are measured beside ours
 #
 # Only a missing linker ends it with an error. Whatever else can't be had is named with the reason and the command
@@ -41,7 +42,7 @@ main() {
         ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
         ensure_newest_nats || skipped "tests against the newest nats-server"
-        ensure_cpp || skipped "tests of the C ABI in C and C++"
+        ensure_packages gcc g++ valgrind || skipped "tests of the C ABI in C and C++"
         ensure_rotel || skipped "tests against an OpenTelemetry collector"
         ensure_python_package
         ;;
@@ -49,6 +50,11 @@ main() {
         ensure_cargo
         ensure_linker
         ensure_python_package
+        ;;
+    capi)
+        ensure_cargo
+        ensure_linker
+        ensure_packages gcc g++ || exit 1
         ;;
     bench)
         ensure_cargo
@@ -58,7 +64,7 @@ main() {
             say "without them, there are no benches in Python"
         ;;
     *)
-        echo "usage: scripts/setup.sh build|nats|test|python|bench" >&2
+        echo "usage: scripts/setup.sh build|nats|test|python|capi|bench" >&2
         exit 2
         ;;
     esac
@@ -137,8 +143,9 @@ ensure_linker() {
 }
 
 # AddressSanitizer comes with the compilers.
-ensure_cpp() {
-    for package in gcc g++ valgrind; do
+# What builds or watches C and C++ code that uses metricbus.
+ensure_packages() {
+    for package in "$@"; do
         if have "$package"; then continue; fi
         say "installing $package (Debian package $package)"
         if apt_retry as_root install "$package" && have "$package"; then continue; fi
