@@ -142,8 +142,7 @@ ensure_linker() {
     exit 1
 }
 
-# AddressSanitizer comes with the compilers.
-# What builds or watches C and C++ code that uses metricbus.
+# What builds or watches C and C++ code that uses metricbus. AddressSanitizer comes with the compilers.
 ensure_packages() {
     for package in "$@"; do
         if have "$package"; then continue; fi
