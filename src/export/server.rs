@@ -42,6 +42,7 @@ use super::{
     collect::{FOR_EVER, lock},
     http::Exporter,
 };
+use crate::signal::keep_out_broken_pipes;
 
 /// What a client may take.
 #[derive(Clone, Debug)]
@@ -272,6 +273,7 @@ impl Exporter {
         let exporter = self.clone();
         let wanted = address.to_owned();
         let run = move || {
+            keep_out_broken_pipes();
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(source) => {
@@ -975,6 +977,17 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_client_that_goes_away_can_not_end_the_program_by_a_signal() {
+        use crate::{MetricBus, signal::has_broken_pipes_kept_out};
+
+        let exporter = Exporter::new(&MetricBus::new());
+        let server = exporter.serve_in_background("127.0.0.1:0").unwrap();
+        assert_eq!(has_broken_pipes_kept_out("metricbus-exporter"), Some(true));
+        server.shutdown();
+    }
 
     #[test]
     fn an_address_that_can_not_be_read_is_explained_with_one_that_can() {
