@@ -50,7 +50,9 @@ pub(super) struct Table {
     pub(super) name: String,
 }
 
-/// Loads a library and reads its table. `Err`: why not, and what to do.
+/// Loads a library and reads its table. `Err`: why not, and what to do. In either case it stays for as long as the process:
+/// threads of its own, and what it does at their end, may outlive every handle, and a library that is refused has run its
+/// initialisers, too.
 ///
 /// # Safety
 ///
@@ -63,6 +65,7 @@ pub(super) unsafe fn load(path: &OsStr) -> Result<Table, String> {
             words(&error as &dyn std::error::Error)
         )
     })?;
+    let library = std::mem::ManuallyDrop::new(library);
     // SAFETY: it is of this type by the header.
     let entry = unsafe { library.get::<mb_backend_fn>(SYMBOL) }.map_err(|_| {
         format!(
@@ -71,10 +74,7 @@ pub(super) unsafe fn load(path: &OsStr) -> Result<Table, String> {
         )
     })?;
     // SAFETY: the caller's promise.
-    let table = unsafe { read(*entry) }.map_err(|why| format!("the library {path:?}: {why}"))?;
-    // It stays for as long as the process: threads of its own, and what it does at their end, may outlive every handle.
-    std::mem::forget(library);
-    Ok(table)
+    unsafe { read(*entry) }.map_err(|why| format!("the library {path:?}: {why}"))
 }
 
 /// With all its symbols found now, rather than in the middle of a mutation.
