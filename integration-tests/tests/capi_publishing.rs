@@ -111,6 +111,17 @@ fn scrapers_that_close_at_once_do_not_end_a_c_program() {
 }
 
 #[test]
+fn a_forgotten_subscription_leaves_nothing_behind() {
+    for under in [Under::Sanitizers, Under::Valgrind] {
+        let Some(workshop) = Workshop::new(under) else {
+            return;
+        };
+        let output = workshop.output(&workshop.program(&source("forgotten.c")), &[]);
+        assert_eq!(output, "", "{under:?}");
+    }
+}
+
+#[test]
 fn the_cpp_wrapper_keeps_what_it_promises() {
     wrapper(Under::Nothing);
 }
