@@ -31,7 +31,9 @@ pub(crate) fn has_broken_pipes_kept_out(thread: &str) -> Option<bool> {
                 return None;
             }
             let status = std::fs::read_to_string(task.join("status")).ok()?;
-            let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+            let blocked = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigBlk:"))?;
             let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
             Some(blocked & (1 << (SIGPIPE - 1)) != 0)
         })

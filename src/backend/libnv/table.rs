@@ -17,6 +17,10 @@ const SYMBOL: &str = "metricbus_backend";
 /// Up to here a table of version 1 has everything.
 const LEAST: usize = offset_of!(mb_backend_table, remove);
 
+// What libraries that were built with version 1.0 say at least.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(LEAST == 104);
+
 /// Far more than a table will ever have: a size beyond it is something else.
 const SIZE_MAX: usize = 4_096;
 
