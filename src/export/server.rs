@@ -198,6 +198,9 @@ impl Exporter {
     /// It listens where it is told and nowhere else. `127.0.0.1` is this machine only; say `0.0.0.0` to be reachable from
     /// others. There is no authentication.
     ///
+    /// Where `main` is not Rust's, which ignores SIGPIPE, threads of that runtime should block it: a client that closes early
+    /// ends the process otherwise. [`serve_in_background`](Self::serve_in_background) does that for its own.
+    ///
     /// # Errors
     ///
     /// [`ServeError`], and nothing has been started. The bus works without an exporter.
