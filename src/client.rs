@@ -28,6 +28,8 @@ use rustls::{
 };
 use tokio::runtime::{Builder, Runtime};
 
+use crate::signal::keep_out_broken_pipes;
+
 /// Of an answer's body as much is kept: it is for people, or short.
 const ANSWER_MAX: usize = 64 * 1024;
 /// For how long a connection is kept that nothing is asked on.
@@ -430,7 +432,7 @@ fn pem_words(error: &pem::Error, right: &str) -> String {
     }
 }
 
-/// A runtime for the thread that calls.
+/// A runtime for a thread of ours, which keeps out broken pipes before it runs anything in it.
 pub(crate) fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
@@ -443,6 +445,7 @@ pub(crate) fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> io::Res
         std::thread::Builder::new()
             .name("metricbus-http".to_owned())
             .spawn_scoped(scope, || {
+                keep_out_broken_pipes();
                 let runtime = runtime()?;
                 let done = runtime.block_on(work);
                 // Who still looks up a name is not waited for.
@@ -671,6 +674,15 @@ mod tests {
         let client = Client::new(&url, reach)?;
         let request = Request::get(url).body(Bytes::new()).unwrap();
         block_on(client.request(request, timeout)).unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_server_that_goes_away_can_not_end_the_program_by_a_signal() {
+        use crate::signal::has_broken_pipes_kept_out;
+
+        let kept_out = block_on(async { has_broken_pipes_kept_out("metricbus-http") });
+        assert_eq!(kept_out.unwrap(), Some(true));
     }
 
     #[test]

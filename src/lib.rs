@@ -42,6 +42,8 @@ mod rule;
 mod scope;
 mod selector;
 mod series;
+#[cfg(any(feature = "http", feature = "_client"))]
+mod signal;
 mod sketch;
 mod snapshot;
 mod source;

@@ -207,6 +207,27 @@ impl<E: Event> Listen<E> {
     ///
     /// When the selector, the threshold or the delta is wrong.
     pub fn call(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        self.call_told(f)
+    }
+
+    /// As [`call`](Self::call), with an `f` that may fail: what it says counts as a panic with these words. For callbacks of
+    /// other languages, which must not unwind, and need not where a panic is the end of the process.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    #[doc(hidden)]
+    pub fn call_fallible(
+        self,
+        f: impl FnMut(E) -> Result<(), String> + Send + 'static,
+    ) -> Result<Subscription, SubscribeError> {
+        self.call_told(f)
+    }
+
+    fn call_told<T: Outcome>(
+        self,
+        f: impl FnMut(E) -> T + Send + 'static,
+    ) -> Result<Subscription, SubscribeError> {
         let inner = self.bus.inner().clone();
         let (subscription, events) = self.subscribe()?;
         inner.pool.start();
@@ -408,15 +429,29 @@ pub(crate) const PANICS_MAX: u32 = 3;
 pub(crate) const TURN: u32 = 64;
 
 /// A sync callback as one whose future is done at once.
-fn sync_callback<E>(mut f: impl FnMut(E)) -> impl FnMut(E) -> std::future::Ready<()> {
-    move |event| {
-        f(event);
-        std::future::ready(())
+fn sync_callback<E, T>(mut f: impl FnMut(E) -> T) -> impl FnMut(E) -> std::future::Ready<T> {
+    move |event| std::future::ready(f(event))
+}
+
+/// What a callback came to, as if it had panicked if it failed.
+trait Outcome: Send + 'static {
+    fn outcome(self) -> Result<(), Box<dyn Any + Send>>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> Result<(), Box<dyn Any + Send>> {
+        Ok(())
+    }
+}
+
+impl Outcome for Result<(), String> {
+    fn outcome(self) -> Result<(), Box<dyn Any + Send>> {
+        self.map_err(|words| Box::new(words) as _)
     }
 }
 
 /// Hands each event to `f`, until the subscription ends or `f` has panicked too often.
-async fn drive<E: Event, Fut: Future<Output = ()>>(
+async fn drive<E: Event, Fut: Future<Output: Outcome>>(
     mut reader: Reader<E>,
     mut f: impl FnMut(E) -> Fut,
 ) {
@@ -430,7 +465,7 @@ async fn drive<E: Event, Fut: Future<Output = ()>>(
                 poll_fn(
                     |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
                         Ok(Poll::Pending) => Poll::Pending,
-                        Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+                        Ok(Poll::Ready(done)) => Poll::Ready(done.outcome()),
                         Err(panic) => Poll::Ready(Err(panic)),
                     },
                 )

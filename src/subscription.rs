@@ -2,9 +2,8 @@
 
 use std::{
     fmt,
-    mem::ManuallyDrop,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -97,10 +96,9 @@ impl Subscription {
     /// Keeps the subscription for as long as the bus lives. A callback that holds the bus keeps it alive, then, and
     /// itself: give it a handle or a [`Series`](crate::Series) instead.
     pub fn forget(self) {
-        let mut kept = ManuallyDrop::new(self);
-        let kept = &mut *kept;
-        // Nothing of the subscription is needed any more but that it isn't ended.
-        kept.bus = Weak::new();
+        // The reader has it from here on, for the day on which its callback has panicked too often. It lets go of it when it
+        // comes to its end, at the latest with the bus.
+        let _ = self.shared.kept.set(self.wire.clone());
     }
 
     /// Ends the subscription; as dropping it. A callback that is running is let finish; events that wait are thrown
@@ -129,6 +127,9 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        if self.shared.kept.get().is_some() {
+            return;
+        }
         self.shared.ended.store(true, Ordering::Release);
         self.wire.end(self.bus.upgrade().as_deref());
     }
@@ -154,6 +155,8 @@ pub(crate) struct Shared {
     ended: AtomicBool,
     /// Letters that arrived and could not be told whose they are.
     lost: AtomicU64,
+    /// Of a subscription that was forgotten: what nobody else may hold.
+    kept: OnceLock<Arc<dyn Wire>>,
 }
 
 impl Shared {
@@ -165,6 +168,7 @@ impl Shared {
             detached: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             lost: AtomicU64::new(0),
+            kept: OnceLock::new(),
         })
     }
 
@@ -190,5 +194,51 @@ impl Shared {
     pub(crate) fn delivered(&self) {
         bump(&self.delivered);
         bump(&self.stats.delivered);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MetricBus, Rule, Threshold};
+
+    /// What was left of a forgotten subscription after its bus has ended.
+    fn left(forget: impl FnOnce(&MetricBus) -> Subscription) -> (Weak<dyn Wire>, Weak<Shared>) {
+        let bus = MetricBus::new();
+        let gauge = bus.gauge("g", "Of a test.").unwrap();
+        let subscription = forget(&bus);
+        let wire = Arc::downgrade(&subscription.wire);
+        let shared = Arc::downgrade(&subscription.shared);
+        subscription.forget();
+        gauge.set(1.0);
+        assert!(wire.upgrade().is_some());
+        (wire, shared)
+    }
+
+    #[test]
+    fn what_was_forgotten_goes_with_its_bus() {
+        let (wire, shared) = left(|bus| bus.on_change("g").inline(drop).unwrap());
+        assert!(wire.upgrade().is_none() && shared.upgrade().is_none());
+        let (wire, shared) = left(|bus| bus.on_alert().inline(drop).unwrap());
+        assert!(wire.upgrade().is_none() && shared.upgrade().is_none());
+    }
+
+    #[test]
+    fn what_was_forgotten_is_still_ended_if_its_callback_panics_too_often() {
+        let bus = MetricBus::new();
+        let gauge = bus.gauge("g", "Of a test.").unwrap();
+        let condition = crate::Condition::when("g", Threshold::above(5.0));
+        let _rule = bus.add_rule(Rule::new("r", condition)).unwrap();
+        let subscriptions = || bus.inner().mailboxes.sum().0;
+        let before = subscriptions();
+        let alerts = bus.on_alert().inline(|_| panic!("of a test")).unwrap();
+        assert_eq!(subscriptions(), before + 1);
+        let shared = Arc::downgrade(&alerts.shared);
+        alerts.forget();
+        for value in [10.0, 0.0, 10.0, 0.0] {
+            gauge.set(value);
+        }
+        assert_eq!(subscriptions(), before);
+        assert!(shared.upgrade().is_none());
     }
 }

@@ -479,7 +479,7 @@ int32_t mb_bus_text(const mb_bus *bus,
                     char **text,
                     size_t *len);
 
-// Gives a text back. NULL is none.
+// Gives a text back. NULL is none. What was written into it meanwhile, also a NUL that makes it shorter, does not matter.
 void mb_text_free(char *text);
 
 // Declares a counter, or gives the one that was declared before in the same way.
@@ -636,7 +636,10 @@ void mb_subscription_free(struct mb_subscription *subscription);
 // (UINT64_MAX: for ever). After MB_OK it is never called again. The handle is given back in any case; MB_ERROR_TIMEOUT says
 // that a call was still under way.
 //
-// In the callback itself it does not wait. A thread that waits must hold no lock which the callback wants. NULL is none.
+// In a callback, and in a drop_user_data, it never waits, whatever the time: callbacks that end each other would wait for each
+// other. There MB_ERROR_TIMEOUT says at once that a call of another subscription is under way, and MB_OK that none is, or
+// that it is the caller's own, after whose return nothing more comes. A thread that waits must hold no lock which the callback
+// wants. NULL is none.
 int32_t mb_subscription_join(struct mb_subscription *subscription,
                              uint64_t timeout_ns);
 

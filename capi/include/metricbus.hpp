@@ -408,7 +408,8 @@ struct changed {
 };
 
 // A live subscription. Its destructor ends it and waits until the callback has returned, so that what the callback refers to
-// may go away after it: hold no lock meanwhile that the callback wants. In the callback itself it does not wait.
+// may go away after it: hold no lock meanwhile that the callback wants. In a callback, its own or another's, it never waits:
+// what the callback of another subscription refers to must not go away there.
 class subscription {
   public:
     explicit subscription(mb_subscription *owned) noexcept : raw_(owned) {}
@@ -422,9 +423,10 @@ class subscription {
     }
     ~subscription() { end(); }
 
-    // Ends it, and waits.
+    // Ends it, and waits, unless this is a callback.
     void end() noexcept { mb_subscription_join(std::exchange(raw_, nullptr), UINT64_MAX); }
-    // Ends it, and waits for so long at most; whether the callback has returned. If not, it goes on, with what it refers to.
+    // Ends it, and waits for so long at most, in a callback not at all; whether the callback has returned. If not, it goes on,
+    // with what it refers to.
     template <class Rep, class Period> bool end_within(std::chrono::duration<Rep, Period> timeout) noexcept {
         return mb_subscription_join(std::exchange(raw_, nullptr), detail::nanos(timeout)) == MB_OK;
     }
@@ -680,7 +682,8 @@ class bus {
 //     };
 //     METRICBUS_BACKEND(mine, "mine")
 //
-// Compile it with `-shared -fPIC`. Whatever throws has failed, and its words go to the program; nothing crosses the border.
+// Compile it with `-shared -fPIC -fvisibility=hidden`. Without the last, static objects in inline functions of yours are one and
+// the same in all libraries of the process that call them by the same name; those in here are not. Whatever throws has failed, and its words go to the program; nothing crosses the border.
 namespace plugin {
 
 // What a backend is set up with. Valid during the call.
@@ -733,7 +736,8 @@ class backend {
     virtual void shutdown(std::chrono::nanoseconds deadline) { flush(deadline); }
 };
 
-namespace detail {
+// Hidden: two libraries may have classes of the same name, and each has a table, and words, of its own.
+namespace detail __attribute__((visibility("hidden"))) {
 
 inline std::string &words() {
     static thread_local std::string words;

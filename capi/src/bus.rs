@@ -1,8 +1,9 @@
 //! The bus, and what a metric is declared as.
 
 use std::{
-    ffi::{CString, c_char},
-    mem::size_of,
+    ffi::c_char,
+    mem::{offset_of, size_of},
+    ptr,
 };
 
 use metricbus::{
@@ -11,7 +12,7 @@ use metricbus::{
 };
 
 use crate::{
-    input::{Growing, borrowed, labels, place, several, sized, taken, text, texts, write},
+    input::{Growing, borrowed, end, labels, place, several, sized, taken, text, texts, write},
     mb_label, mb_str,
     status::{Fault, MB_ERROR_FOREIGN, MB_ERROR_VALUE, guard, guard_quietly},
 };
@@ -90,9 +91,13 @@ pub struct mb_desc {
 
 // SAFETY: repr(C), begins with its size, and numbers and pointers may be any bytes.
 unsafe impl Growing for mb_desc {
-    const LEAST: usize = size_of::<mb_desc>();
+    const LEAST: usize = end(offset_of!(mb_desc, series_max), size_of::<usize>());
     const NAME: &str = "mb_desc";
 }
+
+// What programs that were built with version 1.0 say.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(<mb_desc as Growing>::LEAST == 112);
 
 /// # Safety
 ///
@@ -272,21 +277,43 @@ pub unsafe extern "C" fn mb_bus_text(
                 .into_bytes();
         }
         let bytes = out.len();
-        let out = CString::new(out).unwrap_or_default();
         if !len.is_null() {
             // SAFETY: as above.
             unsafe { write(len, "the place for the length", bytes) }?;
         }
         // SAFETY: as above.
-        unsafe { write(text, "the place for the text", out.into_raw()) }
+        unsafe { write(text, "the place for the text", given(&out)) }
     })
 }
 
-/// Gives a text back. NULL is none.
+/// A text for the caller, ending in NUL. The word before it says how many words it takes: the caller may write into the text,
+/// and shorten it.
+fn given(text: &[u8]) -> *mut c_char {
+    const WORD: usize = size_of::<usize>();
+    let words = 1 + text.len() / WORD + 1;
+    let mut room = vec![0_usize; words].into_boxed_slice();
+    room[0] = words;
+    let room = Box::into_raw(room).cast::<usize>();
+    // SAFETY: behind the first word there is room for the text and at least one byte more, which is zero.
+    unsafe {
+        let start = room.add(1).cast::<u8>();
+        ptr::copy_nonoverlapping(text.as_ptr(), start, text.len());
+        start.cast()
+    }
+}
+
+/// Gives a text back. NULL is none. What was written into it meanwhile, also a NUL that makes it shorter, does not matter.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mb_text_free(text: *mut c_char) {
-    if !text.is_null() {
-        // SAFETY: the caller's promise: it was made by `CString::into_raw`, and its length is what it was.
-        guard_quietly(|| drop(unsafe { CString::from_raw(text) }));
+    let text = text.cast::<usize>();
+    if text.is_null() || !text.is_aligned() {
+        return;
     }
+    guard_quietly(|| {
+        // SAFETY: the caller's promise: it was made by `given`, and before it is how many words it takes.
+        drop(unsafe {
+            let room = text.sub(1);
+            Box::from_raw(ptr::slice_from_raw_parts_mut(room, *room))
+        });
+    });
 }

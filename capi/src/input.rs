@@ -19,9 +19,16 @@ use metricbus::backend::libnv::abi::MB_NUL;
 ///
 /// The type is `repr(C)`, begins with a `usize` that is its size, and may hold any bytes.
 pub(crate) unsafe trait Growing: Copy {
-    /// Its size in version 1.0; less is not accepted.
+    /// Its size in version 1.0, and so for as long as there is a version 1: less is not accepted. It is the [`end`] of the last
+    /// field that it had then, and goes nowhere when fields are added.
     const LEAST: usize;
     const NAME: &str;
+}
+
+/// Where a field ends that has this offset and size: the size of a structure that ended with it, since the last field of each is
+/// as wide as its structure is aligned.
+pub(crate) const fn end(offset: usize, size: usize) -> usize {
+    offset + size
 }
 
 /// More than any structure here will ever be: a size beyond it was never set.

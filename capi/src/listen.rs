@@ -3,10 +3,10 @@
 use std::{
     cell::Cell,
     ffi::c_void,
-    mem::size_of,
+    mem::{offset_of, size_of},
     ptr,
     sync::{Arc, Condvar, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use metricbus::{
@@ -15,7 +15,7 @@ use metricbus::{
 
 use crate::{
     bus::mb_bus,
-    input::{Growing, borrowed, nanos, place, sized, taken, text, write_sized},
+    input::{Growing, borrowed, end, nanos, place, sized, taken, text, write_sized},
     mb_str,
     status::{Fault, MB_ERROR_POINTER, MB_ERROR_TIMEOUT, MB_ERROR_VALUE, guard, guard_quietly},
 };
@@ -73,9 +73,13 @@ pub struct mb_threshold {
 
 // SAFETY: repr(C) and begins with its size. `no_initial` is read as a byte, see `threshold_of`.
 unsafe impl Growing for Raw {
-    const LEAST: usize = size_of::<mb_threshold>();
+    const LEAST: usize = end(offset_of!(Raw, capacity), size_of::<usize>());
     const NAME: &str = "mb_threshold";
 }
+
+// What programs that were built with version 1.0 say.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(<Raw as Growing>::LEAST == 48);
 
 /// `mb_threshold` as it may come from C: any byte where a bool should be.
 #[repr(C)]
@@ -162,9 +166,16 @@ pub struct mb_subscription_stats {
 
 // SAFETY: repr(C), begins with its size, and numbers may be any bytes.
 unsafe impl Growing for mb_subscription_stats {
-    const LEAST: usize = size_of::<mb_subscription_stats>();
+    const LEAST: usize = end(
+        offset_of!(mb_subscription_stats, detached),
+        size_of::<u64>(),
+    );
     const NAME: &str = "mb_subscription_stats";
 }
+
+// What programs that were built with version 1.0 say.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(<mb_subscription_stats as Growing>::LEAST == 48);
 
 /// Called with each crossing, one at a time, on a thread of the dispatcher. Returns 0, or another number if it failed; after
 /// three failures in a row it is detached. It must not throw. It may mutate metrics.
@@ -190,8 +201,54 @@ struct Turn {
 }
 
 thread_local! {
-    /// Whose callback this thread is in.
-    static IN: Cell<*const Turn> = const { Cell::new(ptr::null()) };
+    /// The innermost callback that this thread is in. A plain pointer: it works while the thread is torn down, too.
+    static IN: Cell<*const Frame> = const { Cell::new(ptr::null()) };
+}
+
+/// A callback that this thread is in. One may be inside of another: what ends a subscription gives its data back.
+struct Frame {
+    turn: *const Turn,
+    outer: *const Frame,
+}
+
+impl Frame {
+    /// Runs C code as that of this turn.
+    fn enter<T>(turn: &Arc<Turn>, call: impl FnOnce() -> T) -> T {
+        let frame = Frame {
+            turn: Arc::as_ptr(turn),
+            outer: IN.get(),
+        };
+        let _leave = Leave(frame.outer);
+        IN.set(&frame);
+        call()
+    }
+
+    /// Whether this thread is in any callback.
+    fn any() -> bool {
+        !IN.get().is_null()
+    }
+
+    /// Whether it is in one of this turn.
+    fn inside(turn: &Arc<Turn>) -> bool {
+        let mut at = IN.get();
+        // SAFETY: a frame is on this thread's stack until it is left, and then `IN` is its outer one.
+        while let Some(frame) = unsafe { at.as_ref() } {
+            if frame.turn == Arc::as_ptr(turn) {
+                return true;
+            }
+            at = frame.outer;
+        }
+        false
+    }
+}
+
+/// Goes back to the outer frame.
+struct Leave(*const Frame);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        IN.set(self.0);
+    }
 }
 
 impl Turn {
@@ -240,13 +297,10 @@ impl UserData {
     }
 
     /// Calls the callback, as the one this thread is in.
-    fn call(&self, callback: impl FnOnce(*mut c_void) -> i32) {
-        let outer = IN.replace(Arc::as_ptr(&self.turn));
-        let status = callback(self.data);
-        IN.set(outer);
-        if status != 0 {
-            // As a panic of a Rust callback, which is counted and leads to the same end; but nothing is printed.
-            std::panic::resume_unwind(Box::new(format!("the callback returned {status}")));
+    fn call(&self, callback: impl FnOnce(*mut c_void) -> i32) -> Result<(), String> {
+        match Frame::enter(&self.turn, || callback(self.data)) {
+            0 => Ok(()),
+            status => Err(format!("the callback returned {status}")),
         }
     }
 }
@@ -254,10 +308,8 @@ impl UserData {
 impl Drop for UserData {
     fn drop(&mut self) {
         if let Some(drop) = self.drop {
-            let outer = IN.replace(Arc::as_ptr(&self.turn));
             // SAFETY: what C code gave for just this; called once, and nothing uses the data after it.
-            unsafe { drop(self.data) };
-            IN.set(outer);
+            Frame::enter(&self.turn, || unsafe { drop(self.data) });
         }
         self.turn.end();
     }
@@ -282,7 +334,7 @@ fn subscribe<E: Event + Send + 'static>(
     call: impl Fn(&E, *mut c_void) -> i32 + Send + 'static,
 ) -> Result<mb_subscription, Fault> {
     let turn = data.turn.clone();
-    let subscription = listen.call(move |event| data.call(|user| call(&event, user)))?;
+    let subscription = listen.call_fallible(move |event| data.call(|user| call(&event, user)))?;
     Ok(mb_subscription { subscription, turn })
 }
 
@@ -489,7 +541,10 @@ pub unsafe extern "C" fn mb_subscription_free(subscription: *mut mb_subscription
 /// (UINT64_MAX: for ever). After MB_OK it is never called again. The handle is given back in any case; MB_ERROR_TIMEOUT says
 /// that a call was still under way.
 ///
-/// In the callback itself it does not wait. A thread that waits must hold no lock which the callback wants. NULL is none.
+/// In a callback, and in a drop_user_data, it never waits, whatever the time: callbacks that end each other would wait for each
+/// other. There MB_ERROR_TIMEOUT says at once that a call of another subscription is under way, and MB_OK that none is, or
+/// that it is the caller's own, after whose return nothing more comes. A thread that waits must hold no lock which the callback
+/// wants. NULL is none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mb_subscription_join(
     subscription: *mut mb_subscription,
@@ -502,10 +557,14 @@ pub unsafe extern "C" fn mb_subscription_join(
         };
         let mb_subscription { subscription, turn } = *ended;
         drop(subscription);
-        if IN.get() == Arc::as_ptr(&turn) {
+        if Frame::inside(&turn) {
             return Ok(());
         }
-        let deadline = Instant::now().checked_add(nanos(timeout_ns));
+        let timeout = match Frame::any() {
+            true => Duration::ZERO,
+            false => nanos(timeout_ns),
+        };
+        let deadline = Instant::now().checked_add(timeout);
         if turn.wait(deadline) {
             return Ok(());
         }

@@ -1,12 +1,15 @@
 //! Sliding windows.
 
-use std::{mem::size_of, time::Duration};
+use std::{
+    mem::{offset_of, size_of},
+    time::Duration,
+};
 
 use metricbus::{WindowStats, Windows};
 
 use crate::{
     bus::mb_bus,
-    input::{Growing, borrowed, place, several, taken, text, write_sized},
+    input::{Growing, borrowed, end, place, several, taken, text, write_sized},
     mb_str,
     status::{Fault, MB_ERROR_POINTER, MB_ERROR_VALUE, guard, guard_quietly},
 };
@@ -52,9 +55,13 @@ pub struct mb_window_stats {
 
 // SAFETY: repr(C), begins with its size, and numbers may be any bytes.
 unsafe impl Growing for mb_window_stats {
-    const LEAST: usize = size_of::<mb_window_stats>();
+    const LEAST: usize = end(offset_of!(mb_window_stats, age), size_of::<f64>());
     const NAME: &str = "mb_window_stats";
 }
+
+// What programs that were built with version 1.0 say.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(<mb_window_stats as Growing>::LEAST == 120);
 
 impl From<&WindowStats> for mb_window_stats {
     fn from(stats: &WindowStats) -> Self {

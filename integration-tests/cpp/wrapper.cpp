@@ -177,6 +177,49 @@ static void end_waits() {
     ended.get_future().get();
 }
 
+// Ending never waits inside a callback: not for one whose data owns the subscription of the callback that ends it ...
+static void a_callback_ends_what_owns_it() {
+    bus b;
+    auto depth = b.gauge("depth", "Depth.");
+    std::promise<void> over;
+    auto other = std::make_shared<std::optional<subscription>>();
+    auto own = std::make_shared<std::optional<subscription>>();
+    *own = b.on_threshold("depth", threshold::above(1), [&over, other](const crossing &) {
+        other->reset();
+        over.set_value();
+    });
+    *other = b.on_threshold("depth", threshold::above(1000), [own](const crossing &) {});
+    own.reset();
+    depth.set(2);
+    over.get_future().get();
+}
+
+// ... and not for one that is about to end it.
+static void callbacks_end_each_other() {
+    bus b;
+    auto depth = b.gauge("depth", "Depth.");
+    std::atomic<int> inside = 0, refused = 0, over = 0;
+    std::optional<subscription> one, two;
+    auto ends = [&](std::optional<subscription> &other) {
+        return [&](const crossing &) {
+            ++inside;
+            while (inside < 2) {
+                std::this_thread::yield();
+            }
+            // While the other is in its callback, too, it is told that it has not waited.
+            refused += !other->end_within(1h);
+            ++over;
+        };
+    };
+    one = b.on_threshold("depth", threshold::above(1), ends(two));
+    two = b.on_threshold("depth", threshold::above(1), ends(one));
+    depth.set(2);
+    while (over < 2) {
+        std::this_thread::yield();
+    }
+    WANT(refused >= 1);
+}
+
 static void threads() {
     bus b;
     auto jobs = b.counter("jobs_total", "Jobs.");
@@ -247,6 +290,8 @@ int main() {
     metrics();
     callbacks();
     end_waits();
+    a_callback_ends_what_owns_it();
+    callbacks_end_each_other();
     threads();
     windows_and_server();
     return 0;

@@ -130,6 +130,41 @@ fn each_way_to_be_no_backend_has_its_own_words() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_that_is_refused_stays_loaded_since_its_threads_may_be_running() {
+    let Some(workshop) = plain() else {
+        return;
+    };
+    for how in ["NO_SYMBOL", "NO_TABLE", "MAJOR=2", "NO_INC", "INIT_FAILS"] {
+        let options = [&*format!("-D{how}"), "-Wno-unused-function"];
+        let library = workshop.library(&source("broken.c"), &options);
+        let path = library.to_str().unwrap();
+        LibnvContainer::load(&library, "tests", "tests").unwrap_err();
+        let mapped = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(mapped.contains(path), "{how}");
+    }
+}
+
+#[test]
+fn libraries_whose_classes_have_the_same_name_are_told_apart() {
+    let Some(workshop) = plain() else {
+        return;
+    };
+    let [one, two] = ["one", "two"].map(|name| {
+        // As whoever forgets to hide what it does not export.
+        let options = ["-fvisibility=default", &*format!("-DNAME=\"{name}\"")];
+        let library = workshop.library(&source("twin.cpp"), &options);
+        LibnvContainer::load(library, "tests", "").unwrap()
+    });
+    for (container, name) in [(one, "one"), (two, "two")] {
+        assert_eq!(container.backend().library(), name);
+        let error = container.create_gauge("depth", "", &[]).unwrap_err();
+        let words = format!("library {name:?} failed in declare (1): {name} takes nothing");
+        assert!(error.to_string().ends_with(&words), "{error}");
+    }
+}
+
 #[test]
 fn what_the_library_refuses_is_an_error_with_its_words() {
     let Some(workshop) = plain() else {

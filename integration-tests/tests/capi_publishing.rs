@@ -102,6 +102,26 @@ fn what_a_c_program_does_wrong_is_an_error_and_harms_nothing() {
 }
 
 #[test]
+fn scrapers_that_close_at_once_do_not_end_a_c_program() {
+    let Some(workshop) = Workshop::new(Under::Nothing) else {
+        return;
+    };
+    let output = workshop.output(&workshop.program(&source("hasty.c")), &[]);
+    assert_eq!(output, "served\n");
+}
+
+#[test]
+fn a_forgotten_subscription_leaves_nothing_behind() {
+    for under in [Under::Sanitizers, Under::Valgrind] {
+        let Some(workshop) = Workshop::new(under) else {
+            return;
+        };
+        let output = workshop.output(&workshop.program(&source("forgotten.c")), &[]);
+        assert_eq!(output, "", "{under:?}");
+    }
+}
+
+#[test]
 fn the_cpp_wrapper_keeps_what_it_promises() {
     wrapper(Under::Nothing);
 }

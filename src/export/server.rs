@@ -42,6 +42,7 @@ use super::{
     collect::{FOR_EVER, lock},
     http::Exporter,
 };
+use crate::signal::keep_out_broken_pipes;
 
 /// What a client may take.
 #[derive(Clone, Debug)]
@@ -197,6 +198,9 @@ impl Exporter {
     /// It listens where it is told and nowhere else. `127.0.0.1` is this machine only; say `0.0.0.0` to be reachable from
     /// others. There is no authentication.
     ///
+    /// Where `main` is not Rust's, which ignores SIGPIPE, threads of that runtime should block it: a client that closes early
+    /// ends the process otherwise. [`serve_in_background`](Self::serve_in_background) does that for its own.
+    ///
     /// # Errors
     ///
     /// [`ServeError`], and nothing has been started. The bus works without an exporter.
@@ -272,6 +276,7 @@ impl Exporter {
         let exporter = self.clone();
         let wanted = address.to_owned();
         let run = move || {
+            keep_out_broken_pipes();
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(source) => {
@@ -975,6 +980,17 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_client_that_goes_away_can_not_end_the_program_by_a_signal() {
+        use crate::{MetricBus, signal::has_broken_pipes_kept_out};
+
+        let exporter = Exporter::new(&MetricBus::new());
+        let server = exporter.serve_in_background("127.0.0.1:0").unwrap();
+        assert_eq!(has_broken_pipes_kept_out("metricbus-exporter"), Some(true));
+        server.shutdown();
+    }
 
     #[test]
     fn an_address_that_can_not_be_read_is_explained_with_one_that_can() {

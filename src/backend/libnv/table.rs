@@ -17,6 +17,10 @@ const SYMBOL: &str = "metricbus_backend";
 /// Up to here a table of version 1 has everything.
 const LEAST: usize = offset_of!(mb_backend_table, remove);
 
+// What libraries that were built with version 1.0 say at least.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(LEAST == 104);
+
 /// Far more than a table will ever have: a size beyond it is something else.
 const SIZE_MAX: usize = 4_096;
 
@@ -50,7 +54,9 @@ pub(super) struct Table {
     pub(super) name: String,
 }
 
-/// Loads a library and reads its table. `Err`: why not, and what to do.
+/// Loads a library and reads its table. `Err`: why not, and what to do. In either case it stays for as long as the process:
+/// threads of its own, and what it does at their end, may outlive every handle, and a library that is refused has run its
+/// initialisers, too.
 ///
 /// # Safety
 ///
@@ -63,6 +69,7 @@ pub(super) unsafe fn load(path: &OsStr) -> Result<Table, String> {
             words(&error as &dyn std::error::Error)
         )
     })?;
+    let library = std::mem::ManuallyDrop::new(library);
     // SAFETY: it is of this type by the header.
     let entry = unsafe { library.get::<mb_backend_fn>(SYMBOL) }.map_err(|_| {
         format!(
@@ -71,10 +78,7 @@ pub(super) unsafe fn load(path: &OsStr) -> Result<Table, String> {
         )
     })?;
     // SAFETY: the caller's promise.
-    let table = unsafe { read(*entry) }.map_err(|why| format!("the library {path:?}: {why}"))?;
-    // It stays for as long as the process: threads of its own, and what it does at their end, may outlive every handle.
-    std::mem::forget(library);
-    Ok(table)
+    unsafe { read(*entry) }.map_err(|why| format!("the library {path:?}: {why}"))
 }
 
 /// With all its symbols found now, rather than in the middle of a mutation.

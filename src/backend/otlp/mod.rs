@@ -43,6 +43,7 @@ use crate::{
     client::{redacted, runtime},
     component::BackendContainer,
     own::Counts,
+    signal::keep_out_broken_pipes,
     sync::lock,
 };
 
@@ -284,6 +285,7 @@ fn begin(
         .name("metricbus-otlp".to_owned())
         .spawn(move || {
             let _running = running;
+            keep_out_broken_pipes();
             runtime.block_on(worker.run());
             // Whoever still looks up the collector's name is not waited for.
             runtime.shutdown_background();

@@ -573,6 +573,17 @@ fn a_collector_that_says_when_is_left_alone_until_then_even_by_a_flush() {
     exporter.flush(LONG).unwrap();
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_collector_that_goes_away_can_not_end_the_program_by_a_signal() {
+    use crate::signal::has_broken_pipes_kept_out;
+
+    let (bus, _) = bus();
+    let exporter = start(&bus, to(&all_well()));
+    exporter.flush(LONG).unwrap();
+    assert_eq!(has_broken_pipes_kept_out("metricbus-otlp"), Some(true));
+}
+
 #[test]
 fn a_flush_does_not_wait_for_a_retry() {
     let (server, _) = answering(vec![(503, None), (200, None)]);
