@@ -7,13 +7,14 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     sync::{Arc, Mutex, Weak},
 };
 
 use super::{
     encode::{
-        Encoder, Form, Number, Observed, Request, Shape, Span64, Tags, encode_resource, nanos_of,
-        write_exponential, write_histogram, write_number,
+        Encoder, Form, Number, Observed, REQUEST_MAX, Request, Shape, Span64, Tags,
+        encode_resource, nanos_of, write_exponential, write_histogram, write_number,
     },
     options::Ready,
     own::{Dropped, Stats},
@@ -24,9 +25,10 @@ use crate::{
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
     mailbox::Mailbox,
+    metric::FamilyCore,
     series::{BucketCells, SeriesCore, is_unmeasured},
     sketch::Weights,
-    snapshot::SampleValue,
+    snapshot::{FamilySnapshot, SampleValue},
     stats::next_id,
     sync::lock,
     time::{Stamp, Time},
@@ -36,6 +38,12 @@ use crate::{
 /// So many removed series may wait for their last delta to be told.
 const DEPARTED_MAX: usize = 65_536;
 
+/// As much room in a queue of `queue_bytes` a request may take. It is filled to three quarters, so that the point that
+/// fills it fits, too, if it is not one of many kilobytes.
+pub(super) fn batch_room(queue_bytes: usize) -> usize {
+    (queue_bytes / 4).min(REQUEST_MAX / 3 * 4)
+}
+
 /// What the exporter reads.
 pub(super) struct Collector {
     bus: MetricBus,
@@ -44,10 +52,25 @@ pub(super) struct Collector {
     exponential: Option<usize>,
     resource: Vec<u8>,
     batch_points: usize,
+    batch_bytes: usize,
     own_metrics: bool,
     started: u64,
     watch: Arc<Watch>,
     departed: Arc<Departed>,
+    /// `None`: everything was read.
+    pass: Option<Pass>,
+}
+
+/// What is left to be read.
+struct Pass {
+    gone: VecDeque<Last>,
+    families: std::vec::IntoIter<Arc<FamilyCore>>,
+    /// The one at work, and its series.
+    family: Option<(Arc<FamilyCore>, std::vec::IntoIter<Arc<SeriesCore>>)>,
+    /// `None` until they are due.
+    own: Option<VecDeque<FamilySnapshot>>,
+    /// Whether a request came of it already, and time may have passed since.
+    resumed: bool,
 }
 
 /// Removed series whose last deltas nobody has told yet.
@@ -338,40 +361,101 @@ impl Collector {
             exponential,
             resource: encode_resource(&ready.resource),
             batch_points: ready.batch_points,
+            batch_bytes: batch_room(ready.queue_bytes) / 4 * 3,
             own_metrics: ready.own_metrics,
             started: nanos_of(clock.wall(clock.now())),
             watch,
             departed,
+            pass: None,
         }
     }
 
-    /// Reads everything, and gives it to `sink`.
-    pub(super) fn collect(&mut self, sink: &mut dyn FnMut(Request)) {
+    /// Begins to read everything anew.
+    pub(super) fn begin(&mut self) {
+        let mut gone = std::mem::take(&mut *lock(&self.departed.all));
+        gone.sort_by(|a, b| a.series.meta.name.cmp(&b.series.meta.name));
+        self.pass = Some(Pass {
+            gone: gone.into(),
+            families: self.bus.inner().families().into_iter(),
+            family: None,
+            own: None,
+            resumed: false,
+        });
+    }
+
+    /// Whether there is something left to be read since [`begin`](Collector::begin).
+    pub(super) fn is_at_work(&self) -> bool {
+        self.pass.is_some()
+    }
+
+    /// Reads as much as goes into one request; the next call goes on there. `None`: there was nothing to tell. What is
+    /// not read yet stays where it is: deltas in their metrics.
+    pub(super) fn next(&mut self) -> Option<Request> {
+        let mut pass = self.pass.take()?;
         let clock = self.bus.clock();
         let now = nanos_of(clock.wall(clock.now()));
-        let resource = std::mem::take(&mut self.resource);
-        let mut encoder = Encoder::new(&resource, self.batch_points, sink);
-        self.told_of_departed(&mut encoder, now);
-        for family in self.bus.inner().families() {
-            if family.meta.mirrored {
-                continue;
+        let mut encoder = Encoder::new(&self.resource, self.batch_points, self.batch_bytes);
+        let is_over = self.fill(&mut pass, &mut encoder, now);
+        let request = encoder.finish();
+        if !is_over {
+            pass.resumed = true;
+            self.pass = Some(pass);
+        }
+        request
+    }
+
+    /// Until the request is full, or (`true`) everything was read.
+    fn fill(&self, pass: &mut Pass, encoder: &mut Encoder<'_>, now: u64) -> bool {
+        while let Some(last) = pass.gone.pop_front() {
+            let shape = self.shape(&last.series.meta);
+            self.last(encoder, &last, now);
+            let next = pass.gone.front().map(|next| &next.series.meta);
+            let is_full = encoder.is_full();
+            if is_full || next.is_none_or(|next| !Arc::ptr_eq(next, &last.series.meta)) {
+                encoder.end(&shape);
             }
-            let shape = self.shape(&family.meta);
-            if self.delta {
-                // Asking an ear anew may wake others, which is not to happen under the family's lock.
-                for series in family.children() {
-                    self.series(&mut encoder, &shape, &series, now);
+            if is_full {
+                return false;
+            }
+        }
+        loop {
+            let Some((family, left)) = &mut pass.family else {
+                let Some(family) = pass.families.next() else {
+                    break;
+                };
+                if !family.meta.mirrored {
+                    // Asking an ear may wake others, which is not to happen under the family's lock.
+                    let children = family.children().into_iter();
+                    pass.family = Some((family, children));
                 }
-            } else {
-                family.for_each(|series| self.series(&mut encoder, &shape, series, now));
+                continue;
+            };
+            let shape = self.shape(&family.meta);
+            for series in left.by_ref() {
+                if pass.resumed && series.cell.is_retired() {
+                    continue;
+                }
+                self.series(encoder, &shape, &series, now);
+                if encoder.is_full() {
+                    encoder.end(&shape);
+                    return false;
+                }
             }
             encoder.end(&shape);
+            pass.family = None;
         }
         if self.own_metrics {
-            self.own(&mut encoder, now);
+            let own = pass
+                .own
+                .get_or_insert_with(|| self.bus.self_families().into());
+            while let Some(family) = own.front_mut() {
+                if !self.own(encoder, family, now) {
+                    return false;
+                }
+                own.pop_front();
+            }
         }
-        encoder.finish();
-        self.resource = resource;
+        true
     }
 
     fn shape<'a>(&self, meta: &'a crate::desc::Meta) -> Shape<'a> {
@@ -396,7 +480,7 @@ impl Collector {
             let value = f64::from_bits(series.cell.load());
             // Nobody has measured it yet, and so there is nothing to report.
             if !is_unmeasured(value) {
-                encoder.point(shape, |out| {
+                encoder.point(|out| {
                     write_number(out, tags, None, now, Number::Real(value), &[]);
                 });
             }
@@ -410,16 +494,15 @@ impl Collector {
             Vec::new()
         };
         if self.delta {
-            self.delta(encoder, shape, series, (born, now), &exemplars);
+            self.delta(encoder, series, (born, now), &exemplars);
         } else {
-            self.total(encoder, shape, series, (born, now), &exemplars);
+            self.total(encoder, series, (born, now), &exemplars);
         }
     }
 
     fn total(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         exemplars: &[(Option<usize>, Exemplar)],
@@ -427,7 +510,7 @@ impl Collector {
         if series.buckets.is_none() {
             let value = number(series.cell.load(), series.meta.numbers);
             let tags = Tags::Text(&series.text);
-            encoder.point(shape, |out| {
+            encoder.point(|out| {
                 write_number(out, tags, Some(born), now, value, exemplars);
             });
             return;
@@ -451,13 +534,12 @@ impl Collector {
         }
         let span = Span64 { start, end: now };
         let extremes = extremes.and_then(|extremes| extremes.get());
-        self.observed(encoder, shape, series, span, &reading, extremes, exemplars);
+        self.observed(encoder, series, span, &reading, extremes, exemplars);
     }
 
     fn delta(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         exemplars: &[(Option<usize>, Exemplar)],
@@ -506,7 +588,6 @@ impl Collector {
         let extremes = extremes.and_then(|extremes| extremes.get());
         self.difference(
             encoder,
-            shape,
             series,
             (born, now),
             reading,
@@ -521,7 +602,6 @@ impl Collector {
     fn difference(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         reading: Reading,
@@ -547,19 +627,18 @@ impl Collector {
         if let Reading::Counter(bits) = reading {
             let value = number(bits, series.meta.numbers);
             let tags = Tags::Text(&series.text);
-            encoder.point(shape, |out| {
+            encoder.point(|out| {
                 write_number(out, tags, Some(span.start), now, value, &newer);
             });
             return;
         }
-        self.observed(encoder, shape, series, span, &reading, extremes, &newer);
+        self.observed(encoder, series, span, &reading, extremes, &newer);
     }
 
     #[allow(clippy::too_many_arguments)]
     fn observed(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         span: Span64,
         reading: &Reading,
@@ -577,7 +656,7 @@ impl Collector {
                     extremes: extremes.filter(|_| count > 0),
                 };
                 let bounds = &series.meta.bounds;
-                encoder.point(shape, |out| {
+                encoder.point(|out| {
                     write_histogram(out, tags, span, seen, counts, bounds, exemplars);
                 });
             }
@@ -591,95 +670,85 @@ impl Collector {
                     sum: *sum,
                     extremes: extremes.filter(|_| count > 0),
                 };
-                encoder.point(shape, |out| {
+                encoder.point(|out| {
                     write_exponential(out, tags, span, seen, &buckets, exemplars);
                 });
             }
         }
     }
 
-    /// The last deltas of removed series.
-    fn told_of_departed(&self, encoder: &mut Encoder<'_>, now: u64) {
-        let mut gone = std::mem::take(&mut *lock(&self.departed.all));
-        gone.sort_by(|a, b| a.series.meta.name.cmp(&b.series.meta.name));
-        let mut gone = gone.into_iter().peekable();
-        while let Some(last) = gone.next() {
-            let series = last.series;
-            let clock = &series.meta.clock;
-            let at = nanos_of(clock.wall(last.at)).min(now);
-            let from = last.since.unwrap_or(series.born());
-            let born = nanos_of(clock.date(from)).min(at);
-            let shape = self.shape(&series.meta);
-            self.difference(
-                encoder,
-                &shape,
-                &series,
-                (born, at),
-                last.reading,
-                last.told,
-                last.extremes.get(),
-                &series.exemplars(),
-            );
-            let next = gone.peek().map(|next| &next.series.meta);
-            if next.is_none_or(|next| !Arc::ptr_eq(next, &series.meta)) {
-                encoder.end(&shape);
-            }
-        }
+    /// The last delta of a removed series.
+    fn last(&self, encoder: &mut Encoder<'_>, last: &Last, now: u64) {
+        let series = &last.series;
+        let clock = &series.meta.clock;
+        let at = nanos_of(clock.wall(last.at)).min(now);
+        let from = last.since.unwrap_or(series.born());
+        let born = nanos_of(clock.date(from)).min(at);
+        self.difference(
+            encoder,
+            series,
+            (born, at),
+            last.reading.clone(),
+            last.told.clone(),
+            last.extremes.get(),
+            &series.exemplars(),
+        );
     }
 
-    /// What the bus counts of itself: always totals.
-    fn own(&self, encoder: &mut Encoder<'_>, now: u64) {
-        for family in self.bus.self_families() {
-            let shape = Shape {
-                name: &family.name,
-                help: &family.help,
-                unit: family.unit.as_deref(),
-                form: Form::of(family.kind, false),
-                delta: false,
-            };
-            for series in &family.series {
-                let tags = Tags::Pairs(&series.labels);
-                match &series.value {
-                    SampleValue::Gauge(value) => encoder.point(&shape, |out| {
-                        write_number(out, tags, None, now, Number::Real(*value), &[]);
-                    }),
-                    SampleValue::Counter(value) => {
-                        let value = match value {
-                            crate::Value::U64(value) => Number::Whole(*value),
-                            crate::Value::F64(value) => Number::Real(*value),
-                        };
-                        let start = Some(self.started.min(now));
-                        encoder.point(&shape, |out| {
-                            write_number(out, tags, start, now, value, &[]);
-                        });
-                    }
-                    SampleValue::Histogram(seen) => {
-                        let mut before = 0;
-                        let counts: Vec<u64> = seen
-                            .buckets
-                            .iter()
-                            .map(|(_, n)| n - std::mem::replace(&mut before, *n))
-                            .collect();
-                        let bounds: Vec<f64> =
-                            seen.buckets.iter().map(|(bound, _)| *bound).collect();
-                        let bounds = &bounds[..bounds.len().saturating_sub(1)];
-                        let span = Span64 {
-                            start: self.started.min(now),
-                            end: now,
-                        };
-                        let observed = Observed {
-                            count: seen.count,
-                            sum: seen.sum,
-                            extremes: None,
-                        };
-                        encoder.point(&shape, |out| {
-                            write_histogram(out, tags, span, observed, &counts, bounds, &[]);
-                        });
-                    }
+    /// What the bus counts of itself: always totals. `false`: the request is full.
+    fn own(&self, encoder: &mut Encoder<'_>, family: &mut FamilySnapshot, now: u64) -> bool {
+        let shape = Shape {
+            name: &family.name,
+            help: &family.help,
+            unit: family.unit.as_deref(),
+            form: Form::of(family.kind, false),
+            delta: false,
+        };
+        let span = Span64 {
+            start: self.started.min(now),
+            end: now,
+        };
+        while let Some(series) = family.series.pop() {
+            let tags = Tags::Pairs(&series.labels);
+            match &series.value {
+                SampleValue::Gauge(value) => encoder.point(|out| {
+                    write_number(out, tags, None, now, Number::Real(*value), &[]);
+                }),
+                SampleValue::Counter(value) => {
+                    let value = match value {
+                        crate::Value::U64(value) => Number::Whole(*value),
+                        crate::Value::F64(value) => Number::Real(*value),
+                    };
+                    encoder.point(|out| {
+                        write_number(out, tags, Some(span.start), span.end, value, &[]);
+                    });
+                }
+                SampleValue::Histogram(seen) => {
+                    let mut before = 0;
+                    let counts: Vec<u64> = seen
+                        .buckets
+                        .iter()
+                        .map(|(_, n)| n - std::mem::replace(&mut before, *n))
+                        .collect();
+                    let bounds: Vec<f64> = seen.buckets.iter().map(|(bound, _)| *bound).collect();
+                    let bounds = &bounds[..bounds.len().saturating_sub(1)];
+                    let observed = Observed {
+                        count: seen.count,
+                        sum: seen.sum,
+                        extremes: None,
+                    };
+                    encoder.point(|out| {
+                        write_histogram(out, tags, span, observed, &counts, bounds, &[]);
+                    });
                 }
             }
-            encoder.end(&shape);
+            if encoder.is_full() {
+                encoder.end(&shape);
+                return false;
+            }
         }
+        encoder.end(&shape);
+        true
     }
 }
 

@@ -116,7 +116,7 @@ pub struct OtlpStatus {
     pub retries: u64,
     /// How often all metrics were read.
     pub collections: u64,
-    /// How often they were not, as their deltas would have had no room in the queue.
+    /// How often they were not, or not at once, as there was no room in the queue.
     pub collections_postponed: u64,
     /// Bytes that wait to be sent.
     pub queue_bytes: u64,

@@ -218,7 +218,7 @@ impl Counts for Stats {
             ),
             total(
                 "collections_postponed_total",
-                "Times that metrics were not read, as their deltas would have had no room.",
+                "Times that metrics were not read, or not all at once, as the queue had no room.",
                 &self.postponed,
             ),
             gauge(

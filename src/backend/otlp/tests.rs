@@ -647,6 +647,103 @@ fn what_can_not_be_delivered_for_too_long_is_given_up() {
 }
 
 #[test]
+fn more_than_the_queue_holds_is_delivered_all_the_same_request_by_request() {
+    for temporality in [OtlpTemporality::Delta, OtlpTemporality::Cumulative] {
+        let server = all_well();
+        let (bus, _) = bus();
+        let family: Family<Counter> = bus
+            .family(Desc::new("c_total", "c").labels(["x"]).series_max(10_000))
+            .unwrap();
+        for i in 0..8_000 {
+            family.with_label_values(&[i.to_string()]).unwrap().inc();
+        }
+        let exporter = start(
+            &bus,
+            to(&server)
+                .temporality(temporality)
+                .queue_bytes(64 * 1024)
+                .own_metrics(true),
+        );
+        exporter.flush(LONG).unwrap();
+        let (mut sum, mut requests) = (0.0, 0);
+        while let Some(seen) = server.seen() {
+            assert!(seen.body.len() <= 16 * 1024, "{}", seen.body.len());
+            let values = values(&seen).into_iter();
+            sum += values
+                .filter(|(name, _)| name.starts_with("c_total"))
+                .map(|(_, value)| value)
+                .sum::<f64>();
+            requests += 1;
+        }
+        assert_eq!(sum, 8_000.0);
+        assert!(requests > 4, "{requests}");
+        assert_eq!(exporter.status().points_dropped, 0);
+    }
+}
+
+#[test]
+fn a_burst_after_a_quiet_time_pushes_out_no_delta() {
+    let open = Arc::new(AtomicU16::new(503));
+    let status = open.clone();
+    let server = Server::start(move |_| Reply::status(status.load(SeqCst)));
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus
+        .family(Desc::new("c_total", "c").labels(["x"]).series_max(2_000))
+        .unwrap();
+    let all: Vec<_> = (0..1_100)
+        .map(|i| family.with_label_values(&[i.to_string()]).unwrap())
+        .collect();
+    let options = to(&server)
+        .temporality(OtlpTemporality::Delta)
+        .interval(MINUTE)
+        .queue_bytes(64 * 1024)
+        .give_up_after(Duration::from_secs(86_400));
+    let exporter = start(&bus, options);
+    for (round, n) in [500, 1, 1_100].into_iter().enumerate() {
+        all[..n].iter().for_each(Counter::inc);
+        clock.advance(MINUTE);
+        until("its turn is over", || {
+            let status = exporter.status();
+            status.collections + status.collections_postponed == round as u64 + 1
+        });
+    }
+    let status = exporter.status();
+    assert!(status.queue_bytes <= 64 * 1024, "{status:?}");
+    open.store(200, SeqCst);
+    let short = Duration::from_millis(50);
+    until("it is delivered", || exporter.flush(short).is_ok());
+    let mut tried = BTreeMap::new();
+    let mut sum = 0.0;
+    while let Some(seen) = server.seen() {
+        if tried.insert(seen.body.clone(), ()).is_none() {
+            sum += values(&seen).values().sum::<f64>();
+        }
+    }
+    assert_eq!((sum, exporter.status().points_dropped), (1_601.0, 0));
+}
+
+#[test]
+fn a_flush_for_which_older_totals_had_to_go_says_that_the_queue_was_full() {
+    let (server, _) = answering(vec![(503, Some("20")), (200, None)]);
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus.family(Desc::new("c_total", "c").labels(["x"])).unwrap();
+    for i in 0..900 {
+        family.with_label_values(&[i.to_string()]).unwrap().inc();
+    }
+    let options = to(&server).interval(MINUTE).queue_bytes(64 * 1024);
+    let exporter = start(&bus, options);
+    clock.advance(MINUTE);
+    until("it waits", || exporter.status().retries == 1);
+    until("it is read", || exporter.status().collections == 1);
+    let other = exporter.clone();
+    let flush = std::thread::spawn(move || other.flush(LONG));
+    until("it is read again", || exporter.status().collections == 2);
+    clock.advance(Duration::from_secs(20));
+    let error = flush.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("the queue is full"), "{error}");
+}
+
+#[test]
 fn totals_that_have_no_room_are_dropped_the_oldest_first() {
     let (server, _) = answering(vec![(503, Some("300"))]);
     let (bus, clock) = bus();
@@ -920,6 +1017,15 @@ fn over_grpc_a_request_is_framed_and_the_status_comes_after_it() {
     until("it is taken", || exporter.status().points_exported == 1);
 }
 
+fn requests(collector: &mut Collector) -> Vec<encode::Request> {
+    collector.begin();
+    let mut all = Vec::new();
+    while collector.is_at_work() {
+        all.extend(collector.next());
+    }
+    all
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -947,7 +1053,7 @@ proptest! {
         let stats = Arc::new(Stats::new(String::new(), 1));
         let mut collector = Collector::attach(&bus, &ready, &stats);
         let mut got = BTreeMap::new();
-        collector.collect(&mut |request| {
+        for request in requests(&mut collector) {
             let seen = Seen {
                 method: http::Method::POST,
                 path: String::new(),
@@ -959,7 +1065,7 @@ proptest! {
             assert!(values.len() <= batch);
             assert!(metrics(&seen).iter().all(|metric| metric.description == help));
             got.extend(values.into_iter().map(|(name, value)| (name, value.to_bits())));
-        });
+        }
         prop_assert_eq!(got, wanted);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
-    collect::Collector,
+    collect::{Collector, batch_room},
     encode::Request,
     options::Ready,
     own::{Dropped, Stats},
@@ -52,11 +52,15 @@ struct Batch {
     points: u64,
     /// Requests are numbered in the order in which they were collected.
     number: u64,
+    /// The collection it comes from.
+    collection: u64,
     tried_since: Option<Time>,
 }
 
 /// Somebody who flushes.
 struct Waiting {
+    /// Whether the collection is theirs that is at work, or was.
+    begun: bool,
     /// The last request of theirs; `None` until it is collected.
     up_to: Option<u64>,
     lost_before: u64,
@@ -73,9 +77,11 @@ pub(super) struct Worker {
     queue: VecDeque<Batch>,
     /// In the queue.
     bytes: usize,
-    /// What the last collection came to.
-    last_bytes: usize,
     next_number: u64,
+    /// The collection at work, or the last one.
+    collection: u64,
+    /// Whether it has been without room.
+    stalled: bool,
     next_collection: Time,
     /// How often in a row something was to be tried again.
     failures: u32,
@@ -108,8 +114,9 @@ impl Worker {
             commands,
             queue: VecDeque::new(),
             bytes: 0,
-            last_bytes: 0,
             next_number: 0,
+            collection: 0,
+            stalled: false,
             next_collection,
             failures: 0,
             wait: None,
@@ -125,6 +132,7 @@ impl Worker {
         let mut is_alone = false;
         loop {
             self.collect_for_flushes();
+            let goes_on = self.goes_on();
             if sending.is_none() && self.wait.is_none() {
                 sending = self.send();
             }
@@ -140,6 +148,8 @@ impl Worker {
                     self.in_flight = false;
                     self.judged(verdict);
                 }
+                // Those who work on the connection have their turns in between.
+                () = tokio::task::yield_now(), if goes_on => self.step(),
                 () = until(&self.clock, wait) => self.wait = None,
                 () = until(&self.clock, Some(self.next_collection)), if self.ending.is_none() => {
                     self.tick();
@@ -176,53 +186,98 @@ impl Worker {
                 _ => self.next_collection + self.ready.interval,
             };
         }
-        if self.has_room() {
-            self.collect();
-        } else {
+        if self.collector.is_at_work() {
+            // It goes on when there is room, and what it has not read yet is not older then.
             self.stats.postponed.fetch_add(1, Relaxed);
+        } else {
+            self.begin();
         }
     }
 
-    /// Whether another collection can be taken without losing what can't be had again. Totals can: the next ones tell
-    /// the same.
-    fn has_room(&self) -> bool {
-        let expected = self.last_bytes + self.last_bytes / 4;
-        !self.ready.delta
-            || self.queue.is_empty()
-            || self.bytes.saturating_add(expected) <= self.ready.queue_bytes
+    /// Begins a collection, for all who wait for one.
+    fn begin(&mut self) {
+        self.collector.begin();
+        self.collection += 1;
+        self.stalled = false;
+        for one in &mut self.waiting {
+            one.begun = true;
+        }
     }
 
-    fn collect(&mut self) {
-        let (sender, mut collected) = (self.sender.clone(), Vec::new());
-        self.collector.collect(&mut |Request { body, points }| {
-            collected.push((sender.body(body), points));
-        });
-        self.last_bytes = collected.iter().map(|(body, _)| body.bytes.len()).sum();
-        for (body, points) in collected {
-            self.push(body, points);
+    /// Whether there is something to be read, and room for it.
+    fn goes_on(&mut self) -> bool {
+        if !self.collector.is_at_work() {
+            return false;
+        }
+        let has_room = self.has_room();
+        if !has_room && !std::mem::replace(&mut self.stalled, true) {
+            self.stats.postponed.fetch_add(1, Relaxed);
+        }
+        has_room
+    }
+
+    /// Whether there is room for another request without losing what can't be had again: deltas, and what this collection
+    /// has read already. Totals of earlier ones can, as this one tells the same.
+    fn has_room(&self) -> bool {
+        let stays = self.queue.iter().enumerate();
+        let stays = stays.filter(|(at, batch)| !self.may_drop(*at, batch));
+        let bytes: usize = stays.map(|(_, batch)| batch.body.bytes.len()).sum();
+        // One that is larger than the whole queue goes when it is alone.
+        bytes == 0 || bytes + batch_room(self.ready.queue_bytes) <= self.ready.queue_bytes
+    }
+
+    fn may_drop(&self, at: usize, batch: &Batch) -> bool {
+        // Dropping the one that is being sent would free nothing.
+        let is_sent = at == 0 && self.in_flight;
+        !self.ready.delta && batch.collection != self.collection && !is_sent
+    }
+
+    /// Reads one request.
+    fn step(&mut self) {
+        if let Some(Request { body, points }) = self.collector.next() {
+            self.push(self.sender.body(body), points);
+        }
+        if self.collector.is_at_work() {
+            return;
+        }
+        // All that were there before are theirs, too.
+        let up_to = self.next_number;
+        for one in self.waiting.iter_mut().filter(|one| one.begun) {
+            one.up_to.get_or_insert(up_to);
         }
         self.stats.collections.fetch_add(1, Relaxed);
     }
 
+    /// Takes what [has room](Worker::has_room), and lets the oldest totals go for it.
     fn push(&mut self, body: Body, points: u64) {
         let size = body.bytes.len();
-        // The one that is being sent stays: dropping it would free nothing.
-        let first = usize::from(self.in_flight);
-        while self.bytes + size > self.ready.queue_bytes && self.queue.len() > first {
-            if let Some(oldest) = self.queue.remove(first) {
-                self.bytes -= oldest.body.bytes.len();
-                self.stats.drop_points(Dropped::Full, oldest.points);
-            }
+        let mut dropped = 0;
+        while self.bytes + size > self.ready.queue_bytes {
+            let oldest = self.queue.iter().enumerate();
+            let oldest = oldest
+                .filter(|(at, batch)| self.may_drop(*at, batch))
+                .map(|(at, _)| at)
+                .next();
+            let Some(oldest) = oldest.and_then(|at| self.queue.remove(at)) else {
+                break;
+            };
+            self.bytes -= oldest.body.bytes.len();
+            dropped += oldest.points;
         }
-        if self.bytes + size > self.ready.queue_bytes {
-            self.stats.drop_points(Dropped::Full, points);
-            return;
+        if dropped > 0 {
+            self.stats.drop_points(Dropped::Full, dropped);
+            let max = self.ready.queue_bytes;
+            let why = format!(
+                "the queue is full: {max} bytes wait for the collector, and older totals were dropped for newer ones"
+            );
+            self.stats.failed(&why);
         }
         self.bytes += size;
         self.queue.push_back(Batch {
             body,
             points,
             number: self.next_number,
+            collection: self.collection,
             tried_since: None,
         });
         self.next_number += 1;
@@ -349,6 +404,7 @@ impl Worker {
             return;
         }
         self.waiting.push(Waiting {
+            begun: false,
             up_to: None,
             lost_before: self.stats.lost(),
             reply,
@@ -360,14 +416,9 @@ impl Worker {
     }
 
     fn collect_for_flushes(&mut self) {
-        if self.waiting.iter().all(|one| one.up_to.is_some()) || !self.has_room() {
-            return;
-        }
-        self.collect();
-        // All that were there before are theirs, too.
-        let up_to = self.next_number;
-        for one in self.waiting.iter_mut().filter(|one| one.up_to.is_none()) {
-            one.up_to = Some(up_to);
+        // One that is at work has read some of it before they asked.
+        if !self.collector.is_at_work() && self.waiting.iter().any(|one| !one.begun) {
+            self.begin();
         }
     }
 
