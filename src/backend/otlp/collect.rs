@@ -159,6 +159,34 @@ impl Reading {
         }
     }
 
+    fn sum(&self) -> f64 {
+        match self {
+            Reading::Counter(_) => 0.0,
+            Reading::Explicit { sum, .. } | Reading::Exponential { sum, .. } => *sum,
+        }
+    }
+
+    /// Whether it counts what `earlier` counts, and has another sum: that of an observation was added after its count was
+    /// told.
+    fn is_late(&self, earlier: Option<&Reading>) -> bool {
+        let sum = earlier.map_or(0.0, Reading::sum);
+        if self.sum() == sum || (self.sum().is_nan() && sum.is_nan()) {
+            return false;
+        }
+        match (self, earlier) {
+            (Reading::Counter(_), _) => false,
+            (_, None) => self.is_nothing(),
+            (Reading::Explicit { counts, .. }, Some(Reading::Explicit { counts: then, .. })) => {
+                counts == then
+            }
+            (
+                Reading::Exponential { weights, .. },
+                Some(Reading::Exponential { weights: then, .. }),
+            ) => weights.since(then).is_empty(),
+            _ => false,
+        }
+    }
+
     fn is_nothing(&self) -> bool {
         match self {
             // −0 does not come of counting.
@@ -273,7 +301,16 @@ impl Listener for Ear {
                 *extremes = self.whole.then(|| self.extremes.clone());
                 *before = self.sketch.as_ref().and_then(|kept| kept.before.clone());
             }
-            Question::Tell(reading) => std::mem::swap(&mut self.told, reading),
+            Question::Tell(reading) => {
+                let told = self.told.as_ref().map(|(told, _)| told);
+                let is_late = |(now, _): &(Reading, u64)| now.is_late(told);
+                // A point that counts nothing has no sum: it is told with the next one that does.
+                if reading.as_ref().is_some_and(is_late) {
+                    reading.clone_from(&self.told);
+                } else {
+                    std::mem::swap(&mut self.told, reading);
+                }
+            }
         }
     }
 

@@ -414,6 +414,54 @@ fn exponential_deltas_have_the_observations_of_their_interval_only() {
 }
 
 #[test]
+fn a_sum_that_comes_after_its_count_was_told_is_told_with_the_next_delta() {
+    for form in [OtlpHistograms::Explicit, OtlpHistograms::Exponential] {
+        let server = all_well();
+        let (bus, _, histogram) = histogram_bus();
+        let options = to(&server)
+            .temporality(OtlpTemporality::Delta)
+            .histograms(form);
+        let exporter = start(&bus, options);
+        let core = histogram.series().core().clone();
+        let buckets = core.buckets.clone().unwrap();
+        // The first is a new extreme, and so are these two again after a flush.
+        for _ in 0..2 {
+            histogram.observe(1.0);
+            histogram.observe(9.0);
+            exporter.flush(LONG).unwrap();
+        }
+        histogram.observe(1.0);
+        histogram.observe(9.0);
+        core.cell.observe(5.0, &*core, || {
+            buckets.count(5.0);
+            exporter.flush(LONG).unwrap();
+        });
+        // Nothing is told of these.
+        exporter.flush(LONG).unwrap();
+        exporter.flush(LONG).unwrap();
+        histogram.observe(2.0);
+        exporter.flush(LONG).unwrap();
+        let (mut count, mut sum) = (0, 0.0);
+        while let Some(seen) = server.seen() {
+            for metric in metrics(&seen) {
+                match metric.data {
+                    Some(Data::Histogram(told)) => {
+                        count += told.data_points[0].count;
+                        sum += told.data_points[0].sum.unwrap();
+                    }
+                    Some(Data::ExponentialHistogram(told)) => {
+                        count += told.data_points[0].count;
+                        sum += told.data_points[0].sum.unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!((count, sum), (8, 37.0), "{form:?}");
+    }
+}
+
+#[test]
 fn exemplars_go_with_their_points_and_ids_of_traces_have_fields_of_their_own() {
     let server = all_well();
     let (bus, _, histogram) = histogram_bus();
