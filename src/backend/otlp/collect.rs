@@ -38,6 +38,14 @@ use crate::{
 /// So many removed series may wait for their last delta to be told.
 const DEPARTED_MAX: usize = 65_536;
 
+/// When something is read.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Time,
+    /// In nanoseconds since 1970. The machine's clock may have been set back, and so it is not after all that was before.
+    date: u64,
+}
+
 /// As much room in a queue of `queue_bytes` a request may take. It is filled to three quarters, so that the point that
 /// fills it fits, too, if it is not one of many kilobytes.
 pub(super) fn batch_room(queue_bytes: usize) -> usize {
@@ -302,6 +310,9 @@ impl Listener for Ear {
                 *before = self.sketch.as_ref().and_then(|kept| kept.before.clone());
             }
             Question::Tell(reading) => {
+                if let (Some((_, now)), Some((_, then))) = (&mut *reading, &self.told) {
+                    *now = (*now).max(*then);
+                }
                 let told = self.told.as_ref().map(|(told, _)| told);
                 let is_late = |(now, _): &(Reading, u64)| now.is_late(told);
                 // A point that counts nothing has no sum: it is told with the next one that does.
@@ -430,7 +441,9 @@ impl Collector {
     pub(super) fn next(&mut self) -> Option<Request> {
         let mut pass = self.pass.take()?;
         let clock = self.bus.clock();
-        let now = nanos_of(clock.wall(clock.now()));
+        let at = clock.now();
+        let date = nanos_of(clock.wall(at));
+        let now = Moment { at, date };
         let mut encoder = Encoder::new(&self.resource, self.batch_points, self.batch_bytes);
         let is_over = self.fill(&mut pass, &mut encoder, now);
         let request = encoder.finish();
@@ -442,10 +455,10 @@ impl Collector {
     }
 
     /// Until the request is full, or (`true`) everything was read.
-    fn fill(&self, pass: &mut Pass, encoder: &mut Encoder<'_>, now: u64) -> bool {
+    fn fill(&self, pass: &mut Pass, encoder: &mut Encoder<'_>, now: Moment) -> bool {
         while let Some(last) = pass.gone.pop_front() {
             let shape = self.shape(&last.series.meta);
-            self.last(encoder, &last, now);
+            self.last(encoder, &last, now.date);
             let next = pass.gone.front().map(|next| &next.series.meta);
             let is_full = encoder.is_full();
             if is_full || next.is_none_or(|next| !Arc::ptr_eq(next, &last.series.meta)) {
@@ -486,7 +499,7 @@ impl Collector {
                 .own
                 .get_or_insert_with(|| self.bus.self_families().into());
             while let Some(family) = own.front_mut() {
-                if !self.own(encoder, family, now) {
+                if !self.own(encoder, family, now.date) {
                     return false;
                 }
                 own.pop_front();
@@ -510,21 +523,25 @@ impl Collector {
         encoder: &mut Encoder<'_>,
         shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
-        now: u64,
+        now: Moment,
     ) {
+        // One that was made while others were read is told of next time.
+        if series.born() > now.at {
+            return;
+        }
         let tags = Tags::Text(&series.text);
         if shape.form == Form::Gauge {
             let value = f64::from_bits(series.cell.load());
             // Nobody has measured it yet, and so there is nothing to report.
             if !is_unmeasured(value) {
                 encoder.point(|out| {
-                    write_number(out, tags, None, now, Number::Real(value), &[]);
+                    write_number(out, tags, None, now.date, Number::Real(value), &[]);
                 });
             }
             return;
         }
-        // Of a series that was made while others were read, or whose clock runs ahead of the machine's.
-        let born = nanos_of(series.meta.clock.date(series.born())).min(now);
+        let born = nanos_of(series.meta.clock.date(series.born()));
+        let now = now.date;
         let exemplars = if series.exemplars.get().is_some() {
             series.exemplars()
         } else {
@@ -548,7 +565,7 @@ impl Collector {
             let value = number(series.cell.load(), series.meta.numbers);
             let tags = Tags::Text(&series.text);
             encoder.point(|out| {
-                write_number(out, tags, Some(born), now, value, exemplars);
+                write_number(out, tags, Some(born), now.max(born), value, exemplars);
             });
             return;
         }
@@ -567,9 +584,12 @@ impl Collector {
         let mut start = born;
         if let Some((before, at)) = before {
             reading = reading.since(&before, series.meta.numbers);
-            start = nanos_of(series.meta.clock.date(at)).min(now);
+            start = nanos_of(series.meta.clock.date(at));
         }
-        let span = Span64 { start, end: now };
+        let span = Span64 {
+            start,
+            end: now.max(start),
+        };
         let extremes = extremes.and_then(|extremes| extremes.get());
         self.observed(encoder, series, span, &reading, extremes, exemplars);
     }
@@ -614,7 +634,7 @@ impl Collector {
                 seen.step(max);
             }
         }
-        let mut tell = Question::Tell(Some((reading.clone(), now)));
+        let mut tell = Question::Tell(Some((reading.clone(), now.max(born))));
         if !series.ask(self.watch.id, &mut tell) {
             // It was removed meanwhile, and its last delta is told of among those of the departed.
             return;
@@ -654,8 +674,8 @@ impl Collector {
             return;
         }
         let span = Span64 {
-            start: start.min(now),
-            end: now,
+            start,
+            end: now.max(start),
         };
         // One that was told already is not told again.
         let is_newer =
@@ -665,7 +685,7 @@ impl Collector {
             let value = number(bits, series.meta.numbers);
             let tags = Tags::Text(&series.text);
             encoder.point(|out| {
-                write_number(out, tags, Some(span.start), now, value, &newer);
+                write_number(out, tags, Some(span.start), span.end, value, &newer);
             });
             return;
         }
@@ -719,8 +739,7 @@ impl Collector {
         let series = &last.series;
         let clock = &series.meta.clock;
         let at = nanos_of(clock.wall(last.at)).min(now);
-        let from = last.since.unwrap_or(series.born());
-        let born = nanos_of(clock.date(from)).min(at);
+        let born = nanos_of(clock.date(last.since.unwrap_or(series.born())));
         self.difference(
             encoder,
             series,
@@ -742,8 +761,8 @@ impl Collector {
             delta: false,
         };
         let span = Span64 {
-            start: self.started.min(now),
-            end: now,
+            start: self.started,
+            end: now.max(self.started),
         };
         while let Some(series) = family.series.pop() {
             let tags = Tags::Pairs(&series.labels);
@@ -799,5 +818,82 @@ fn number(bits: u64, numbers: Numbers) -> Number {
     match numbers {
         Numbers::Whole => Number::Whole(bits),
         Numbers::Amount | Numbers::Real => Number::Real(f64::from_bits(bits)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use opentelemetry_proto::tonic::{
+        collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::metric::Data,
+    };
+    use prost::Message;
+
+    use super::*;
+    use crate::{Clock, backend::otlp::OtlpOptions};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Start and end of the points of counters.
+    fn spans(collector: &Collector, now: Moment) -> Vec<(u64, u64)> {
+        let mut encoder = Encoder::new(&[], 100, 100_000);
+        for family in collector.bus.inner().families() {
+            let shape = collector.shape(&family.meta);
+            for series in family.children() {
+                collector.series(&mut encoder, &shape, &series, now);
+            }
+            encoder.end(&shape);
+        }
+        let Some(request) = encoder.finish() else {
+            return Vec::new();
+        };
+        let request = ExportMetricsServiceRequest::decode(&*request.body).unwrap();
+        let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
+        let points = metrics.iter().flat_map(|metric| match &metric.data {
+            Some(Data::Sum(sum)) => &sum.data_points[..],
+            _ => &[],
+        });
+        points
+            .map(|point| (point.start_time_unix_nano, point.time_unix_nano))
+            .collect()
+    }
+
+    #[test]
+    fn the_start_of_a_series_stays_when_it_is_read_while_it_is_made_or_the_clock_is_set_back() {
+        for delta in [false, true] {
+            let clock = Clock::manual();
+            clock.advance(Duration::from_secs(100));
+            let bus = MetricBus::builder().clock(clock.clone()).build();
+            let mut ready = OtlpOptions::new().ready().unwrap();
+            ready.delta = delta;
+            let stats = Arc::new(Stats::new(String::new(), 1));
+            let collector = Collector::attach(&bus, &ready, &stats);
+            let moment = |date| Moment {
+                at: clock.now(),
+                date: date * SECOND,
+            };
+            let early = moment(100);
+            clock.advance(Duration::from_secs(1));
+            let counter = bus.counter("c_total", "c").unwrap();
+            counter.inc();
+            assert_eq!(spans(&collector, early), []);
+            // A minute too early, by the machine's clock.
+            assert_eq!(
+                spans(&collector, moment(40)),
+                [(101 * SECOND, 101 * SECOND)]
+            );
+            counter.inc();
+            assert_eq!(
+                spans(&collector, moment(102)),
+                [(101 * SECOND, 102 * SECOND)]
+            );
+            counter.inc();
+            let (start, end) = if delta { (102, 102) } else { (101, 101) };
+            assert_eq!(
+                spans(&collector, moment(50)),
+                [(start * SECOND, end * SECOND)]
+            );
+        }
     }
 }
