@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Exemplar, MetricBus,
+    bus::Inner,
     cell::{Listener, Wakes, wake_all},
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
@@ -50,6 +51,19 @@ struct Moment {
 /// fills it fits, too, if it is not one of many kilobytes.
 pub(super) fn batch_room(queue_bytes: usize) -> usize {
     (queue_bytes / 4).min(REQUEST_MAX / 3 * 4)
+}
+
+/// Whether `bus` has had an exporter before; from here on it has. A forked child finds its parent's here, too.
+fn had_another(bus: &MetricBus) -> bool {
+    static BUSES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+    let mut buses = lock(&BUSES);
+    buses.retain(|bus| bus.strong_count() > 0);
+    let inner = Arc::downgrade(bus.inner());
+    let had_another = buses.iter().any(|bus| bus.ptr_eq(&inner));
+    if !had_another {
+        buses.push(inner);
+    }
+    had_another
 }
 
 /// What the exporter reads.
@@ -212,6 +226,8 @@ struct Ear {
     /// Whether it hears observations, and not values.
     observed: bool,
     exponential: bool,
+    /// Whether deltas are told, and another exporter told those before this one came.
+    is_late: bool,
     /// Where deltas are told: what was told last, and when.
     told: Option<(Reading, u64)>,
     /// Where removed series go; `None` for totals.
@@ -257,27 +273,29 @@ impl Listener for Ear {
         let Some(series) = self.series.upgrade() else {
             return;
         };
-        let Some(buckets) = &series.buckets else {
-            return;
-        };
+        let date = |at| nanos_of(series.meta.clock.date(at));
         // Whoever counts later than this finds the band, and comes here with a new extreme.
-        self.whole = buckets.total_before_sketch() == 0;
+        let buckets = series.buckets.as_ref();
+        self.whole = buckets.is_some_and(|buckets| buckets.total_before_sketch() == 0);
         if let Some(kept) = &mut self.sketch
             && !self.whole
             && !series.meta.native
-            && let Some(sketch) = buckets.sketch()
+            && let Some(sketch) = kept.buckets.sketch()
         {
             let weights = sketch.snapshot();
             let sum = f64::from_bits(bits);
-            kept.before = Some((Reading::Exponential { weights, sum }, stamp.at()));
+            let at = stamp.at();
+            let reading = Reading::Exponential { weights, sum };
+            if self.departed.is_some() {
+                self.told = Some((reading.clone(), date(at)));
+            }
+            kept.before = Some((reading, at));
             self.whole = true;
-        }
-        if let Some(kept) = &self.sketch
-            && let Some((reading, at)) = &kept.before
-            && self.departed.is_some()
+        } else if self.is_late
+            && let Some(reading) = Reading::of(&series, self.exponential)
         {
-            let at = nanos_of(series.meta.clock.date(*at));
-            self.told = Some((reading.clone(), at));
+            self.told = Some((reading, date(stamp.at())));
+            self.whole = true;
         }
     }
 
@@ -372,13 +390,15 @@ impl Collector {
         let (delta, exponential) = (ready.delta, ready.exponential);
         let make = {
             let departed = delta.then(|| departed.clone());
-            move |series: &Arc<SeriesCore>, _: bool, _: &mut Wakes| -> Box<dyn Listener> {
+            let had_another = had_another(bus);
+            move |series: &Arc<SeriesCore>, is_newborn: bool, _: &mut Wakes| -> Box<dyn Listener> {
                 let sketch = series.buckets.as_ref().filter(|_| exponential.is_some());
                 Box::new(Ear {
                     id,
                     series: Arc::downgrade(series),
                     observed: series.buckets.is_some(),
                     exponential: exponential.is_some(),
+                    is_late: delta && had_another && !is_newborn,
                     told: None,
                     departed: departed.clone(),
                     extremes: ExtremesState::new(),

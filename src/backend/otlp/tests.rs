@@ -351,6 +351,68 @@ fn deltas_add_up_to_what_was_counted_and_nothing_new_is_no_point() {
 }
 
 #[test]
+fn the_deltas_of_a_second_exporter_are_what_came_since_it_was_there() {
+    for form in [OtlpHistograms::Explicit, OtlpHistograms::Exponential] {
+        let server = all_well();
+        let (bus, clock, histogram) = histogram_bus();
+        let native: Histogram = bus.declare(Desc::new("native", "n").native(true)).unwrap();
+        let counter = bus.counter("c_total", "c").unwrap();
+        let options = || {
+            to(&server)
+                .temporality(OtlpTemporality::Delta)
+                .histograms(form)
+        };
+        counter.inc_by(10);
+        let first = start(&bus, options());
+        histogram.observe(100.0);
+        native.observe(100.0);
+        first.shutdown(LONG).unwrap();
+        assert_eq!(values(&server.next())["c_total{}"], 10.0);
+
+        clock.advance(MINUTE);
+        let second = start(&bus, options());
+        counter.inc();
+        histogram.observe(2.0);
+        native.observe(2.0);
+        // And one that it sees being made is told from there.
+        clock.advance(MINUTE);
+        bus.counter("later_total", "l").unwrap().inc_by(5);
+        second.shutdown(LONG).unwrap();
+        let seen = server.next();
+        let values = values(&seen);
+        assert_eq!((values["c_total{}"], values["later_total{}"]), (1.0, 5.0));
+        let mut histograms = 0;
+        for metric in metrics(&seen) {
+            let (count, sum, min, start) = match metric.data {
+                Some(Data::Histogram(told)) => {
+                    let point = &told.data_points[0];
+                    (
+                        point.count,
+                        point.sum,
+                        point.min,
+                        point.start_time_unix_nano,
+                    )
+                }
+                Some(Data::ExponentialHistogram(told)) => {
+                    let point = &told.data_points[0];
+                    (
+                        point.count,
+                        point.sum,
+                        point.min,
+                        point.start_time_unix_nano,
+                    )
+                }
+                _ => continue,
+            };
+            assert_eq!((count, sum, min), (1, Some(2.0), Some(2.0)), "{form:?}");
+            assert_eq!(start, secs(1_060));
+            histograms += 1;
+        }
+        assert_eq!(histograms, 2);
+    }
+}
+
+#[test]
 fn a_series_that_is_removed_leaves_its_last_delta() {
     let server = all_well();
     let (bus, clock) = bus();
