@@ -757,6 +757,24 @@ fn what_can_not_be_delivered_for_too_long_is_given_up() {
 }
 
 #[test]
+fn a_wait_that_the_collector_asked_for_is_not_held_against_what_waits() {
+    let (server, _) = answering(vec![(503, Some("60")), (503, None), (200, None)]);
+    let (bus, clock) = bus();
+    bus.counter("c_total", "c").unwrap().inc();
+    let options = to(&server)
+        .interval(Duration::from_secs(600))
+        .give_up_after(Duration::from_secs(30));
+    let exporter = start(&bus, options);
+    clock.advance(Duration::from_secs(600));
+    until("it waits", || exporter.status().retries == 1);
+    assert_eq!(exporter.status().points_dropped, 0);
+    clock.advance(MINUTE);
+    until("it waits again", || exporter.status().retries == 2);
+    clock.advance(Duration::from_secs(2));
+    until("it is taken", || exporter.status().points_exported == 1);
+}
+
+#[test]
 fn more_than_the_queue_holds_is_delivered_all_the_same_request_by_request() {
     for temporality in [OtlpTemporality::Delta, OtlpTemporality::Cumulative] {
         let server = all_well();

@@ -55,6 +55,8 @@ struct Batch {
     /// The collection it comes from.
     collection: u64,
     tried_since: Option<Time>,
+    /// For how long the collector asked to be left alone meanwhile.
+    asked: Duration,
 }
 
 /// Somebody who flushes.
@@ -279,6 +281,7 @@ impl Worker {
             number: self.next_number,
             collection: self.collection,
             tried_since: None,
+            asked: Duration::ZERO,
         });
         self.next_number += 1;
         self.show_queue();
@@ -373,8 +376,19 @@ impl Worker {
                 "metricbus: metrics could not be exported, and will be tried again"
             );
         }
-        let since = self.queue.front().and_then(|batch| batch.tried_since);
-        if since.is_some_and(|since| now.since(since) + wait > self.ready.give_up_after) {
+        // Waits that the collector asked for are not held against what waits.
+        let more = if after.is_some() {
+            Duration::ZERO
+        } else {
+            wait
+        };
+        let tried = self.queue.front_mut().map_or(Duration::ZERO, |batch| {
+            let since = batch.tried_since.map_or(Duration::ZERO, |at| now.since(at));
+            let tried = since.saturating_sub(batch.asked);
+            batch.asked += wait - more;
+            tried
+        });
+        if tried + more > self.ready.give_up_after {
             let points = self.pop();
             self.stats.drop_points(Dropped::GivenUp, points);
             let after = self.ready.give_up_after;
