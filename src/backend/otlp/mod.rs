@@ -35,7 +35,7 @@ use self::{
     options::Ready,
     own::Stats,
     sender::Sender,
-    worker::{Command, FLUSHES_MAX, Flushed, Worker},
+    worker::{Command, FLUSHES_MAX, Flushed, Reply, Worker},
 };
 use crate::{
     MetricBus,
@@ -177,8 +177,15 @@ impl OtlpExporter {
         let Some(commands) = self.commands()? else {
             return Ok(());
         };
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer, _caller) = reply();
+        // The thread may be reading for a while, and whoever gives up meanwhile and comes again is not to fill the memory.
+        let flushes = &self.0.stats.flushes;
+        if flushes.fetch_add(1, Relaxed) >= FLUSHES_MAX {
+            flushes.fetch_sub(1, Relaxed);
+            return Err(too_many());
+        }
         if commands.send(Command::Flush(reply)).is_err() {
+            flushes.fetch_sub(1, Relaxed);
             return Err(self.ended());
         }
         self.wait(&answer, deadline)
@@ -197,7 +204,7 @@ impl OtlpExporter {
         let Some(thread) = lock(&self.0.thread).take() else {
             return Ok(());
         };
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer, _caller) = reply();
         // Its own end is later than the one here, which says what was left.
         let ending = deadline.saturating_add(self.0.timeout);
         let outcome = match commands.send(Command::Finish(Some(reply), ending)) {
@@ -256,13 +263,23 @@ impl OtlpExporter {
                     why,
                 })
             }
-            Err(RecvTimeoutError::Disconnected) if stats.running.load(Relaxed) => {
-                let why = format!("more than {FLUSHES_MAX} flushes wait for the collector");
-                Err(BackendError::other(NAME, why))
-            }
+            Err(RecvTimeoutError::Disconnected) if stats.running.load(Relaxed) => Err(too_many()),
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }
     }
+}
+
+/// What is given to the thread, where its answer comes, and what is held by who waits for it.
+fn reply() -> (Reply, Receiver<Flushed>, Arc<()>) {
+    let (answer, receiver) = sync_channel(1);
+    let held = Arc::new(());
+    let caller = Arc::downgrade(&held);
+    (Reply { answer, caller }, receiver, held)
+}
+
+fn too_many() -> BackendError {
+    let why = format!("more than {FLUSHES_MAX} flushes wait for the collector");
+    BackendError::other(NAME, why)
 }
 
 /// Starts the thread.

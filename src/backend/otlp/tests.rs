@@ -1052,18 +1052,71 @@ fn a_forked_child_is_told_so_and_leaves_the_parents_exporter_alone() {
 }
 
 #[test]
-fn flushes_beyond_the_bound_are_refused_and_the_last_one_is_not() {
+fn flushes_beyond_the_bound_are_refused_but_those_who_gave_up_keep_nobody_out() {
     let server = Server::start(|_| Reply::Hang);
-    let (bus, _) = bus();
+    let (bus, clock) = bus();
     bus.counter("c_total", "c").unwrap().inc();
     let exporter = start(&bus, to(&server));
+    for _ in 0..2 * FLUSHES_MAX {
+        let error = exporter.flush(Duration::from_micros(1)).unwrap_err();
+        // Where the thread comes round to nothing, there are too many for a while.
+        assert!(
+            !exporter.ended().to_string().eq(&error.to_string()),
+            "{error}"
+        );
+    }
+    until("it has heard of all", || {
+        exporter.0.stats.flushes.load(Relaxed) == 0
+    });
+    let commands = exporter.0.commands.as_ref().unwrap();
+    let mut held = Vec::new();
     for _ in 0..FLUSHES_MAX {
-        exporter.flush(Duration::ZERO).unwrap_err();
+        let (reply, answer, caller) = reply();
+        exporter.0.stats.flushes.fetch_add(1, Relaxed);
+        assert!(commands.send(Command::Flush(reply)).is_ok());
+        held.push((answer, caller));
     }
     let error = exporter.flush(LONG).unwrap_err().to_string();
     assert!(error.contains("flushes wait"), "{error}");
+    // All of them were let in.
+    let gone = Err(std::sync::mpsc::TryRecvError::Disconnected);
+    assert!(held.iter().all(|(answer, _)| answer.try_recv() != gone));
     let error = exporter.shutdown(Duration::from_millis(1)).unwrap_err();
     assert!(matches!(error, BackendError::Deadline { .. }), "{error:?}");
+    drop(clock);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_collection_at_work() {
+    let server = all_well();
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus
+        .family(Desc::new("c_total", "c").labels(["x"]).series_max(10_000))
+        .unwrap();
+    for i in 0..5_000 {
+        family.with_label_values(&[i.to_string()]).unwrap().inc();
+    }
+    let ready = to(&server).batch_points(1).ready().unwrap();
+    let stats = Arc::new(Stats::new(String::new(), 1));
+    let collector = Collector::attach(&bus, &ready, &stats);
+    let sender = Sender::new(&ready, &clock).unwrap();
+    let (commands, receiver) = unbounded_channel();
+    let worker = Worker::new(collector, sender, ready, clock, stats.clone(), receiver);
+    let (reply, answer, caller) = reply();
+    stats.flushes.fetch_add(1, Relaxed);
+    assert!(commands.send(Command::Flush(reply)).is_ok());
+    let runtime = runtime().unwrap();
+    let work = runtime.spawn(worker.run());
+    // Once it has begun.
+    runtime.block_on(async {
+        while stats.status().queue_points == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(commands.send(Command::Stop).is_ok());
+        work.await.unwrap();
+    });
+    assert_eq!(stats.status().collections, 0);
+    drop((answer, caller));
 }
 
 #[test]

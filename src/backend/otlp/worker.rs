@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed, mpsc::SyncSender},
     time::Duration,
 };
 
@@ -28,15 +28,24 @@ const AFTER_MIN: Duration = Duration::from_millis(100);
 
 /// So many flushes may wait at a time.
 pub(super) const FLUSHES_MAX: usize = 1_024;
+/// So many commands are taken between two steps of a collection.
+const COMMANDS_MAX: usize = 64;
 
 /// What the thread is asked to do.
 pub(super) enum Command {
     /// Have what was counted until now delivered, or not, and say so.
-    Flush(SyncSender<Flushed>),
+    Flush(Reply),
     /// The same for the last time, and end: at once when it is done, or at the end of this time.
-    Finish(Option<SyncSender<Flushed>>, Duration),
+    Finish(Option<Reply>, Duration),
     /// End at once.
     Stop,
+}
+
+/// Whom to tell.
+pub(super) struct Reply {
+    pub(super) answer: SyncSender<Flushed>,
+    /// Dropped by who has given up.
+    pub(super) caller: Weak<()>,
 }
 
 /// What became of a flush.
@@ -66,7 +75,7 @@ struct Waiting {
     /// The last request of theirs; `None` until it is collected.
     up_to: Option<u64>,
     lost_before: u64,
-    reply: Option<SyncSender<Flushed>>,
+    reply: Option<Reply>,
 }
 
 pub(super) struct Worker {
@@ -132,13 +141,22 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let mut sending: Option<Sending> = None;
         let mut is_alone = false;
-        loop {
+        'work: loop {
+            // Who wants an end is heard between two requests' worth of reading, whoever else wants something.
+            for _ in 0..COMMANDS_MAX {
+                let Ok(command) = self.commands.try_recv() else {
+                    break;
+                };
+                if self.is_stopped_by(command) {
+                    break 'work;
+                }
+            }
             self.collect_for_flushes();
-            let goes_on = self.goes_on();
             if sending.is_none() && self.wait.is_none() {
                 sending = self.send();
             }
             self.in_flight = sending.is_some();
+            let goes_on = self.goes_on();
             self.answer_flushes();
             if self.ending.is_some() && self.queue.is_empty() && self.waiting.is_empty() {
                 break;
@@ -158,14 +176,9 @@ impl Worker {
                 }
                 () = until(&self.clock, self.ending) => break,
                 command = self.commands.recv(), if !is_alone => match command {
-                    Some(Command::Flush(reply)) => self.flush(Some(reply)),
-                    Some(Command::Finish(reply, time)) => {
-                        if self.ending.is_none() {
-                            self.ending = Some(self.clock.now() + time);
-                        }
-                        self.flush(reply);
-                    }
-                    Some(Command::Stop) => break,
+                    Some(command) => if self.is_stopped_by(command) {
+                        break;
+                    },
                     // Nobody can ask for anything any more; what was asked for is done.
                     None if self.ending.is_some() => is_alone = true,
                     None => break,
@@ -177,6 +190,24 @@ impl Worker {
         }
         self.bytes = 0;
         self.show_queue();
+    }
+
+    /// Does what it is asked to. `true`: it is to end at once.
+    fn is_stopped_by(&mut self, command: Command) -> bool {
+        match command {
+            Command::Flush(reply) => {
+                self.stats.flushes.fetch_sub(1, Relaxed);
+                self.flush(Some(reply));
+            }
+            Command::Finish(reply, time) => {
+                if self.ending.is_none() {
+                    self.ending = Some(self.clock.now() + time);
+                }
+                self.flush(reply);
+            }
+            Command::Stop => return true,
+        }
+        false
     }
 
     fn tick(&mut self) {
@@ -412,7 +443,12 @@ impl Worker {
         whole.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)
     }
 
-    fn flush(&mut self, reply: Option<SyncSender<Flushed>>) {
+    fn flush(&mut self, reply: Option<Reply>) {
+        if self.waiting.len() >= FLUSHES_MAX {
+            let is_there = |reply: &Reply| reply.caller.strong_count() > 0;
+            self.waiting
+                .retain(|one| one.reply.as_ref().is_none_or(is_there));
+        }
         // Dropping the reply tells whoever waits for it. A last flush is never refused.
         if self.ending.is_none() && self.waiting.len() >= FLUSHES_MAX {
             return;
@@ -445,7 +481,7 @@ impl Worker {
             }
             if let Some(reply) = &one.reply {
                 // Nobody there: it took too long for them.
-                let _ = reply.try_send(Flushed {
+                let _ = reply.answer.try_send(Flushed {
                     lost: lost - one.lost_before,
                 });
             }
