@@ -7,26 +7,29 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     sync::{Arc, Mutex, Weak},
 };
 
 use super::{
     encode::{
-        Encoder, Form, Number, Observed, Request, Shape, Span64, Tags, encode_resource, nanos_of,
-        write_exponential, write_histogram, write_number,
+        Encoder, Form, Number, Observed, REQUEST_MAX, Request, Shape, Span64, Tags,
+        encode_resource, nanos_of, write_exponential, write_histogram, write_number,
     },
     options::Ready,
     own::{Dropped, Stats},
 };
 use crate::{
     Exemplar, MetricBus,
+    bus::Inner,
     cell::{Listener, Wakes, wake_all},
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
     mailbox::Mailbox,
+    metric::FamilyCore,
     series::{BucketCells, SeriesCore, is_unmeasured},
     sketch::Weights,
-    snapshot::SampleValue,
+    snapshot::{FamilySnapshot, SampleValue},
     stats::next_id,
     sync::lock,
     time::{Stamp, Time},
@@ -36,6 +39,33 @@ use crate::{
 /// So many removed series may wait for their last delta to be told.
 const DEPARTED_MAX: usize = 65_536;
 
+/// When something is read.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Time,
+    /// In nanoseconds since 1970. The machine's clock may have been set back, and so it is not after all that was before.
+    date: u64,
+}
+
+/// As much room in a queue of `queue_bytes` a request may take. It is filled to three quarters, so that the point that
+/// fills it fits, too, if it is not one of many kilobytes.
+pub(super) fn batch_room(queue_bytes: usize) -> usize {
+    (queue_bytes / 4).min(REQUEST_MAX / 3 * 4)
+}
+
+/// Whether `bus` has had an exporter before; from here on it has. A forked child finds its parent's here, too.
+fn had_another(bus: &MetricBus) -> bool {
+    static BUSES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+    let mut buses = lock(&BUSES);
+    buses.retain(|bus| bus.strong_count() > 0);
+    let inner = Arc::downgrade(bus.inner());
+    let had_another = buses.iter().any(|bus| bus.ptr_eq(&inner));
+    if !had_another {
+        buses.push(inner);
+    }
+    had_another
+}
+
 /// What the exporter reads.
 pub(super) struct Collector {
     bus: MetricBus,
@@ -44,10 +74,25 @@ pub(super) struct Collector {
     exponential: Option<usize>,
     resource: Vec<u8>,
     batch_points: usize,
+    batch_bytes: usize,
     own_metrics: bool,
     started: u64,
     watch: Arc<Watch>,
     departed: Arc<Departed>,
+    /// `None`: everything was read.
+    pass: Option<Pass>,
+}
+
+/// What is left to be read.
+struct Pass {
+    gone: VecDeque<Last>,
+    families: std::vec::IntoIter<Arc<FamilyCore>>,
+    /// The one at work, and its series.
+    family: Option<(Arc<FamilyCore>, std::vec::IntoIter<Arc<SeriesCore>>)>,
+    /// `None` until they are due.
+    own: Option<VecDeque<FamilySnapshot>>,
+    /// Whether a request came of it already, and time may have passed since.
+    resumed: bool,
 }
 
 /// Removed series whose last deltas nobody has told yet.
@@ -136,6 +181,34 @@ impl Reading {
         }
     }
 
+    fn sum(&self) -> f64 {
+        match self {
+            Reading::Counter(_) => 0.0,
+            Reading::Explicit { sum, .. } | Reading::Exponential { sum, .. } => *sum,
+        }
+    }
+
+    /// Whether it counts what `earlier` counts, and has another sum: that of an observation was added after its count was
+    /// told.
+    fn is_late(&self, earlier: Option<&Reading>) -> bool {
+        let sum = earlier.map_or(0.0, Reading::sum);
+        if self.sum() == sum || (self.sum().is_nan() && sum.is_nan()) {
+            return false;
+        }
+        match (self, earlier) {
+            (Reading::Counter(_), _) => false,
+            (_, None) => self.is_nothing(),
+            (Reading::Explicit { counts, .. }, Some(Reading::Explicit { counts: then, .. })) => {
+                counts == then
+            }
+            (
+                Reading::Exponential { weights, .. },
+                Some(Reading::Exponential { weights: then, .. }),
+            ) => weights.since(then).is_empty(),
+            _ => false,
+        }
+    }
+
     fn is_nothing(&self) -> bool {
         match self {
             // −0 does not come of counting.
@@ -153,6 +226,8 @@ struct Ear {
     /// Whether it hears observations, and not values.
     observed: bool,
     exponential: bool,
+    /// Whether deltas are told, and another exporter told those before this one came.
+    is_late: bool,
     /// Where deltas are told: what was told last, and when.
     told: Option<(Reading, u64)>,
     /// Where removed series go; `None` for totals.
@@ -198,27 +273,29 @@ impl Listener for Ear {
         let Some(series) = self.series.upgrade() else {
             return;
         };
-        let Some(buckets) = &series.buckets else {
-            return;
-        };
+        let date = |at| nanos_of(series.meta.clock.date(at));
         // Whoever counts later than this finds the band, and comes here with a new extreme.
-        self.whole = buckets.total_before_sketch() == 0;
+        let buckets = series.buckets.as_ref();
+        self.whole = buckets.is_some_and(|buckets| buckets.total_before_sketch() == 0);
         if let Some(kept) = &mut self.sketch
             && !self.whole
             && !series.meta.native
-            && let Some(sketch) = buckets.sketch()
+            && let Some(sketch) = kept.buckets.sketch()
         {
             let weights = sketch.snapshot();
             let sum = f64::from_bits(bits);
-            kept.before = Some((Reading::Exponential { weights, sum }, stamp.at()));
+            let at = stamp.at();
+            let reading = Reading::Exponential { weights, sum };
+            if self.departed.is_some() {
+                self.told = Some((reading.clone(), date(at)));
+            }
+            kept.before = Some((reading, at));
             self.whole = true;
-        }
-        if let Some(kept) = &self.sketch
-            && let Some((reading, at)) = &kept.before
-            && self.departed.is_some()
+        } else if self.is_late
+            && let Some(reading) = Reading::of(&series, self.exponential)
         {
-            let at = nanos_of(series.meta.clock.date(*at));
-            self.told = Some((reading.clone(), at));
+            self.told = Some((reading, date(stamp.at())));
+            self.whole = true;
         }
     }
 
@@ -250,7 +327,19 @@ impl Listener for Ear {
                 *extremes = self.whole.then(|| self.extremes.clone());
                 *before = self.sketch.as_ref().and_then(|kept| kept.before.clone());
             }
-            Question::Tell(reading) => std::mem::swap(&mut self.told, reading),
+            Question::Tell(reading) => {
+                if let (Some((_, now)), Some((_, then))) = (&mut *reading, &self.told) {
+                    *now = (*now).max(*then);
+                }
+                let told = self.told.as_ref().map(|(told, _)| told);
+                let is_late = |(now, _): &(Reading, u64)| now.is_late(told);
+                // A point that counts nothing has no sum: it is told with the next one that does.
+                if reading.as_ref().is_some_and(is_late) {
+                    reading.clone_from(&self.told);
+                } else {
+                    std::mem::swap(&mut self.told, reading);
+                }
+            }
         }
     }
 
@@ -301,13 +390,15 @@ impl Collector {
         let (delta, exponential) = (ready.delta, ready.exponential);
         let make = {
             let departed = delta.then(|| departed.clone());
-            move |series: &Arc<SeriesCore>, _: bool, _: &mut Wakes| -> Box<dyn Listener> {
+            let had_another = had_another(bus);
+            move |series: &Arc<SeriesCore>, is_newborn: bool, _: &mut Wakes| -> Box<dyn Listener> {
                 let sketch = series.buckets.as_ref().filter(|_| exponential.is_some());
                 Box::new(Ear {
                     id,
                     series: Arc::downgrade(series),
                     observed: series.buckets.is_some(),
                     exponential: exponential.is_some(),
+                    is_late: delta && had_another && !is_newborn,
                     told: None,
                     departed: departed.clone(),
                     extremes: ExtremesState::new(),
@@ -338,40 +429,103 @@ impl Collector {
             exponential,
             resource: encode_resource(&ready.resource),
             batch_points: ready.batch_points,
+            batch_bytes: batch_room(ready.queue_bytes) / 4 * 3,
             own_metrics: ready.own_metrics,
             started: nanos_of(clock.wall(clock.now())),
             watch,
             departed,
+            pass: None,
         }
     }
 
-    /// Reads everything, and gives it to `sink`.
-    pub(super) fn collect(&mut self, sink: &mut dyn FnMut(Request)) {
+    /// Begins to read everything anew.
+    pub(super) fn begin(&mut self) {
+        let mut gone = std::mem::take(&mut *lock(&self.departed.all));
+        gone.sort_by(|a, b| a.series.meta.name.cmp(&b.series.meta.name));
+        self.pass = Some(Pass {
+            gone: gone.into(),
+            families: self.bus.inner().families().into_iter(),
+            family: None,
+            own: None,
+            resumed: false,
+        });
+    }
+
+    /// Whether there is something left to be read since [`begin`](Collector::begin).
+    pub(super) fn is_at_work(&self) -> bool {
+        self.pass.is_some()
+    }
+
+    /// Reads as much as goes into one request; the next call goes on there. `None`: there was nothing to tell. What is
+    /// not read yet stays where it is: deltas in their metrics.
+    pub(super) fn next(&mut self) -> Option<Request> {
+        let mut pass = self.pass.take()?;
         let clock = self.bus.clock();
-        let now = nanos_of(clock.wall(clock.now()));
-        let resource = std::mem::take(&mut self.resource);
-        let mut encoder = Encoder::new(&resource, self.batch_points, sink);
-        self.told_of_departed(&mut encoder, now);
-        for family in self.bus.inner().families() {
-            if family.meta.mirrored {
-                continue;
+        let at = clock.now();
+        let date = nanos_of(clock.wall(at));
+        let now = Moment { at, date };
+        let mut encoder = Encoder::new(&self.resource, self.batch_points, self.batch_bytes);
+        let is_over = self.fill(&mut pass, &mut encoder, now);
+        let request = encoder.finish();
+        if !is_over {
+            pass.resumed = true;
+            self.pass = Some(pass);
+        }
+        request
+    }
+
+    /// Until the request is full, or (`true`) everything was read.
+    fn fill(&self, pass: &mut Pass, encoder: &mut Encoder<'_>, now: Moment) -> bool {
+        while let Some(last) = pass.gone.pop_front() {
+            let shape = self.shape(&last.series.meta);
+            self.last(encoder, &last, now.date);
+            let next = pass.gone.front().map(|next| &next.series.meta);
+            let is_full = encoder.is_full();
+            if is_full || next.is_none_or(|next| !Arc::ptr_eq(next, &last.series.meta)) {
+                encoder.end(&shape);
             }
-            let shape = self.shape(&family.meta);
-            if self.delta {
-                // Asking an ear anew may wake others, which is not to happen under the family's lock.
-                for series in family.children() {
-                    self.series(&mut encoder, &shape, &series, now);
+            if is_full {
+                return false;
+            }
+        }
+        loop {
+            let Some((family, left)) = &mut pass.family else {
+                let Some(family) = pass.families.next() else {
+                    break;
+                };
+                if !family.meta.mirrored {
+                    // Asking an ear may wake others, which is not to happen under the family's lock.
+                    let children = family.children().into_iter();
+                    pass.family = Some((family, children));
                 }
-            } else {
-                family.for_each(|series| self.series(&mut encoder, &shape, series, now));
+                continue;
+            };
+            let shape = self.shape(&family.meta);
+            for series in left.by_ref() {
+                if pass.resumed && series.cell.is_retired() {
+                    continue;
+                }
+                self.series(encoder, &shape, &series, now);
+                if encoder.is_full() {
+                    encoder.end(&shape);
+                    return false;
+                }
             }
             encoder.end(&shape);
+            pass.family = None;
         }
         if self.own_metrics {
-            self.own(&mut encoder, now);
+            let own = pass
+                .own
+                .get_or_insert_with(|| self.bus.self_families().into());
+            while let Some(family) = own.front_mut() {
+                if !self.own(encoder, family, now.date) {
+                    return false;
+                }
+                own.pop_front();
+            }
         }
-        encoder.finish();
-        self.resource = resource;
+        true
     }
 
     fn shape<'a>(&self, meta: &'a crate::desc::Meta) -> Shape<'a> {
@@ -389,37 +543,40 @@ impl Collector {
         encoder: &mut Encoder<'_>,
         shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
-        now: u64,
+        now: Moment,
     ) {
+        // One that was made while others were read is told of next time.
+        if series.born() > now.at {
+            return;
+        }
         let tags = Tags::Text(&series.text);
         if shape.form == Form::Gauge {
             let value = f64::from_bits(series.cell.load());
             // Nobody has measured it yet, and so there is nothing to report.
             if !is_unmeasured(value) {
-                encoder.point(shape, |out| {
-                    write_number(out, tags, None, now, Number::Real(value), &[]);
+                encoder.point(|out| {
+                    write_number(out, tags, None, now.date, Number::Real(value), &[]);
                 });
             }
             return;
         }
-        // Of a series that was made while others were read, or whose clock runs ahead of the machine's.
-        let born = nanos_of(series.meta.clock.date(series.born())).min(now);
+        let born = nanos_of(series.meta.clock.date(series.born()));
+        let now = now.date;
         let exemplars = if series.exemplars.get().is_some() {
             series.exemplars()
         } else {
             Vec::new()
         };
         if self.delta {
-            self.delta(encoder, shape, series, (born, now), &exemplars);
+            self.delta(encoder, series, (born, now), &exemplars);
         } else {
-            self.total(encoder, shape, series, (born, now), &exemplars);
+            self.total(encoder, series, (born, now), &exemplars);
         }
     }
 
     fn total(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         exemplars: &[(Option<usize>, Exemplar)],
@@ -427,8 +584,8 @@ impl Collector {
         if series.buckets.is_none() {
             let value = number(series.cell.load(), series.meta.numbers);
             let tags = Tags::Text(&series.text);
-            encoder.point(shape, |out| {
-                write_number(out, tags, Some(born), now, value, exemplars);
+            encoder.point(|out| {
+                write_number(out, tags, Some(born), now.max(born), value, exemplars);
             });
             return;
         }
@@ -447,17 +604,19 @@ impl Collector {
         let mut start = born;
         if let Some((before, at)) = before {
             reading = reading.since(&before, series.meta.numbers);
-            start = nanos_of(series.meta.clock.date(at)).min(now);
+            start = nanos_of(series.meta.clock.date(at));
         }
-        let span = Span64 { start, end: now };
+        let span = Span64 {
+            start,
+            end: now.max(start),
+        };
         let extremes = extremes.and_then(|extremes| extremes.get());
-        self.observed(encoder, shape, series, span, &reading, extremes, exemplars);
+        self.observed(encoder, series, span, &reading, extremes, exemplars);
     }
 
     fn delta(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         exemplars: &[(Option<usize>, Exemplar)],
@@ -495,7 +654,7 @@ impl Collector {
                 seen.step(max);
             }
         }
-        let mut tell = Question::Tell(Some((reading.clone(), now)));
+        let mut tell = Question::Tell(Some((reading.clone(), now.max(born))));
         if !series.ask(self.watch.id, &mut tell) {
             // It was removed meanwhile, and its last delta is told of among those of the departed.
             return;
@@ -506,7 +665,6 @@ impl Collector {
         let extremes = extremes.and_then(|extremes| extremes.get());
         self.difference(
             encoder,
-            shape,
             series,
             (born, now),
             reading,
@@ -521,7 +679,6 @@ impl Collector {
     fn difference(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         (born, now): (u64, u64),
         reading: Reading,
@@ -537,8 +694,8 @@ impl Collector {
             return;
         }
         let span = Span64 {
-            start: start.min(now),
-            end: now,
+            start,
+            end: now.max(start),
         };
         // One that was told already is not told again.
         let is_newer =
@@ -547,19 +704,18 @@ impl Collector {
         if let Reading::Counter(bits) = reading {
             let value = number(bits, series.meta.numbers);
             let tags = Tags::Text(&series.text);
-            encoder.point(shape, |out| {
-                write_number(out, tags, Some(span.start), now, value, &newer);
+            encoder.point(|out| {
+                write_number(out, tags, Some(span.start), span.end, value, &newer);
             });
             return;
         }
-        self.observed(encoder, shape, series, span, &reading, extremes, &newer);
+        self.observed(encoder, series, span, &reading, extremes, &newer);
     }
 
     #[allow(clippy::too_many_arguments)]
     fn observed(
         &self,
         encoder: &mut Encoder<'_>,
-        shape: &Shape<'_>,
         series: &Arc<SeriesCore>,
         span: Span64,
         reading: &Reading,
@@ -577,7 +733,7 @@ impl Collector {
                     extremes: extremes.filter(|_| count > 0),
                 };
                 let bounds = &series.meta.bounds;
-                encoder.point(shape, |out| {
+                encoder.point(|out| {
                     write_histogram(out, tags, span, seen, counts, bounds, exemplars);
                 });
             }
@@ -591,95 +747,84 @@ impl Collector {
                     sum: *sum,
                     extremes: extremes.filter(|_| count > 0),
                 };
-                encoder.point(shape, |out| {
+                encoder.point(|out| {
                     write_exponential(out, tags, span, seen, &buckets, exemplars);
                 });
             }
         }
     }
 
-    /// The last deltas of removed series.
-    fn told_of_departed(&self, encoder: &mut Encoder<'_>, now: u64) {
-        let mut gone = std::mem::take(&mut *lock(&self.departed.all));
-        gone.sort_by(|a, b| a.series.meta.name.cmp(&b.series.meta.name));
-        let mut gone = gone.into_iter().peekable();
-        while let Some(last) = gone.next() {
-            let series = last.series;
-            let clock = &series.meta.clock;
-            let at = nanos_of(clock.wall(last.at)).min(now);
-            let from = last.since.unwrap_or(series.born());
-            let born = nanos_of(clock.date(from)).min(at);
-            let shape = self.shape(&series.meta);
-            self.difference(
-                encoder,
-                &shape,
-                &series,
-                (born, at),
-                last.reading,
-                last.told,
-                last.extremes.get(),
-                &series.exemplars(),
-            );
-            let next = gone.peek().map(|next| &next.series.meta);
-            if next.is_none_or(|next| !Arc::ptr_eq(next, &series.meta)) {
-                encoder.end(&shape);
-            }
-        }
+    /// The last delta of a removed series.
+    fn last(&self, encoder: &mut Encoder<'_>, last: &Last, now: u64) {
+        let series = &last.series;
+        let clock = &series.meta.clock;
+        let at = nanos_of(clock.wall(last.at)).min(now);
+        let born = nanos_of(clock.date(last.since.unwrap_or(series.born())));
+        self.difference(
+            encoder,
+            series,
+            (born, at),
+            last.reading.clone(),
+            last.told.clone(),
+            last.extremes.get(),
+            &series.exemplars(),
+        );
     }
 
-    /// What the bus counts of itself: always totals.
-    fn own(&self, encoder: &mut Encoder<'_>, now: u64) {
-        for family in self.bus.self_families() {
-            let shape = Shape {
-                name: &family.name,
-                help: &family.help,
-                unit: family.unit.as_deref(),
-                form: Form::of(family.kind, false),
-                delta: false,
-            };
-            for series in &family.series {
-                let tags = Tags::Pairs(&series.labels);
-                match &series.value {
-                    SampleValue::Gauge(value) => encoder.point(&shape, |out| {
-                        write_number(out, tags, None, now, Number::Real(*value), &[]);
-                    }),
-                    SampleValue::Counter(value) => {
-                        let value = match value {
-                            crate::Value::U64(value) => Number::Whole(*value),
-                            crate::Value::F64(value) => Number::Real(*value),
-                        };
-                        let start = Some(self.started.min(now));
-                        encoder.point(&shape, |out| {
-                            write_number(out, tags, start, now, value, &[]);
-                        });
-                    }
-                    SampleValue::Histogram(seen) => {
-                        let mut before = 0;
-                        let counts: Vec<u64> = seen
-                            .buckets
-                            .iter()
-                            .map(|(_, n)| n - std::mem::replace(&mut before, *n))
-                            .collect();
-                        let bounds: Vec<f64> =
-                            seen.buckets.iter().map(|(bound, _)| *bound).collect();
-                        let bounds = &bounds[..bounds.len().saturating_sub(1)];
-                        let span = Span64 {
-                            start: self.started.min(now),
-                            end: now,
-                        };
-                        let observed = Observed {
-                            count: seen.count,
-                            sum: seen.sum,
-                            extremes: None,
-                        };
-                        encoder.point(&shape, |out| {
-                            write_histogram(out, tags, span, observed, &counts, bounds, &[]);
-                        });
-                    }
+    /// What the bus counts of itself: always totals. `false`: the request is full.
+    fn own(&self, encoder: &mut Encoder<'_>, family: &mut FamilySnapshot, now: u64) -> bool {
+        let shape = Shape {
+            name: &family.name,
+            help: &family.help,
+            unit: family.unit.as_deref(),
+            form: Form::of(family.kind, false),
+            delta: false,
+        };
+        let span = Span64 {
+            start: self.started,
+            end: now.max(self.started),
+        };
+        while let Some(series) = family.series.pop() {
+            let tags = Tags::Pairs(&series.labels);
+            match &series.value {
+                SampleValue::Gauge(value) => encoder.point(|out| {
+                    write_number(out, tags, None, now, Number::Real(*value), &[]);
+                }),
+                SampleValue::Counter(value) => {
+                    let value = match value {
+                        crate::Value::U64(value) => Number::Whole(*value),
+                        crate::Value::F64(value) => Number::Real(*value),
+                    };
+                    encoder.point(|out| {
+                        write_number(out, tags, Some(span.start), span.end, value, &[]);
+                    });
+                }
+                SampleValue::Histogram(seen) => {
+                    let mut before = 0;
+                    let counts: Vec<u64> = seen
+                        .buckets
+                        .iter()
+                        .map(|(_, n)| n - std::mem::replace(&mut before, *n))
+                        .collect();
+                    let bounds: Vec<f64> = seen.buckets.iter().map(|(bound, _)| *bound).collect();
+                    let bounds = &bounds[..bounds.len().saturating_sub(1)];
+                    let observed = Observed {
+                        count: seen.count,
+                        sum: seen.sum,
+                        extremes: None,
+                    };
+                    encoder.point(|out| {
+                        write_histogram(out, tags, span, observed, &counts, bounds, &[]);
+                    });
                 }
             }
-            encoder.end(&shape);
+            if encoder.is_full() {
+                encoder.end(&shape);
+                return false;
+            }
         }
+        encoder.end(&shape);
+        true
     }
 }
 
@@ -693,5 +838,82 @@ fn number(bits: u64, numbers: Numbers) -> Number {
     match numbers {
         Numbers::Whole => Number::Whole(bits),
         Numbers::Amount | Numbers::Real => Number::Real(f64::from_bits(bits)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use opentelemetry_proto::tonic::{
+        collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::metric::Data,
+    };
+    use prost::Message;
+
+    use super::*;
+    use crate::{Clock, backend::otlp::OtlpOptions};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Start and end of the points of counters.
+    fn spans(collector: &Collector, now: Moment) -> Vec<(u64, u64)> {
+        let mut encoder = Encoder::new(&[], 100, 100_000);
+        for family in collector.bus.inner().families() {
+            let shape = collector.shape(&family.meta);
+            for series in family.children() {
+                collector.series(&mut encoder, &shape, &series, now);
+            }
+            encoder.end(&shape);
+        }
+        let Some(request) = encoder.finish() else {
+            return Vec::new();
+        };
+        let request = ExportMetricsServiceRequest::decode(&*request.body).unwrap();
+        let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
+        let points = metrics.iter().flat_map(|metric| match &metric.data {
+            Some(Data::Sum(sum)) => &sum.data_points[..],
+            _ => &[],
+        });
+        points
+            .map(|point| (point.start_time_unix_nano, point.time_unix_nano))
+            .collect()
+    }
+
+    #[test]
+    fn the_start_of_a_series_stays_when_it_is_read_while_it_is_made_or_the_clock_is_set_back() {
+        for delta in [false, true] {
+            let clock = Clock::manual();
+            clock.advance(Duration::from_secs(100));
+            let bus = MetricBus::builder().clock(clock.clone()).build();
+            let mut ready = OtlpOptions::new().ready().unwrap();
+            ready.delta = delta;
+            let stats = Arc::new(Stats::new(String::new(), 1));
+            let collector = Collector::attach(&bus, &ready, &stats);
+            let moment = |date| Moment {
+                at: clock.now(),
+                date: date * SECOND,
+            };
+            let early = moment(100);
+            clock.advance(Duration::from_secs(1));
+            let counter = bus.counter("c_total", "c").unwrap();
+            counter.inc();
+            assert_eq!(spans(&collector, early), []);
+            // A minute too early, by the machine's clock.
+            assert_eq!(
+                spans(&collector, moment(40)),
+                [(101 * SECOND, 101 * SECOND)]
+            );
+            counter.inc();
+            assert_eq!(
+                spans(&collector, moment(102)),
+                [(101 * SECOND, 102 * SECOND)]
+            );
+            counter.inc();
+            let (start, end) = if delta { (102, 102) } else { (101, 101) };
+            assert_eq!(
+                spans(&collector, moment(50)),
+                [(start * SECOND, end * SECOND)]
+            );
+        }
     }
 }

@@ -13,9 +13,8 @@ use crate::{
     sketch::{Exponential, Span},
 };
 
-/// A request has no more bytes than this, before compression, and but for a single point that is larger. Receivers by gRPC
-/// take 4 MiB.
-const REQUEST_MAX: usize = 3 << 20;
+/// A request ends at the point that reaches this many bytes, before compression. Receivers by gRPC take 4 MiB.
+pub(super) const REQUEST_MAX: usize = 3 << 20;
 
 /// Whatever else than an error is said of these: they write to memory.
 fn key(out: &mut Vec<u8>, field: u32, wire: WireType) {
@@ -338,11 +337,11 @@ pub(super) struct Request {
     pub(super) points: u64,
 }
 
-/// Fills one request after the other, and gives them to `sink`.
+/// Fills one request.
 pub(super) struct Encoder<'a> {
     resource: &'a [u8],
     points_max: u64,
-    sink: &'a mut dyn FnMut(Request),
+    bytes_max: usize,
     /// Whole metrics, each with its tag.
     metrics: Vec<u8>,
     /// Points in `metrics`.
@@ -360,15 +359,11 @@ pub(super) fn encode_resource(attributes: &[(String, String)]) -> Vec<u8> {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(
-        resource: &'a [u8],
-        points_max: usize,
-        sink: &'a mut dyn FnMut(Request),
-    ) -> Self {
+    pub(super) fn new(resource: &'a [u8], points_max: usize, bytes_max: usize) -> Self {
         Encoder {
             resource,
             points_max: points_max as u64,
-            sink,
+            bytes_max,
             metrics: Vec::new(),
             held: 0,
             points: Vec::new(),
@@ -376,16 +371,16 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// One point of the metric `shape`. [`end`](Encoder::end) ends the metric.
-    pub(super) fn point(&mut self, shape: &Shape<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+    /// One point of the present metric, which [`end`](Encoder::end) ends.
+    pub(super) fn point(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         message(&mut self.points, 1, write);
         self.in_metric += 1;
-        if self.held + self.in_metric >= self.points_max
-            || self.metrics.len() + self.points.len() >= REQUEST_MAX
-        {
-            self.end(shape);
-            self.send();
-        }
+    }
+
+    /// Whether the next point is one for another request.
+    pub(super) fn is_full(&self) -> bool {
+        let bytes = self.resource.len() + self.metrics.len() + self.points.len();
+        self.held + self.in_metric >= self.points_max || bytes >= self.bytes_max
     }
 
     /// There are no more points of the metric `shape`.
@@ -417,12 +412,12 @@ impl<'a> Encoder<'a> {
         self.held += std::mem::take(&mut self.in_metric);
     }
 
-    fn send(&mut self) {
+    /// The request; `None` where there is no point in it.
+    pub(super) fn finish(self) -> Option<Request> {
         if self.held == 0 {
-            return;
+            return None;
         }
         let mut body = Vec::with_capacity(self.metrics.len() + self.resource.len() + 64);
-        let metrics = &mut self.metrics;
         message(&mut body, 1, |out| {
             out.extend_from_slice(self.resource);
             message(out, 2, |out| {
@@ -430,15 +425,10 @@ impl<'a> Encoder<'a> {
                     text(out, 1, "metricbus");
                     text(out, 2, env!("CARGO_PKG_VERSION"));
                 });
-                out.append(metrics);
+                out.extend_from_slice(&self.metrics);
             });
         });
-        let points = std::mem::take(&mut self.held);
-        (self.sink)(Request { body, points });
-    }
-
-    /// The last request.
-    pub(super) fn finish(mut self) {
-        self.send();
+        let points = self.held;
+        Some(Request { body, points })
     }
 }

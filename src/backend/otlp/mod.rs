@@ -35,7 +35,7 @@ use self::{
     options::Ready,
     own::Stats,
     sender::Sender,
-    worker::{Command, FLUSHES_MAX, Flushed, Worker},
+    worker::{Command, FLUSHES_MAX, Flushed, Reply, Worker},
 };
 use crate::{
     MetricBus,
@@ -117,7 +117,7 @@ pub struct OtlpStatus {
     pub retries: u64,
     /// How often all metrics were read.
     pub collections: u64,
-    /// How often they were not, as their deltas would have had no room in the queue.
+    /// How often they were not, or not at once, as there was no room in the queue.
     pub collections_postponed: u64,
     /// Bytes that wait to be sent.
     pub queue_bytes: u64,
@@ -178,8 +178,15 @@ impl OtlpExporter {
         let Some(commands) = self.commands()? else {
             return Ok(());
         };
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer, _caller) = reply();
+        // The thread may be reading for a while, and whoever gives up meanwhile and comes again is not to fill the memory.
+        let flushes = &self.0.stats.flushes;
+        if flushes.fetch_add(1, Relaxed) >= FLUSHES_MAX {
+            flushes.fetch_sub(1, Relaxed);
+            return Err(too_many());
+        }
         if commands.send(Command::Flush(reply)).is_err() {
+            flushes.fetch_sub(1, Relaxed);
             return Err(self.ended());
         }
         self.wait(&answer, deadline)
@@ -198,7 +205,7 @@ impl OtlpExporter {
         let Some(thread) = lock(&self.0.thread).take() else {
             return Ok(());
         };
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer, _caller) = reply();
         // Its own end is later than the one here, which says what was left.
         let ending = deadline.saturating_add(self.0.timeout);
         let outcome = match commands.send(Command::Finish(Some(reply), ending)) {
@@ -257,13 +264,23 @@ impl OtlpExporter {
                     why,
                 })
             }
-            Err(RecvTimeoutError::Disconnected) if stats.running.load(Relaxed) => {
-                let why = format!("more than {FLUSHES_MAX} flushes wait for the collector");
-                Err(BackendError::other(NAME, why))
-            }
+            Err(RecvTimeoutError::Disconnected) if stats.running.load(Relaxed) => Err(too_many()),
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }
     }
+}
+
+/// What is given to the thread, where its answer comes, and what is held by who waits for it.
+fn reply() -> (Reply, Receiver<Flushed>, Arc<()>) {
+    let (answer, receiver) = sync_channel(1);
+    let held = Arc::new(());
+    let caller = Arc::downgrade(&held);
+    (Reply { answer, caller }, receiver, held)
+}
+
+fn too_many() -> BackendError {
+    let why = format!("more than {FLUSHES_MAX} flushes wait for the collector");
+    BackendError::other(NAME, why)
 }
 
 /// Starts the thread.

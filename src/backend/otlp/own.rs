@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -61,6 +61,8 @@ pub(super) struct Stats {
     pub(super) postponed: AtomicU64,
     pub(super) queue_bytes: AtomicU64,
     pub(super) queue_points: AtomicU64,
+    /// That the thread has not heard of yet.
+    pub(super) flushes: AtomicUsize,
     last: Mutex<Last>,
 }
 
@@ -87,6 +89,7 @@ impl Stats {
             postponed: AtomicU64::new(0),
             queue_bytes: AtomicU64::new(0),
             queue_points: AtomicU64::new(0),
+            flushes: AtomicUsize::new(0),
             last: Mutex::default(),
         }
     }
@@ -218,7 +221,7 @@ impl Counts for Stats {
             ),
             total(
                 "collections_postponed_total",
-                "Times that metrics were not read, as their deltas would have had no room.",
+                "Times that metrics were not read, or not all at once, as the queue had no room.",
                 &self.postponed,
             ),
             gauge(

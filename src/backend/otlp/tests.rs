@@ -351,6 +351,68 @@ fn deltas_add_up_to_what_was_counted_and_nothing_new_is_no_point() {
 }
 
 #[test]
+fn the_deltas_of_a_second_exporter_are_what_came_since_it_was_there() {
+    for form in [OtlpHistograms::Explicit, OtlpHistograms::Exponential] {
+        let server = all_well();
+        let (bus, clock, histogram) = histogram_bus();
+        let native: Histogram = bus.declare(Desc::new("native", "n").native(true)).unwrap();
+        let counter = bus.counter("c_total", "c").unwrap();
+        let options = || {
+            to(&server)
+                .temporality(OtlpTemporality::Delta)
+                .histograms(form)
+        };
+        counter.inc_by(10);
+        let first = start(&bus, options());
+        histogram.observe(100.0);
+        native.observe(100.0);
+        first.shutdown(LONG).unwrap();
+        assert_eq!(values(&server.next())["c_total{}"], 10.0);
+
+        clock.advance(MINUTE);
+        let second = start(&bus, options());
+        counter.inc();
+        histogram.observe(2.0);
+        native.observe(2.0);
+        // And one that it sees being made is told from there.
+        clock.advance(MINUTE);
+        bus.counter("later_total", "l").unwrap().inc_by(5);
+        second.shutdown(LONG).unwrap();
+        let seen = server.next();
+        let values = values(&seen);
+        assert_eq!((values["c_total{}"], values["later_total{}"]), (1.0, 5.0));
+        let mut histograms = 0;
+        for metric in metrics(&seen) {
+            let (count, sum, min, start) = match metric.data {
+                Some(Data::Histogram(told)) => {
+                    let point = &told.data_points[0];
+                    (
+                        point.count,
+                        point.sum,
+                        point.min,
+                        point.start_time_unix_nano,
+                    )
+                }
+                Some(Data::ExponentialHistogram(told)) => {
+                    let point = &told.data_points[0];
+                    (
+                        point.count,
+                        point.sum,
+                        point.min,
+                        point.start_time_unix_nano,
+                    )
+                }
+                _ => continue,
+            };
+            assert_eq!((count, sum, min), (1, Some(2.0), Some(2.0)), "{form:?}");
+            assert_eq!(start, secs(1_060));
+            histograms += 1;
+        }
+        assert_eq!(histograms, 2);
+    }
+}
+
+#[test]
 fn a_series_that_is_removed_leaves_its_last_delta() {
     let server = all_well();
     let (bus, clock) = bus();
@@ -410,6 +472,54 @@ fn exponential_deltas_have_the_observations_of_their_interval_only() {
         assert_eq!((told.aggregation_temporality, point.count), (1, times));
         assert_eq!((point.min, point.max), (Some(value), Some(value)));
         assert_eq!(point.sum, Some(value * times as f64));
+    }
+}
+
+#[test]
+fn a_sum_that_comes_after_its_count_was_told_is_told_with_the_next_delta() {
+    for form in [OtlpHistograms::Explicit, OtlpHistograms::Exponential] {
+        let server = all_well();
+        let (bus, _, histogram) = histogram_bus();
+        let options = to(&server)
+            .temporality(OtlpTemporality::Delta)
+            .histograms(form);
+        let exporter = start(&bus, options);
+        let core = histogram.series().core().clone();
+        let buckets = core.buckets.clone().unwrap();
+        // The first is a new extreme, and so are these two again after a flush.
+        for _ in 0..2 {
+            histogram.observe(1.0);
+            histogram.observe(9.0);
+            exporter.flush(LONG).unwrap();
+        }
+        histogram.observe(1.0);
+        histogram.observe(9.0);
+        core.cell.observe(5.0, &*core, || {
+            buckets.count(5.0);
+            exporter.flush(LONG).unwrap();
+        });
+        // Nothing is told of these.
+        exporter.flush(LONG).unwrap();
+        exporter.flush(LONG).unwrap();
+        histogram.observe(2.0);
+        exporter.flush(LONG).unwrap();
+        let (mut count, mut sum) = (0, 0.0);
+        while let Some(seen) = server.seen() {
+            for metric in metrics(&seen) {
+                match metric.data {
+                    Some(Data::Histogram(told)) => {
+                        count += told.data_points[0].count;
+                        sum += told.data_points[0].sum.unwrap();
+                    }
+                    Some(Data::ExponentialHistogram(told)) => {
+                        count += told.data_points[0].count;
+                        sum += told.data_points[0].sum.unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!((count, sum), (8, 37.0), "{form:?}");
     }
 }
 
@@ -658,6 +768,121 @@ fn what_can_not_be_delivered_for_too_long_is_given_up() {
 }
 
 #[test]
+fn a_wait_that_the_collector_asked_for_is_not_held_against_what_waits() {
+    let (server, _) = answering(vec![(503, Some("60")), (503, None), (200, None)]);
+    let (bus, clock) = bus();
+    bus.counter("c_total", "c").unwrap().inc();
+    let options = to(&server)
+        .interval(Duration::from_secs(600))
+        .give_up_after(Duration::from_secs(30));
+    let exporter = start(&bus, options);
+    clock.advance(Duration::from_secs(600));
+    until("it waits", || exporter.status().retries == 1);
+    assert_eq!(exporter.status().points_dropped, 0);
+    clock.advance(MINUTE);
+    until("it waits again", || exporter.status().retries == 2);
+    clock.advance(Duration::from_secs(2));
+    until("it is taken", || exporter.status().points_exported == 1);
+}
+
+#[test]
+fn more_than_the_queue_holds_is_delivered_all_the_same_request_by_request() {
+    for temporality in [OtlpTemporality::Delta, OtlpTemporality::Cumulative] {
+        let server = all_well();
+        let (bus, _) = bus();
+        let family: Family<Counter> = bus
+            .family(Desc::new("c_total", "c").labels(["x"]).series_max(10_000))
+            .unwrap();
+        for i in 0..8_000 {
+            family.with_label_values(&[i.to_string()]).unwrap().inc();
+        }
+        let exporter = start(
+            &bus,
+            to(&server)
+                .temporality(temporality)
+                .queue_bytes(64 * 1024)
+                .own_metrics(true),
+        );
+        exporter.flush(LONG).unwrap();
+        let (mut sum, mut requests) = (0.0, 0);
+        while let Some(seen) = server.seen() {
+            assert!(seen.body.len() <= 16 * 1024, "{}", seen.body.len());
+            let values = values(&seen).into_iter();
+            sum += values
+                .filter(|(name, _)| name.starts_with("c_total"))
+                .map(|(_, value)| value)
+                .sum::<f64>();
+            requests += 1;
+        }
+        assert_eq!(sum, 8_000.0);
+        assert!(requests > 4, "{requests}");
+        assert_eq!(exporter.status().points_dropped, 0);
+    }
+}
+
+#[test]
+fn a_burst_after_a_quiet_time_pushes_out_no_delta() {
+    let open = Arc::new(AtomicU16::new(503));
+    let status = open.clone();
+    let server = Server::start(move |_| Reply::status(status.load(SeqCst)));
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus
+        .family(Desc::new("c_total", "c").labels(["x"]).series_max(2_000))
+        .unwrap();
+    let all: Vec<_> = (0..1_100)
+        .map(|i| family.with_label_values(&[i.to_string()]).unwrap())
+        .collect();
+    let options = to(&server)
+        .temporality(OtlpTemporality::Delta)
+        .interval(MINUTE)
+        .queue_bytes(64 * 1024)
+        .give_up_after(Duration::from_secs(86_400));
+    let exporter = start(&bus, options);
+    for (round, n) in [500, 1, 1_100].into_iter().enumerate() {
+        all[..n].iter().for_each(Counter::inc);
+        clock.advance(MINUTE);
+        until("its turn is over", || {
+            let status = exporter.status();
+            status.collections + status.collections_postponed == round as u64 + 1
+        });
+    }
+    let status = exporter.status();
+    assert!(status.queue_bytes <= 64 * 1024, "{status:?}");
+    open.store(200, SeqCst);
+    let short = Duration::from_millis(50);
+    until("it is delivered", || exporter.flush(short).is_ok());
+    let mut tried = BTreeMap::new();
+    let mut sum = 0.0;
+    while let Some(seen) = server.seen() {
+        if tried.insert(seen.body.clone(), ()).is_none() {
+            sum += values(&seen).values().sum::<f64>();
+        }
+    }
+    assert_eq!((sum, exporter.status().points_dropped), (1_601.0, 0));
+}
+
+#[test]
+fn a_flush_for_which_older_totals_had_to_go_says_that_the_queue_was_full() {
+    let (server, _) = answering(vec![(503, Some("20")), (200, None)]);
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus.family(Desc::new("c_total", "c").labels(["x"])).unwrap();
+    for i in 0..900 {
+        family.with_label_values(&[i.to_string()]).unwrap().inc();
+    }
+    let options = to(&server).interval(MINUTE).queue_bytes(64 * 1024);
+    let exporter = start(&bus, options);
+    clock.advance(MINUTE);
+    until("it waits", || exporter.status().retries == 1);
+    until("it is read", || exporter.status().collections == 1);
+    let other = exporter.clone();
+    let flush = std::thread::spawn(move || other.flush(LONG));
+    until("it is read again", || exporter.status().collections == 2);
+    clock.advance(Duration::from_secs(20));
+    let error = flush.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("the queue is full"), "{error}");
+}
+
+#[test]
 fn totals_that_have_no_room_are_dropped_the_oldest_first() {
     let (server, _) = answering(vec![(503, Some("300"))]);
     let (bus, clock) = bus();
@@ -838,18 +1063,71 @@ fn a_forked_child_is_told_so_and_leaves_the_parents_exporter_alone() {
 }
 
 #[test]
-fn flushes_beyond_the_bound_are_refused_and_the_last_one_is_not() {
+fn flushes_beyond_the_bound_are_refused_but_those_who_gave_up_keep_nobody_out() {
     let server = Server::start(|_| Reply::Hang);
-    let (bus, _) = bus();
+    let (bus, clock) = bus();
     bus.counter("c_total", "c").unwrap().inc();
     let exporter = start(&bus, to(&server));
+    for _ in 0..2 * FLUSHES_MAX {
+        let error = exporter.flush(Duration::from_micros(1)).unwrap_err();
+        // Where the thread comes round to nothing, there are too many for a while.
+        assert!(
+            !exporter.ended().to_string().eq(&error.to_string()),
+            "{error}"
+        );
+    }
+    until("it has heard of all", || {
+        exporter.0.stats.flushes.load(Relaxed) == 0
+    });
+    let commands = exporter.0.commands.as_ref().unwrap();
+    let mut held = Vec::new();
     for _ in 0..FLUSHES_MAX {
-        exporter.flush(Duration::ZERO).unwrap_err();
+        let (reply, answer, caller) = reply();
+        exporter.0.stats.flushes.fetch_add(1, Relaxed);
+        assert!(commands.send(Command::Flush(reply)).is_ok());
+        held.push((answer, caller));
     }
     let error = exporter.flush(LONG).unwrap_err().to_string();
     assert!(error.contains("flushes wait"), "{error}");
+    // All of them were let in.
+    let gone = Err(std::sync::mpsc::TryRecvError::Disconnected);
+    assert!(held.iter().all(|(answer, _)| answer.try_recv() != gone));
     let error = exporter.shutdown(Duration::from_millis(1)).unwrap_err();
     assert!(matches!(error, BackendError::Deadline { .. }), "{error:?}");
+    drop(clock);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_collection_at_work() {
+    let server = all_well();
+    let (bus, clock) = bus();
+    let family: Family<Counter> = bus
+        .family(Desc::new("c_total", "c").labels(["x"]).series_max(10_000))
+        .unwrap();
+    for i in 0..5_000 {
+        family.with_label_values(&[i.to_string()]).unwrap().inc();
+    }
+    let ready = to(&server).batch_points(1).ready().unwrap();
+    let stats = Arc::new(Stats::new(String::new(), 1));
+    let collector = Collector::attach(&bus, &ready, &stats);
+    let sender = Sender::new(&ready, &clock).unwrap();
+    let (commands, receiver) = unbounded_channel();
+    let worker = Worker::new(collector, sender, ready, clock, stats.clone(), receiver);
+    let (reply, answer, caller) = reply();
+    stats.flushes.fetch_add(1, Relaxed);
+    assert!(commands.send(Command::Flush(reply)).is_ok());
+    let runtime = runtime().unwrap();
+    let work = runtime.spawn(worker.run());
+    // Once it has begun.
+    runtime.block_on(async {
+        while stats.status().queue_points == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(commands.send(Command::Stop).is_ok());
+        work.await.unwrap();
+    });
+    assert_eq!(stats.status().collections, 0);
+    drop((answer, caller));
 }
 
 #[test]
@@ -931,6 +1209,15 @@ fn over_grpc_a_request_is_framed_and_the_status_comes_after_it() {
     until("it is taken", || exporter.status().points_exported == 1);
 }
 
+fn requests(collector: &mut Collector) -> Vec<encode::Request> {
+    collector.begin();
+    let mut all = Vec::new();
+    while collector.is_at_work() {
+        all.extend(collector.next());
+    }
+    all
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -958,7 +1245,7 @@ proptest! {
         let stats = Arc::new(Stats::new(String::new(), 1));
         let mut collector = Collector::attach(&bus, &ready, &stats);
         let mut got = BTreeMap::new();
-        collector.collect(&mut |request| {
+        for request in requests(&mut collector) {
             let seen = Seen {
                 method: http::Method::POST,
                 path: String::new(),
@@ -970,7 +1257,7 @@ proptest! {
             assert!(values.len() <= batch);
             assert!(metrics(&seen).iter().all(|metric| metric.description == help));
             got.extend(values.into_iter().map(|(name, value)| (name, value.to_bits())));
-        });
+        }
         prop_assert_eq!(got, wanted);
     }
 }

@@ -5,14 +5,14 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed, mpsc::SyncSender},
     time::Duration,
 };
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
-    collect::Collector,
+    collect::{Collector, batch_room},
     encode::Request,
     options::Ready,
     own::{Dropped, Stats},
@@ -28,15 +28,24 @@ const AFTER_MIN: Duration = Duration::from_millis(100);
 
 /// So many flushes may wait at a time.
 pub(super) const FLUSHES_MAX: usize = 1_024;
+/// So many commands are taken between two steps of a collection.
+const COMMANDS_MAX: usize = 64;
 
 /// What the thread is asked to do.
 pub(super) enum Command {
     /// Have what was counted until now delivered, or not, and say so.
-    Flush(SyncSender<Flushed>),
+    Flush(Reply),
     /// The same for the last time, and end: at once when it is done, or at the end of this time.
-    Finish(Option<SyncSender<Flushed>>, Duration),
+    Finish(Option<Reply>, Duration),
     /// End at once.
     Stop,
+}
+
+/// Whom to tell.
+pub(super) struct Reply {
+    pub(super) answer: SyncSender<Flushed>,
+    /// Dropped by who has given up.
+    pub(super) caller: Weak<()>,
 }
 
 /// What became of a flush.
@@ -52,15 +61,21 @@ struct Batch {
     points: u64,
     /// Requests are numbered in the order in which they were collected.
     number: u64,
+    /// The collection it comes from.
+    collection: u64,
     tried_since: Option<Time>,
+    /// For how long the collector asked to be left alone meanwhile.
+    asked: Duration,
 }
 
 /// Somebody who flushes.
 struct Waiting {
+    /// Whether the collection is theirs that is at work, or was.
+    begun: bool,
     /// The last request of theirs; `None` until it is collected.
     up_to: Option<u64>,
     lost_before: u64,
-    reply: Option<SyncSender<Flushed>>,
+    reply: Option<Reply>,
 }
 
 pub(super) struct Worker {
@@ -73,9 +88,11 @@ pub(super) struct Worker {
     queue: VecDeque<Batch>,
     /// In the queue.
     bytes: usize,
-    /// What the last collection came to.
-    last_bytes: usize,
     next_number: u64,
+    /// The collection at work, or the last one.
+    collection: u64,
+    /// Whether it has been without room.
+    stalled: bool,
     next_collection: Time,
     /// How often in a row something was to be tried again.
     failures: u32,
@@ -108,8 +125,9 @@ impl Worker {
             commands,
             queue: VecDeque::new(),
             bytes: 0,
-            last_bytes: 0,
             next_number: 0,
+            collection: 0,
+            stalled: false,
             next_collection,
             failures: 0,
             wait: None,
@@ -123,12 +141,22 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let mut sending: Option<Sending> = None;
         let mut is_alone = false;
-        loop {
+        'work: loop {
+            // Who wants an end is heard between two requests' worth of reading, whoever else wants something.
+            for _ in 0..COMMANDS_MAX {
+                let Ok(command) = self.commands.try_recv() else {
+                    break;
+                };
+                if self.is_stopped_by(command) {
+                    break 'work;
+                }
+            }
             self.collect_for_flushes();
             if sending.is_none() && self.wait.is_none() {
                 sending = self.send();
             }
             self.in_flight = sending.is_some();
+            let goes_on = self.goes_on();
             self.answer_flushes();
             if self.ending.is_some() && self.queue.is_empty() && self.waiting.is_empty() {
                 break;
@@ -140,20 +168,17 @@ impl Worker {
                     self.in_flight = false;
                     self.judged(verdict);
                 }
+                // Those who work on the connection have their turns in between.
+                () = tokio::task::yield_now(), if goes_on => self.step(),
                 () = until(&self.clock, wait) => self.wait = None,
                 () = until(&self.clock, Some(self.next_collection)), if self.ending.is_none() => {
                     self.tick();
                 }
                 () = until(&self.clock, self.ending) => break,
                 command = self.commands.recv(), if !is_alone => match command {
-                    Some(Command::Flush(reply)) => self.flush(Some(reply)),
-                    Some(Command::Finish(reply, time)) => {
-                        if self.ending.is_none() {
-                            self.ending = Some(self.clock.now() + time);
-                        }
-                        self.flush(reply);
-                    }
-                    Some(Command::Stop) => break,
+                    Some(command) => if self.is_stopped_by(command) {
+                        break;
+                    },
                     // Nobody can ask for anything any more; what was asked for is done.
                     None if self.ending.is_some() => is_alone = true,
                     None => break,
@@ -167,6 +192,24 @@ impl Worker {
         self.show_queue();
     }
 
+    /// Does what it is asked to. `true`: it is to end at once.
+    fn is_stopped_by(&mut self, command: Command) -> bool {
+        match command {
+            Command::Flush(reply) => {
+                self.stats.flushes.fetch_sub(1, Relaxed);
+                self.flush(Some(reply));
+            }
+            Command::Finish(reply, time) => {
+                if self.ending.is_none() {
+                    self.ending = Some(self.clock.now() + time);
+                }
+                self.flush(reply);
+            }
+            Command::Stop => return true,
+        }
+        false
+    }
+
     fn tick(&mut self) {
         let now = self.clock.now();
         // What was missed is not made up for.
@@ -176,54 +219,100 @@ impl Worker {
                 _ => self.next_collection + self.ready.interval,
             };
         }
-        if self.has_room() {
-            self.collect();
-        } else {
+        if self.collector.is_at_work() {
+            // It goes on when there is room, and what it has not read yet is not older then.
             self.stats.postponed.fetch_add(1, Relaxed);
+        } else {
+            self.begin();
         }
     }
 
-    /// Whether another collection can be taken without losing what can't be had again. Totals can: the next ones tell
-    /// the same.
-    fn has_room(&self) -> bool {
-        let expected = self.last_bytes + self.last_bytes / 4;
-        !self.ready.delta
-            || self.queue.is_empty()
-            || self.bytes.saturating_add(expected) <= self.ready.queue_bytes
+    /// Begins a collection, for all who wait for one.
+    fn begin(&mut self) {
+        self.collector.begin();
+        self.collection += 1;
+        self.stalled = false;
+        for one in &mut self.waiting {
+            one.begun = true;
+        }
     }
 
-    fn collect(&mut self) {
-        let (sender, mut collected) = (self.sender.clone(), Vec::new());
-        self.collector.collect(&mut |Request { body, points }| {
-            collected.push((sender.body(body), points));
-        });
-        self.last_bytes = collected.iter().map(|(body, _)| body.bytes.len()).sum();
-        for (body, points) in collected {
-            self.push(body, points);
+    /// Whether there is something to be read, and room for it.
+    fn goes_on(&mut self) -> bool {
+        if !self.collector.is_at_work() {
+            return false;
+        }
+        let has_room = self.has_room();
+        if !has_room && !std::mem::replace(&mut self.stalled, true) {
+            self.stats.postponed.fetch_add(1, Relaxed);
+        }
+        has_room
+    }
+
+    /// Whether there is room for another request without losing what can't be had again: deltas, and what this collection
+    /// has read already. Totals of earlier ones can, as this one tells the same.
+    fn has_room(&self) -> bool {
+        let stays = self.queue.iter().enumerate();
+        let stays = stays.filter(|(at, batch)| !self.may_drop(*at, batch));
+        let bytes: usize = stays.map(|(_, batch)| batch.body.bytes.len()).sum();
+        // One that is larger than the whole queue goes when it is alone.
+        bytes == 0 || bytes + batch_room(self.ready.queue_bytes) <= self.ready.queue_bytes
+    }
+
+    fn may_drop(&self, at: usize, batch: &Batch) -> bool {
+        // Dropping the one that is being sent would free nothing.
+        let is_sent = at == 0 && self.in_flight;
+        !self.ready.delta && batch.collection != self.collection && !is_sent
+    }
+
+    /// Reads one request.
+    fn step(&mut self) {
+        if let Some(Request { body, points }) = self.collector.next() {
+            self.push(self.sender.body(body), points);
+        }
+        if self.collector.is_at_work() {
+            return;
+        }
+        // All that were there before are theirs, too.
+        let up_to = self.next_number;
+        for one in self.waiting.iter_mut().filter(|one| one.begun) {
+            one.up_to.get_or_insert(up_to);
         }
         self.stats.collections.fetch_add(1, Relaxed);
     }
 
+    /// Takes what [has room](Worker::has_room), and lets the oldest totals go for it.
     fn push(&mut self, body: Body, points: u64) {
         let size = body.bytes.len();
-        // The one that is being sent stays: dropping it would free nothing.
-        let first = usize::from(self.in_flight);
-        while self.bytes + size > self.ready.queue_bytes && self.queue.len() > first {
-            if let Some(oldest) = self.queue.remove(first) {
-                self.bytes -= oldest.body.bytes.len();
-                self.stats.drop_points(Dropped::Full, oldest.points);
-            }
+        let mut dropped = 0;
+        while self.bytes + size > self.ready.queue_bytes {
+            let oldest = self.queue.iter().enumerate();
+            let oldest = oldest
+                .filter(|(at, batch)| self.may_drop(*at, batch))
+                .map(|(at, _)| at)
+                .next();
+            let Some(oldest) = oldest.and_then(|at| self.queue.remove(at)) else {
+                break;
+            };
+            self.bytes -= oldest.body.bytes.len();
+            dropped += oldest.points;
         }
-        if self.bytes + size > self.ready.queue_bytes {
-            self.stats.drop_points(Dropped::Full, points);
-            return;
+        if dropped > 0 {
+            self.stats.drop_points(Dropped::Full, dropped);
+            let max = self.ready.queue_bytes;
+            let why = format!(
+                "the queue is full: {max} bytes wait for the collector, and older totals were dropped for newer ones"
+            );
+            self.stats.failed(&why);
         }
         self.bytes += size;
         self.queue.push_back(Batch {
             body,
             points,
             number: self.next_number,
+            collection: self.collection,
             tried_since: None,
+            asked: Duration::ZERO,
         });
         self.next_number += 1;
         self.show_queue();
@@ -318,8 +407,19 @@ impl Worker {
                 "metricbus: metrics could not be exported, and will be tried again"
             );
         }
-        let since = self.queue.front().and_then(|batch| batch.tried_since);
-        if since.is_some_and(|since| now.since(since) + wait > self.ready.give_up_after) {
+        // Waits that the collector asked for are not held against what waits.
+        let more = if after.is_some() {
+            Duration::ZERO
+        } else {
+            wait
+        };
+        let tried = self.queue.front_mut().map_or(Duration::ZERO, |batch| {
+            let since = batch.tried_since.map_or(Duration::ZERO, |at| now.since(at));
+            let tried = since.saturating_sub(batch.asked);
+            batch.asked += wait - more;
+            tried
+        });
+        if tried + more > self.ready.give_up_after {
             let points = self.pop();
             self.stats.drop_points(Dropped::GivenUp, points);
             let after = self.ready.give_up_after;
@@ -343,12 +443,18 @@ impl Worker {
         whole.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)
     }
 
-    fn flush(&mut self, reply: Option<SyncSender<Flushed>>) {
+    fn flush(&mut self, reply: Option<Reply>) {
+        if self.waiting.len() >= FLUSHES_MAX {
+            let is_there = |reply: &Reply| reply.caller.strong_count() > 0;
+            self.waiting
+                .retain(|one| one.reply.as_ref().is_none_or(is_there));
+        }
         // Dropping the reply tells whoever waits for it. A last flush is never refused.
         if self.ending.is_none() && self.waiting.len() >= FLUSHES_MAX {
             return;
         }
         self.waiting.push(Waiting {
+            begun: false,
             up_to: None,
             lost_before: self.stats.lost(),
             reply,
@@ -360,14 +466,9 @@ impl Worker {
     }
 
     fn collect_for_flushes(&mut self) {
-        if self.waiting.iter().all(|one| one.up_to.is_some()) || !self.has_room() {
-            return;
-        }
-        self.collect();
-        // All that were there before are theirs, too.
-        let up_to = self.next_number;
-        for one in self.waiting.iter_mut().filter(|one| one.up_to.is_none()) {
-            one.up_to = Some(up_to);
+        // One that is at work has read some of it before they asked.
+        if !self.collector.is_at_work() && self.waiting.iter().any(|one| !one.begun) {
+            self.begin();
         }
     }
 
@@ -380,7 +481,7 @@ impl Worker {
             }
             if let Some(reply) = &one.reply {
                 // Nobody there: it took too long for them.
-                let _ = reply.try_send(Flushed {
+                let _ = reply.answer.try_send(Flushed {
                     lost: lost - one.lost_before,
                 });
             }
