@@ -481,7 +481,10 @@ impl Push {
                 "it asks something (?…), and a group has no such part",
             ));
         }
-        if base.path().contains("/metrics/job") {
+        let parts: Vec<&str> = base.path().split('/').collect();
+        let is_of_group =
+            |two: &[&str]| two[0] == "metrics" && matches!(two[1], "job" | "job@base64");
+        if parts.windows(2).any(is_of_group) {
             return Err(wrong(
                 "it is that of a group; the job is given beside it, and the path is made here",
             ));
@@ -573,6 +576,12 @@ mod tests {
                 "/p/q/metrics/job/a%20b%3F%26%25%2B",
             ),
             ("http://h", "ü🦀", &[], "/metrics/job/%C3%BC%F0%9F%A6%80"),
+            (
+                "http://h/metrics/jobs",
+                "j",
+                &[],
+                "/metrics/jobs/metrics/job/j",
+            ),
             (
                 "http://h",
                 "/",
