@@ -170,12 +170,14 @@ pub(crate) fn redacted(url: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let host = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    format!("{scheme}{host}{path}")
+    // A password may hold anything, and so may a query: up to the last `@` all may be a secret, and after a `?`.
+    let (before, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let ends = ['?', '#'];
+    if before.contains(ends) {
+        return format!("{scheme}…");
+    }
+    let shown = host.split(ends).next().unwrap_or("");
+    format!("{scheme}{shown}")
 }
 
 impl Client {
@@ -710,6 +712,24 @@ mod tests {
         }
         for url in ["http://x", "https://[::1]:4318/a", "HTTP://x:80/"] {
             assert!(check_url(url).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_anything_that_may_be_a_secret() {
+        for (url, shown) in [
+            ("http://c:1/a?k=s3cr3t", "http://c:1/a"),
+            ("http://me:s3cr3t@c/a", "http://c/a"),
+            ("http://me:s3/cr3t@c", "http://c"),
+            ("http://me:s3@cr3t@c", "http://c"),
+            ("http://me:s3?cr3t@c", "http://…"),
+            ("http://me:s3#cr3t@c", "http://…"),
+            ("http://c/?k=a@s3cr3t", "http://…"),
+            ("http://c#s3cr3t", "http://c"),
+            ("me:s3cr3t@c", "c"),
+            ("", ""),
+        ] {
+            assert_eq!(redacted(url), shown, "{url}");
         }
     }
 

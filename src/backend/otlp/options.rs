@@ -712,7 +712,7 @@ fn millis(name: &str, value: &str, zero_is_endless: bool) -> Result<Duration, Ba
 /// `key=value,key=value`, percent-encoded. `secret`: values are not shown in errors.
 fn pairs(name: &str, text: &str, secret: bool) -> Result<Vec<(String, String)>, BackendError> {
     let shown = |pair: &str| match pair.split_once('=') {
-        Some((key, _)) if secret => format!("{key}=…"),
+        Some((key, _)) if secret => format!("{}=…", shown_header(key.trim())),
         None if secret => "…".to_owned(),
         _ => pair.to_owned(),
     };
@@ -748,12 +748,21 @@ const RESERVED: [&str; 9] = [
     "grpc-timeout",
 ];
 
+/// What is no name of a header may be a value, where somebody wrote `name: value`.
+fn shown_header(name: &str) -> &str {
+    match HeaderName::try_from(name) {
+        Ok(_) => name,
+        Err(_) => "…",
+    }
+}
+
 fn check_header(
     setting_name: &str,
     name: &str,
     value: &str,
 ) -> Result<(HeaderName, HeaderValue), BackendError> {
-    let wrong = |why: &str| Err(setting(setting_name, &format!("{name}=…"), why));
+    let shown = format!("{}=…", shown_header(name));
+    let wrong = |why: &str| Err(setting(setting_name, &shown, why));
     let Ok(header) = HeaderName::try_from(name) else {
         return wrong("a header's name has letters, digits and some of !#$%&'*+-.^_`|~ only");
     };
@@ -769,7 +778,8 @@ fn check_header(
 
 impl fmt::Debug for OtlpOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        let headers = self.headers.iter();
+        let headers: Vec<_> = headers.map(|(name, _)| shown_header(name)).collect();
         let url = self.metrics_endpoint.as_ref().or(self.endpoint.as_ref());
         f.debug_struct("OtlpOptions")
             .field("endpoint", &url.map(|url| redacted(url)))
@@ -961,6 +971,9 @@ mod tests {
             "x=s3cr3t%0A",
             "x=s3cr3t%ff",
             "host=s3cr3t",
+            "Authorization: Basic s3cr3t=",
+            "Bearer s3cr3t==",
+            "authorization:s3cr3t=%ff",
         ] {
             let error = from(&[(name, wrong)]).unwrap_err().to_string();
             assert!(
