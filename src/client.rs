@@ -30,6 +30,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// Of an answer's body as much is kept: it is for people, or short.
 const ANSWER_MAX: usize = 64 * 1024;
+/// As much more is read, as trailers come after it.
+const SKIPPED_MAX: usize = 4 << 20;
 /// For how long a connection is kept that nothing is asked on.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 
@@ -256,6 +258,7 @@ impl Client {
             .map_err(|error| failure(server, &error))?;
         let (parts, mut body) = answer.into_parts();
         let mut kept = BytesMut::new();
+        let mut skipped = 0;
         let mut trailers = HeaderMap::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| ClientError::Broken {
@@ -266,7 +269,8 @@ impl Client {
                 Ok(data) => {
                     let room = ANSWER_MAX - kept.len();
                     kept.extend_from_slice(&data[..data.len().min(room)]);
-                    if data.len() > room {
+                    skipped += data.len().saturating_sub(room);
+                    if skipped > SKIPPED_MAX {
                         break;
                     }
                 }
@@ -692,6 +696,24 @@ mod tests {
         let server = Server::start(|_| Reply::with(400, &[], vec![b'x'; 4 * ANSWER_MAX]));
         let answer = get(&server.url()).unwrap();
         assert_eq!(answer.body.len(), ANSWER_MAX);
+    }
+
+    #[cfg(feature = "otlp-grpc")]
+    #[test]
+    fn a_long_answer_does_not_hide_its_trailers() {
+        let server = Server::start_http2(|_| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            let long = Bytes::from(vec![b'x'; 4 * ANSWER_MAX]);
+            Reply::Trailed(http::Response::new(long), trailers)
+        });
+        let reach = Reach {
+            http2: true,
+            ..Reach::default()
+        };
+        let answer = ask(&server.url(), &reach, LONG).unwrap();
+        assert_eq!(answer.body.len(), ANSWER_MAX);
+        assert_eq!(answer.trailers["grpc-status"], "0");
     }
 
     #[test]

@@ -285,9 +285,9 @@ fn judge_grpc(answer: &Answer, now: SystemTime) -> Verdict {
         value.to_str().ok()
     };
     let Some(code) = found("grpc-status").and_then(|code| code.parse::<u32>().ok()) else {
-        return Verdict::Later {
+        // To gRPC it is UNKNOWN, which OTLP has not tried again.
+        return Verdict::Never {
             why: "the answer has no grpc-status: is it a gRPC server?".to_owned(),
-            after: None,
         };
     };
     if code == 0 {
@@ -489,7 +489,7 @@ mod tests {
             panic!("{verdict:?}");
         };
         assert_eq!(why, "the collector answered INVALID_ARGUMENT: not so");
-        assert!(matches!(over_grpc(&[]), Verdict::Later { .. }));
+        assert!(matches!(over_grpc(&[]), Verdict::Never { .. }));
     }
 
     #[test]
