@@ -148,6 +148,12 @@ pub(crate) fn check_url(url: &str) -> Result<Uri, ClientError> {
             ));
         }
     }
+    // It would be left out without a word.
+    if url.contains('#') {
+        return wrong(
+            "it has a fragment, which no server is sent; leave out what begins with #".to_owned(),
+        );
+    }
     let Some(authority) = uri.authority() else {
         return wrong(format!("it has no host; {right}"));
     };
@@ -727,6 +733,7 @@ mod tests {
             ("http://x:99999", "port"),
             ("http://x:0", "port"),
             ("http://a b", ""),
+            ("http://x/#s3cr3t", "has a fragment"),
         ] {
             let error = check_url(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");
