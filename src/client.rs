@@ -32,6 +32,8 @@ use crate::signal::keep_out_broken_pipes;
 
 /// Of an answer's body as much is kept: it is for people, or short.
 const ANSWER_MAX: usize = 64 * 1024;
+/// As much more is read, as trailers come after it.
+const SKIPPED_MAX: usize = 4 << 20;
 /// For how long a connection is kept that nothing is asked on.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 
@@ -148,6 +150,12 @@ pub(crate) fn check_url(url: &str) -> Result<Uri, ClientError> {
             ));
         }
     }
+    // It would be left out without a word.
+    if url.contains('#') {
+        return wrong(
+            "it has a fragment, which no server is sent; leave out what begins with #".to_owned(),
+        );
+    }
     let Some(authority) = uri.authority() else {
         return wrong(format!("it has no host; {right}"));
     };
@@ -172,12 +180,14 @@ pub(crate) fn redacted(url: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let host = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    format!("{scheme}{host}{path}")
+    // A password may hold anything, and so may a query: up to the last `@` all may be a secret, and after a `?`.
+    let (before, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let ends = ['?', '#'];
+    if before.contains(ends) {
+        return format!("{scheme}…");
+    }
+    let shown = host.split(ends).next().unwrap_or("");
+    format!("{scheme}{shown}")
 }
 
 impl Client {
@@ -256,6 +266,7 @@ impl Client {
             .map_err(|error| failure(server, &error))?;
         let (parts, mut body) = answer.into_parts();
         let mut kept = BytesMut::new();
+        let mut skipped = 0;
         let mut trailers = HeaderMap::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| ClientError::Broken {
@@ -266,7 +277,8 @@ impl Client {
                 Ok(data) => {
                     let room = ANSWER_MAX - kept.len();
                     kept.extend_from_slice(&data[..data.len().min(room)]);
-                    if data.len() > room {
+                    skipped += data.len().saturating_sub(room);
+                    if skipped > SKIPPED_MAX {
                         break;
                     }
                 }
@@ -704,6 +716,24 @@ mod tests {
         assert_eq!(answer.body.len(), ANSWER_MAX);
     }
 
+    #[cfg(feature = "otlp-grpc")]
+    #[test]
+    fn a_long_answer_does_not_hide_its_trailers() {
+        let server = Server::start_http2(|_| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            let long = Bytes::from(vec![b'x'; 4 * ANSWER_MAX]);
+            Reply::Trailed(http::Response::new(long), trailers)
+        });
+        let reach = Reach {
+            http2: true,
+            ..Reach::default()
+        };
+        let answer = ask(&server.url(), &reach, LONG).unwrap();
+        assert_eq!(answer.body.len(), ANSWER_MAX);
+        assert_eq!(answer.trailers["grpc-status"], "0");
+    }
+
     #[test]
     fn urls_that_can_not_be_asked_are_refused_and_no_secret_is_shown() {
         for (url, why) in [
@@ -715,6 +745,7 @@ mod tests {
             ("http://x:99999", "port"),
             ("http://x:0", "port"),
             ("http://a b", ""),
+            ("http://x/#s3cr3t", "has a fragment"),
         ] {
             let error = check_url(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");
@@ -722,6 +753,24 @@ mod tests {
         }
         for url in ["http://x", "https://[::1]:4318/a", "HTTP://x:80/"] {
             assert!(check_url(url).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_anything_that_may_be_a_secret() {
+        for (url, shown) in [
+            ("http://c:1/a?k=s3cr3t", "http://c:1/a"),
+            ("http://me:s3cr3t@c/a", "http://c/a"),
+            ("http://me:s3/cr3t@c", "http://c"),
+            ("http://me:s3@cr3t@c", "http://c"),
+            ("http://me:s3?cr3t@c", "http://…"),
+            ("http://me:s3#cr3t@c", "http://…"),
+            ("http://c/?k=a@s3cr3t", "http://…"),
+            ("http://c#s3cr3t", "http://c"),
+            ("me:s3cr3t@c", "c"),
+            ("", ""),
+        ] {
+            assert_eq!(redacted(url), shown, "{url}");
         }
     }
 

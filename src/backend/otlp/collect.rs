@@ -66,6 +66,21 @@ fn had_another(bus: &MetricBus) -> bool {
     had_another
 }
 
+/// The exemplars of `span`, of which the first moment is the one before's, but of a series' first point. So none is told
+/// of in two deltas.
+fn within(
+    exemplars: &[(Option<usize>, Exemplar)],
+    span: Span64,
+    is_first: bool,
+) -> Vec<(Option<usize>, Exemplar)> {
+    let is_in = |(_, exemplar): &&(Option<usize>, Exemplar)| {
+        let at = nanos_of(exemplar.at);
+        let is_after = at > span.start || (is_first && at == span.start);
+        is_after && at <= span.end
+    };
+    exemplars.iter().filter(is_in).cloned().collect()
+}
+
 /// What the exporter reads.
 pub(super) struct Collector {
     bus: MetricBus,
@@ -602,6 +617,7 @@ impl Collector {
             return;
         };
         let mut start = born;
+        let is_first = before.is_none();
         if let Some((before, at)) = before {
             reading = reading.since(&before, series.meta.numbers);
             start = nanos_of(series.meta.clock.date(at));
@@ -611,7 +627,8 @@ impl Collector {
             end: now.max(start),
         };
         let extremes = extremes.and_then(|extremes| extremes.get());
-        self.observed(encoder, series, span, &reading, extremes, exemplars);
+        let exemplars = within(exemplars, span, is_first);
+        self.observed(encoder, series, span, &reading, extremes, &exemplars);
     }
 
     fn delta(
@@ -686,6 +703,7 @@ impl Collector {
         extremes: Option<(f64, f64)>,
         exemplars: &[(Option<usize>, Exemplar)],
     ) {
+        let is_first = told.is_none();
         let (reading, start) = match told {
             Some((earlier, at)) => (reading.since(&earlier, series.meta.numbers), at),
             None => (reading, born),
@@ -697,10 +715,7 @@ impl Collector {
             start,
             end: now.max(start),
         };
-        // One that was told already is not told again.
-        let is_newer =
-            |(_, exemplar): &&(Option<usize>, Exemplar)| nanos_of(exemplar.at) >= span.start;
-        let newer: Vec<_> = exemplars.iter().filter(is_newer).cloned().collect();
+        let newer = within(exemplars, span, is_first);
         if let Reading::Counter(bits) = reading {
             let value = number(bits, series.meta.numbers);
             let tags = Tags::Text(&series.text);
@@ -727,12 +742,16 @@ impl Collector {
             Reading::Counter(_) => {}
             Reading::Explicit { counts, sum } => {
                 let count = counts.iter().sum();
+                let bounds = &series.meta.bounds;
+                // Where nobody knows the least one, it may be in a bucket that holds nothing else.
+                let mut buckets = bounds.iter().zip(counts);
+                let is_below = extremes.is_some_and(|(min, _)| min < 0.0)
+                    || buckets.any(|(bound, count)| *bound < 0.0 && *count > 0);
                 let seen = Observed {
                     count,
-                    sum: *sum,
+                    sum: (!is_below).then_some(*sum),
                     extremes: extremes.filter(|_| count > 0),
                 };
-                let bounds = &series.meta.bounds;
                 encoder.point(|out| {
                     write_histogram(out, tags, span, seen, counts, bounds, exemplars);
                 });
@@ -744,7 +763,7 @@ impl Collector {
                 let count = buckets.zero + counts.sum::<u64>();
                 let seen = Observed {
                     count,
-                    sum: *sum,
+                    sum: buckets.negative.counts.is_empty().then_some(*sum),
                     extremes: extremes.filter(|_| count > 0),
                 };
                 encoder.point(|out| {
@@ -810,7 +829,7 @@ impl Collector {
                     let bounds = &bounds[..bounds.len().saturating_sub(1)];
                     let observed = Observed {
                         count: seen.count,
-                        sum: seen.sum,
+                        sum: Some(seen.sum),
                         extremes: None,
                     };
                     encoder.point(|out| {

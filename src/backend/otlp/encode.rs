@@ -158,7 +158,8 @@ pub(super) enum Number {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Observed {
     pub(super) count: u64,
-    pub(super) sum: f64,
+    /// `None` where there were negative observations: OTLP's sums only grow.
+    pub(super) sum: Option<f64>,
     /// The least and the greatest observation, where they are known.
     pub(super) extremes: Option<(f64, f64)>,
 }
@@ -220,7 +221,9 @@ pub(super) fn write_histogram(
     fixed(out, 2, time.start);
     fixed(out, 3, time.end);
     fixed(out, 4, seen.count);
-    double(out, 5, seen.sum);
+    if let Some(sum) = seen.sum {
+        double(out, 5, sum);
+    }
     key(out, 6, WireType::LengthDelimited);
     encode_varint(8 * counts.len() as u64, out);
     for count in counts {
@@ -255,7 +258,9 @@ pub(super) fn write_exponential(
     fixed(out, 2, time.start);
     fixed(out, 3, time.end);
     fixed(out, 4, seen.count);
-    double(out, 5, seen.sum);
+    if let Some(sum) = seen.sum {
+        double(out, 5, sum);
+    }
     signed(out, 6, buckets.scale);
     fixed(out, 7, buckets.zero);
     for (field, span) in [(8, &buckets.positive), (9, &buckets.negative)] {

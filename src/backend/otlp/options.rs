@@ -115,6 +115,8 @@ pub struct OtlpOptions {
     service_name: Option<String>,
     root_certificates: Vec<PathBuf>,
     client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The variables that files came from, for errors.
+    files: Vec<String>,
     batch_points: usize,
     queue_bytes: usize,
     retry_first: Duration,
@@ -138,6 +140,8 @@ pub(super) struct Ready {
     pub(super) exponential: Option<usize>,
     pub(super) resource: Vec<(String, String)>,
     pub(super) reach: Reach,
+    /// The variables that its files came from.
+    pub(super) files: Vec<String>,
     pub(super) batch_points: usize,
     pub(super) queue_bytes: usize,
     pub(super) retry_first: Duration,
@@ -181,6 +185,7 @@ impl OtlpOptions {
             service_name: None,
             root_certificates: Vec::new(),
             client_certificate: None,
+            files: Vec::new(),
             batch_points: BATCH_POINTS,
             queue_bytes: QUEUE_BYTES,
             retry_first: RETRY_FIRST,
@@ -263,7 +268,7 @@ impl OtlpOptions {
         let mut options = OtlpOptions::new();
 
         if let Some((name, value)) = of_signal("PROTOCOL") {
-            options.protocol = match &*value {
+            options.protocol = match &*value.to_ascii_lowercase() {
                 "http/protobuf" => OtlpProtocol::HttpProtobuf,
                 "grpc" if cfg!(feature = "otlp-grpc") => OtlpProtocol::Grpc,
                 "grpc" => return Err(setting(&name, &value, NO_GRPC)),
@@ -298,7 +303,7 @@ impl OtlpOptions {
             options.timeout = millis(&name, &value, true)?;
         }
         if let Some((name, value)) = of_signal("COMPRESSION") {
-            options.compression = match &*value {
+            options.compression = match &*value.to_ascii_lowercase() {
                 "gzip" => OtlpCompression::Gzip,
                 "none" => OtlpCompression::None,
                 _ => {
@@ -310,12 +315,16 @@ impl OtlpOptions {
                 }
             };
         }
-        if let Some((_, path)) = of_signal("CERTIFICATE") {
+        if let Some((name, path)) = of_signal("CERTIFICATE") {
             options = options.root_certificates(path);
+            options.files.push(name);
         }
         options.client_certificate =
             match (of_signal("CLIENT_CERTIFICATE"), of_signal("CLIENT_KEY")) {
-                (Some((_, certificate)), Some((_, key))) => Some((certificate.into(), key.into())),
+                (Some((of_certificate, certificate)), Some((of_key, key))) => {
+                    options.files.extend([of_certificate, of_key]);
+                    Some((certificate.into(), key.into()))
+                }
                 (None, None) => None,
                 (Some((name, value)), None) | (None, Some((name, value))) => {
                     let other = match name.strip_suffix("KEY") {
@@ -635,6 +644,7 @@ impl OtlpOptions {
                 client_certificate: self.client_certificate.clone(),
                 http2: self.protocol == OtlpProtocol::Grpc,
             },
+            files: self.files.clone(),
             batch_points: self.batch_points,
             queue_bytes: self.queue_bytes,
             retry_first: self.retry_first.min(LONGEST),
@@ -712,7 +722,7 @@ fn millis(name: &str, value: &str, zero_is_endless: bool) -> Result<Duration, Ba
 /// `key=value,key=value`, percent-encoded. `secret`: values are not shown in errors.
 fn pairs(name: &str, text: &str, secret: bool) -> Result<Vec<(String, String)>, BackendError> {
     let shown = |pair: &str| match pair.split_once('=') {
-        Some((key, _)) if secret => format!("{key}=…"),
+        Some((key, _)) if secret => format!("{}=…", shown_header(key.trim())),
         None if secret => "…".to_owned(),
         _ => pair.to_owned(),
     };
@@ -748,12 +758,21 @@ const RESERVED: [&str; 9] = [
     "grpc-timeout",
 ];
 
+/// What is no name of a header may be a value, where somebody wrote `name: value`.
+fn shown_header(name: &str) -> &str {
+    match HeaderName::try_from(name) {
+        Ok(_) => name,
+        Err(_) => "…",
+    }
+}
+
 fn check_header(
     setting_name: &str,
     name: &str,
     value: &str,
 ) -> Result<(HeaderName, HeaderValue), BackendError> {
-    let wrong = |why: &str| Err(setting(setting_name, &format!("{name}=…"), why));
+    let shown = format!("{}=…", shown_header(name));
+    let wrong = |why: &str| Err(setting(setting_name, &shown, why));
     let Ok(header) = HeaderName::try_from(name) else {
         return wrong("a header's name has letters, digits and some of !#$%&'*+-.^_`|~ only");
     };
@@ -769,7 +788,8 @@ fn check_header(
 
 impl fmt::Debug for OtlpOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        let headers = self.headers.iter();
+        let headers: Vec<_> = headers.map(|(name, _)| shown_header(name)).collect();
         let url = self.metrics_endpoint.as_ref().or(self.endpoint.as_ref());
         f.debug_struct("OtlpOptions")
             .field("endpoint", &url.map(|url| redacted(url)))
@@ -961,6 +981,9 @@ mod tests {
             "x=s3cr3t%0A",
             "x=s3cr3t%ff",
             "host=s3cr3t",
+            "Authorization: Basic s3cr3t=",
+            "Bearer s3cr3t==",
+            "authorization:s3cr3t=%ff",
         ] {
             let error = from(&[(name, wrong)]).unwrap_err().to_string();
             assert!(
@@ -976,6 +999,40 @@ mod tests {
             error.contains("http://c") && !error.contains("s3cr3t"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn words_are_read_whatever_their_case() {
+        let read = ready(&[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/Protobuf"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "Delta"),
+        ]);
+        assert_eq!((read.grpc, read.gzip, read.delta), (false, true, true));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_with_its_variable() {
+        for (name, other) in [
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", None),
+            ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", None),
+            (
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+                Some("OTEL_EXPORTER_OTLP_CLIENT_KEY"),
+            ),
+        ] {
+            let vars: Vec<_> = [Some(name), other]
+                .into_iter()
+                .flatten()
+                .map(|name| (name, "/none.pem"))
+                .collect();
+            let bus = crate::MetricBus::new();
+            let options = from(&vars).unwrap();
+            let error = super::super::OtlpExporter::start(&bus, options).unwrap_err();
+            let error = error.to_string();
+            let begin = format!("{name} is \"/none.pem\": it can't be read");
+            assert!(error.starts_with(&begin), "{error}");
+        }
     }
 
     #[test]

@@ -55,11 +55,8 @@ pub(super) struct Sender {
 
 impl Sender {
     pub(super) fn new(ready: &Ready, clock: &Clock) -> Result<Sender, BackendError> {
-        let client =
-            Client::new(&ready.url, &ready.reach).map_err(|error| BackendError::Setup {
-                backend: super::NAME.to_owned(),
-                why: error.to_string(),
-            })?;
+        let client = Client::new(&ready.url, &ready.reach);
+        let client = client.map_err(|error| wrong(error, &ready.files))?;
         let mut headers = ready.headers.clone();
         let own = |text| HeaderValue::from_static(text);
         let kind = if ready.grpc {
@@ -151,6 +148,31 @@ impl Sender {
                 after: None,
             },
         }
+    }
+}
+
+/// An error with the variable, of `files`, that named the file.
+fn wrong(error: ClientError, files: &[String]) -> BackendError {
+    if let ClientError::File { what, path, why } = &error {
+        let is_it = |name: &&String| {
+            let is_client = name.contains("_CLIENT_");
+            match *what {
+                "client key" => name.ends_with("_CLIENT_KEY"),
+                "client certificate" => is_client && name.ends_with("_CERTIFICATE"),
+                _ => !is_client,
+            }
+        };
+        if let Some(name) = files.iter().find(is_it) {
+            return BackendError::Setting {
+                setting: name.clone(),
+                value: path.display().to_string(),
+                why: why.clone(),
+            };
+        }
+    }
+    BackendError::Setup {
+        backend: super::NAME.to_owned(),
+        why: error.to_string(),
     }
 }
 
@@ -285,9 +307,9 @@ fn judge_grpc(answer: &Answer, now: SystemTime) -> Verdict {
         value.to_str().ok()
     };
     let Some(code) = found("grpc-status").and_then(|code| code.parse::<u32>().ok()) else {
-        return Verdict::Later {
+        // To gRPC it is UNKNOWN, which OTLP has not tried again.
+        return Verdict::Never {
             why: "the answer has no grpc-status: is it a gRPC server?".to_owned(),
-            after: None,
         };
     };
     if code == 0 {
@@ -489,7 +511,7 @@ mod tests {
             panic!("{verdict:?}");
         };
         assert_eq!(why, "the collector answered INVALID_ARGUMENT: not so");
-        assert!(matches!(over_grpc(&[]), Verdict::Later { .. }));
+        assert!(matches!(over_grpc(&[]), Verdict::Never { .. }));
     }
 
     #[test]
