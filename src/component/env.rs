@@ -97,7 +97,10 @@ const FEATURES: [&str; 2] = ["otlp", "libnv"];
 impl Backends {
     /// Those of this crate, as far as its features were built in.
     pub fn new() -> Self {
-        let backends = Backends { known: Vec::new() };
+        let backends = Backends { known: Vec::new() }.with("prometheus", |choice| {
+            no_argument("prometheus", choice)?;
+            Ok(Arc::new(Prometheus))
+        });
         #[cfg(feature = "otlp")]
         let backends = backends.with("otlp", |choice| {
             no_argument("otlp", choice)?;
@@ -108,15 +111,10 @@ impl Backends {
         #[cfg(feature = "libnv")]
         let backends =
             backends.with_usage("libnv", "libnv:PATH", crate::backend::libnv::Libnv::chosen);
-        backends
-            .with("prometheus", |choice| {
-                no_argument("prometheus", choice)?;
-                Ok(Arc::new(Prometheus))
-            })
-            .with("null", |choice| {
-                no_argument("null", choice)?;
-                Ok(Arc::new(Null))
-            })
+        backends.with("null", |choice| {
+            no_argument("null", choice)?;
+            Ok(Arc::new(Null))
+        })
     }
 
     /// One more that can be asked for as `name`, or `name:argument`. A later one of the same name takes the place of the earlier.
