@@ -98,7 +98,7 @@ async fn outage(release: Release, config: Config, delivery: Delivery, after: Aft
     .await?;
     let fleet = fleet(&server.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
     until_joined(mutate(&pod, MUTATIONS / 4)).await;
 
     let before = resident()?;
@@ -129,6 +129,19 @@ async fn outage(release: Release, config: Config, delivery: Delivery, after: Aft
     );
     compare(&pod, &id, &fleet, &heard).await;
     Ok(())
+}
+
+/// What a pod says before the fleet knows it is no news, and a pod whose answers take long is known later than the fleet is synced.
+async fn knows(fleet: &Fleet, id: &SourceId) {
+    fleet.synced().await;
+    until("the fleet to know the pod", || {
+        let sources = fleet.sources();
+        sources
+            .iter()
+            .any(|s| s.source == *id && s.synced)
+            .then_some(())
+    })
+    .await;
 }
 
 /// Everything has arrived, once, in order; and the values agree.
@@ -233,7 +246,7 @@ async fn an_outbox_that_overflows_is_bounded_and_says_what_it_dropped(release: R
     .await?;
     let fleet = fleet(&server.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
 
     server.kill();
     until("the connection to be down", || {
@@ -283,7 +296,7 @@ async fn a_frozen_server_is_noticed_and_costs_no_alert_and_no_value(release: Rel
     .await?;
     let fleet = fleet(&server.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
     until_joined(mutate(&pod, MUTATIONS / 10)).await;
 
     server.freeze();
@@ -319,7 +332,7 @@ async fn a_half_open_connection_is_noticed_and_costs_no_alert_and_no_value(
     .await?;
     let fleet = fleet(&server.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
     until_joined(mutate(&pod, MUTATIONS / 10)).await;
 
     // What is written now is gone, though writing succeeds.
@@ -352,7 +365,7 @@ async fn a_connection_that_is_cut_again_and_again_costs_no_alert_and_no_value(
     .await?;
     let fleet = fleet(&theirs.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
     for round in 0..6 {
         let threads = mutate(&pod, MUTATIONS / 50);
         // Now the one, now the other, now both; amid the traffic.
@@ -380,7 +393,7 @@ async fn a_slow_network_delays_alerts_and_loses_none(release: Release) -> Outcom
     .await?;
     let fleet = fleet(&server.url()).await?;
     let heard = Told::of(fleet.on_alert())?;
-    fleet.synced().await;
+    knows(&fleet, &id).await;
     until_joined(mutate(&pod, MUTATIONS / 10)).await;
     pod.flush().await;
     compare(&pod, &id, &fleet, &heard).await;
