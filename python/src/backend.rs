@@ -35,8 +35,6 @@ use crate::{
 
 /// What the last flush of a backend may take that nobody shut down, when its bus goes.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
-/// How often somebody who waits looks whether he was interrupted.
-const SIGNALS: Duration = Duration::from_millis(50);
 /// How much longer than its deadline a backend is waited for when the interpreter ends.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -584,7 +582,7 @@ impl Reporter {
         loop {
             let heard = py.detach(|| {
                 let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
-                hear.recv_timeout(SIGNALS)
+                hear.recv_timeout(runtime::SIGNALS)
             });
             match heard {
                 Ok(outcome) => return outcome.or_raise(),
