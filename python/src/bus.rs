@@ -349,6 +349,12 @@ impl MetricBus {
         Scope(self.root()).scope(prefix, labels)
     }
 
+    /// `scope`, with labels that may have any name: also that of its parameter.
+    #[pyo3(name = "_scope")]
+    fn scope_of(&self, prefix: &str, labels: &Bound<'_, PyAny>) -> PyResult<Scope> {
+        Scope(self.root()).scope_of(prefix, labels)
+    }
+
     /// A counter with exactly this name; with `labels`, a family of them. Declared again in the same way it is the same one.
     /// Children nobody touches for `expire_after` go; more than `max_series` are counted together.
     #[pyo3(signature = (name, help, labels=None, *, unit=None, expire_after=None, max_series=None))]
@@ -585,6 +591,15 @@ impl Scope {
         if let Some(labels) = labels {
             root.labels.extend(convert::pairs(labels)?);
         }
+        Ok(Scope(root))
+    }
+
+    /// `scope`, with labels that may have any name: also that of its parameter.
+    #[pyo3(name = "_scope")]
+    fn scope_of(&self, prefix: &str, labels: &Bound<'_, PyAny>) -> PyResult<Scope> {
+        let mut root = self.0.clone();
+        root.prefix.push_str(prefix);
+        root.labels.extend(convert::pairs(labels)?);
         Ok(Scope(root))
     }
 

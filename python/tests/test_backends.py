@@ -869,6 +869,16 @@ def test_the_environment_is_read_into_a_bus_that_is_there(bus: mb.MetricBus) -> 
     assert repr(base) == "<BaseComponentMetrics on <BackendContainer ''>>"
 
 
+def test_a_container_takes_a_label_called_prefix() -> None:
+    container = mb.PrometheusContainer("app")
+    container.create_counter("jobs_total", "Jobs.", {"prefix": "p", "labels": "l"}).inc()
+    container.create_gauge_family("depth", "Depth.", ["self"], {"prefix": "p"}).labels("s").set(2)
+    assert str(container.create_histogram("s", "S.", {"prefix": "p"}, [1.0]).series) == 'app_s{prefix="p"}'
+    snapshot = container.get_metrics()
+    assert snapshot.value("app_jobs_total", prefix="p", labels="l") == 1
+    assert snapshot.value("app_depth", **{"prefix": "p", "self": "s"}) == 2
+
+
 def test_containers_say_what_they_are() -> None:
     for container in (mb.PrometheusContainer("app"), mb.NullContainer("app_"), mb.TeeContainer("app", [])):
         assert repr(container) == f"<{type(container).__name__} 'app_'>"
