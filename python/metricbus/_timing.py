@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._metricbus import Counter, Gauge
 
-__all__ = ["CountExceptions", "InProgress", "Setter", "Timer", "run_hooks"]
+__all__ = ["CountExceptions", "InProgress", "Setter", "Timer", "run_apart", "run_hooks"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,6 +25,13 @@ logger = logging.getLogger("metricbus")
 def is_coroutine_function(function: object) -> bool:
     """Whether a call of it has to be awaited: an `async def`, or an object whose `__call__` is one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+
+
+class _Apart(Protocol):
+    """The Rust side of a run of hooks; it is over when this goes."""
+
+    def hooks(self) -> dict[str, Callable[[], object]]: ...
+    def drop_hooks(self, names: list[str], /) -> None: ...
 
 
 class _Around:
@@ -179,6 +187,18 @@ class Setter:
 
     def __call__(self) -> None:
         self._gauge.set(float(self._function()))
+
+
+def run_apart(what: _Apart) -> None:
+    """Runs hooks in a thread that keeps nobody from ending; here where no more threads are to be had, at the program's end."""
+    try:
+        threading.Thread(target=_run_apart, args=(what,), name="metricbus-hooks", daemon=True).start()
+    except RuntimeError:
+        _run_apart(what)
+
+
+def _run_apart(what: _Apart) -> None:
+    what.drop_hooks(run_hooks(what.hooks()))
 
 
 def run_hooks(hooks: dict[str, Callable[[], object]]) -> list[str]:

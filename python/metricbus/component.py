@@ -145,7 +145,7 @@ class Component:
         own = {declared.attribute: declared for declared in _read(cls, names)}
         cls._declared = tuple((inherited | own).values())
         try:
-            _declare(cls, MetricBus().scope(cls._prefix, **cls._labels))
+            _declare(cls, MetricBus()._scope(cls._prefix, cls._labels))
         except MetricBusError as error:
             # It says what would be right.
             raise type(error)(f"{cls.__qualname__}: {error}") from None
@@ -160,7 +160,7 @@ class Component:
                 f"{type(self).__name__} was given {place!r} to be declared on; "
                 "a metricbus.MetricBus or a metricbus.Scope would be right"
             )
-        scope = place.scope(self._prefix, **self._labels).scope("", **labels)
+        scope = place._scope(self._prefix, self._labels)._scope("", labels)
         self._place(scope)
         scope.add_component(self._component, _first_paragraph(type(self).__doc__), _names(self))
 
@@ -258,10 +258,10 @@ def _declare(cls: type[Component], scope: Scope) -> dict[str, Counter | Gauge | 
         if isinstance(what, _Nested):
             inner: type[Component] = declared.type
             component = inner.__new__(inner)
-            component._place(scope.scope(what.prefix, **what.labels).scope(inner._prefix, **inner._labels))
+            component._place(scope._scope(what.prefix, what.labels)._scope(inner._prefix, inner._labels))
             made[declared.attribute] = component
             continue
-        place = scope.scope("", **what.const_labels)
+        place = scope._scope("", what.const_labels)
         name = declared.attribute if what.name is None else what.name
         if declared.type is Histogram:
             made[declared.attribute] = place.histogram(

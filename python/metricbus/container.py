@@ -255,7 +255,7 @@ class BackendContainer(MetricContainer):
         await self._reporter.shutdown_async(deadline)
 
     def _labelled(self, labels: Mapping[str, object] | None) -> Scope:
-        return self._scope.scope("", **(labels or {}))
+        return self._scope._scope("", labels or {})
 
     def create_counter(self, name: str, help: str, labels: Mapping[str, object] | None = None) -> Counter:
         """A counter with these labels."""

@@ -445,15 +445,16 @@ def _add(families: dict[str, _Merged], text: str, worker: str) -> None:
     """Puts what one process said to what the others did."""
     label = f'{_LABEL}="{_escaped(worker)}"'
     head: list[str] = []
+    begun: str | None = None
     family: _Merged | None = None
     for line in text.split("\n"):
         if not line or line == "# EOF":
             continue
         if line.startswith("# "):
             _, what, name, *rest = line.split(" ", 3)
-            if what == "HELP":
-                # Each metric begins with it.
-                head = []
+            if name != begun:
+                # Not every metric has a help text to begin with.
+                head, begun, family = [], name, None
             head.append(line)
             if what == "TYPE":
                 family = families.setdefault(name, _Merged(head, rest[0]))

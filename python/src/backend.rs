@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     env,
     ffi::OsString,
     sync::{
@@ -29,19 +30,124 @@ use crate::{
     bus::{Bus, MetricBus, Root, Scope},
     convert,
     error::{Raise, raise},
+    export::HOOKS_DEADLINE,
     fork::Forked,
-    otlp, runtime,
+    gate, otlp, runtime,
 };
 
 /// What the last flush of a backend may take that nobody shut down, when its bus goes.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
-/// How often somebody who waits looks whether he was interrupted.
-const SIGNALS: Duration = Duration::from_millis(50);
 /// How much longer than its deadline a backend is waited for when the interpreter ends.
 const GRACE: Duration = Duration::from_millis(500);
 
 const BACKEND: &str = "METRICBUS_BACKEND";
 const PREFIX: &str = "METRICBUS_PREFIX";
+
+/// What is to run before a scrape (`on_collect`, `Gauge.set_function`), run before a backend gets the values. Of one process.
+struct Hooks {
+    bus: Weak<Bus>,
+    /// Until when the run that goes on is waited for.
+    until: Mutex<Option<Instant>>,
+    done: Condvar,
+}
+
+/// Says when it goes, however that comes about, that no run goes on.
+#[pyclass(frozen, module = "metricbus._metricbus")]
+struct Ran(Arc<Hooks>);
+
+#[pymethods]
+impl Ran {
+    /// What is to be run.
+    fn hooks(&self, py: Python<'_>) -> HashMap<String, Py<PyAny>> {
+        let bus = self.0.bus.upgrade();
+        bus.map(|bus| bus.hooks(py)).unwrap_or_default()
+    }
+
+    /// What is not needed any more.
+    fn drop_hooks(&self, names: Vec<String>) {
+        if let Some(bus) = self.0.bus.upgrade() {
+            bus.drop_hooks(&names);
+        }
+    }
+}
+
+/// Runs hooks in a daemon thread of Python's, which the interpreter's end may end wherever it is: it has no Rust below it. Where
+/// there are no such threads any more, as the interpreter begins to end, they run here.
+fn run_apart(ran: Ran) {
+    gate::attach(|py| {
+        let run = || -> PyResult<()> {
+            let run = py.import("metricbus._timing")?.getattr("run_apart")?;
+            run.call1((ran,)).map(drop)
+        };
+        if let Err(error) = run() {
+            error.write_unraisable(py, None);
+        }
+    });
+}
+
+impl Drop for Ran {
+    fn drop(&mut self) {
+        *self.0.until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.done.notify_all();
+    }
+}
+
+impl Hooks {
+    fn new(bus: Weak<Bus>) -> Arc<Hooks> {
+        Arc::new(Hooks {
+            bus,
+            until: Mutex::default(),
+            done: Condvar::new(),
+        })
+    }
+
+    /// Waits until they are done, but not beyond their deadline or `most`. They run in a thread of their own, as they may hang;
+    /// while they do, they are not begun again, and nobody else waits for them. How long that took.
+    fn run(self: &Arc<Self>, most: Duration) -> Duration {
+        if !self.bus.upgrade().is_some_and(|bus| bus.has_hooks()) {
+            return Duration::ZERO;
+        }
+        let begun = Instant::now();
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = match *until {
+            Some(end) if end <= begun => return Duration::ZERO,
+            Some(end) => end,
+            None => {
+                let end = begun + HOOKS_DEADLINE;
+                *until = Some(end);
+                // Also where there is no thread, this run is over then.
+                drop(until);
+                let ran = Ran(self.clone());
+                let thread = std::thread::Builder::new().name("metricbus-hooks".into());
+                let spawned = thread.spawn(move || run_apart(ran));
+                if let Err(error) = spawned {
+                    tracing::error!("metricbus: no thread could be had for hooks: {error}");
+                }
+                until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+                end
+            }
+        };
+        let wait = end.saturating_duration_since(begun).min(most);
+        let waited = self
+            .done
+            .wait_timeout_while(until, wait, |until| *until == Some(end));
+        let (_until, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            tracing::warn!(
+                "metricbus: hooks before an export were not done within {wait:?}, and are not waited for until they end"
+            );
+        }
+        begun.elapsed()
+    }
+
+    /// With which they run before each collection.
+    fn of(self: &Arc<Self>, options: OtlpOptions) -> OtlpOptions {
+        let hooks = self.clone();
+        options.before_collect(Arc::new(move || {
+            hooks.run(HOOKS_DEADLINE);
+        }))
+    }
+}
 
 /// One backend, as it was asked for.
 enum Spec {
@@ -84,7 +190,7 @@ impl Spec {
     }
 
     /// `prefix`: of all names. It is the service's name, too, where there is no better one.
-    fn make(&self, prefix: &str) -> Result<Arc<dyn Backend>, BackendError> {
+    fn make(&self, prefix: &str, hooks: &Arc<Hooks>) -> Result<Arc<dyn Backend>, BackendError> {
         Ok(match self {
             Spec::Prometheus => Arc::new(Prometheus),
             Spec::Null => Arc::new(Null),
@@ -94,7 +200,7 @@ impl Spec {
                     None => OtlpOptions::from_env()?,
                 };
                 let options = options.service_name_or(prefix.trim_end_matches('_'));
-                Arc::new(Otlp::new(options))
+                Arc::new(Otlp::new(hooks.of(options)))
             }
             Spec::Libnv {
                 service,
@@ -143,14 +249,33 @@ pub(crate) struct Reporting {
     sends: bool,
     /// Shut down.
     ended: AtomicBool,
+    bus: Weak<Bus>,
     made: Forked<Made>,
 }
 
 struct Made {
     /// Only in a child it can have failed: nothing of it would be there otherwise.
     container: Result<Arc<dyn MetricContainer>, BackendError>,
+    hooks: Arc<Hooks>,
     /// Whether a library was left to the parent.
     left: bool,
+}
+
+/// All that can be asked for in the environment. As the Rust side has it, but for the hooks before an export.
+fn backends(hooks: &Arc<Hooks>) -> Backends {
+    let hooks = hooks.clone();
+    Backends::new().with("otlp", move |choice| {
+        if let Some(argument) = choice.argument {
+            return Err(BackendError::Setting {
+                setting: BACKEND.to_owned(),
+                value: format!("otlp:{argument}"),
+                why: "otlp takes nothing after its name; \"otlp\" would be right".to_owned(),
+            });
+        }
+        let options = OtlpOptions::from_vars(|name| choice.var(name))?;
+        let options = options.service_name_or(choice.prefix.trim_end_matches('_'));
+        Ok(Arc::new(Otlp::new(hooks.of(options))))
+    })
 }
 
 /// What the environment asks for, by the rules of the Rust side. What was said once of backend and prefix holds in children, too.
@@ -198,6 +323,7 @@ fn from_env(
 impl Reporting {
     fn new(
         bus: &metricbus::MetricBus,
+        home: Weak<Bus>,
         prefix: &str,
         mut specs: Vec<Spec>,
         tee: bool,
@@ -206,18 +332,30 @@ impl Reporting {
             (false, 1) => What::One(specs.remove(0)),
             _ => What::Tee(specs),
         };
-        let container = assemble(bus, prefix, &what, |spec| spec.make(prefix))?;
-        Ok(Reporting::of(prefix.to_owned(), what, container))
+        let hooks = Hooks::new(home);
+        let container = assemble(bus, prefix, &what, |spec| spec.make(prefix, &hooks))?;
+        Ok(Reporting::of(prefix.to_owned(), what, container, hooks))
     }
 
-    fn from_env(bus: &metricbus::MetricBus) -> Result<Reporting, BackendError> {
-        let (container, backend, prefix) = from_env(bus, None, &Backends::new())?;
+    fn from_env(bus: &metricbus::MetricBus, home: Weak<Bus>) -> Result<Reporting, BackendError> {
+        let hooks = Hooks::new(home);
+        let (container, backend, prefix) = from_env(bus, None, &backends(&hooks))?;
         let shown = container.scope().map(|scope| scope.prefix().to_owned());
         let what = What::Env { backend, prefix };
-        Ok(Reporting::of(shown.unwrap_or_default(), what, container))
+        Ok(Reporting::of(
+            shown.unwrap_or_default(),
+            what,
+            container,
+            hooks,
+        ))
     }
 
-    fn of(prefix: String, what: What, container: Arc<dyn MetricContainer>) -> Reporting {
+    fn of(
+        prefix: String,
+        what: What,
+        container: Arc<dyn MetricContainer>,
+        hooks: Arc<Hooks>,
+    ) -> Reporting {
         let mirrors = what.has("libnv", |spec| matches!(spec, Spec::Libnv { .. }));
         let sends = mirrors || what.has("otlp", |spec| matches!(spec, Spec::Otlp(_)));
         Reporting {
@@ -226,8 +364,10 @@ impl Reporting {
             mirrors,
             sends,
             ended: AtomicBool::new(false),
+            bus: hooks.bus.clone(),
             made: Forked::new(Made {
                 container: Ok(container),
+                hooks,
                 left: false,
             }),
         }
@@ -253,22 +393,24 @@ impl Reporting {
     /// by threads that are not in this process.
     #[cold]
     fn again(&self, bus: &metricbus::MetricBus) -> Made {
+        let hooks = Hooks::new(self.bus.clone());
         if self.ended.load(Ordering::SeqCst) {
             // It stays so.
             let container = BackendContainer::with_dyn(bus, &self.prefix, Arc::new(Null));
             return Made {
                 container: container.map(|container| Arc::new(container) as _),
+                hooks,
                 left: false,
             };
         }
         let container = match &self.what {
             What::Env { backend, prefix } => {
-                let backends = Backends::new().with("libnv", |_| Ok(Arc::new(Null)));
+                let backends = backends(&hooks).with("libnv", |_| Ok(Arc::new(Null)));
                 from_env(bus, Some((backend, prefix)), &backends).map(|(container, ..)| container)
             }
             what => assemble(bus, &self.prefix, what, |spec| match spec {
                 Spec::Libnv { .. } => Ok(Arc::new(Null)),
-                spec => spec.make(&self.prefix),
+                spec => spec.make(&self.prefix, &hooks),
             }),
         };
         let left = self.mirrors;
@@ -283,7 +425,11 @@ impl Reporting {
                 "metricbus: after a fork, {error}; metrics of this process are not reported there"
             );
         }
-        Made { container, left }
+        Made {
+            container,
+            hooks,
+            left,
+        }
     }
 
     /// The far end's side of a series. Its declaration may take what the far end takes.
@@ -299,9 +445,19 @@ impl Reporting {
     }
 
     /// Marks it as shut down, and gives what is to be done so.
-    fn end(&self) -> Option<Arc<dyn MetricContainer>> {
-        let container = self.made.here()?.container.as_ref().ok()?.clone();
-        (!self.ended.swap(true, Ordering::SeqCst)).then_some(container)
+    fn end(&self) -> Option<Settling> {
+        let settling = self.settling(self.made.here()?, true).ok()?;
+        (!self.ended.swap(true, Ordering::SeqCst)).then_some(settling)
+    }
+
+    fn settling(&self, made: &Made, last: bool) -> Result<Settling, BackendError> {
+        Ok(Settling {
+            container: made.container.clone()?,
+            // An exporter runs them itself.
+            hooks: self.mirrors.then(|| made.hooks.clone()),
+            last,
+            left: made.left,
+        })
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -359,7 +515,7 @@ impl Drop for Reporting {
             return;
         }
         // Its bus has gone, but what was counted last has not been sent. That takes its time, and whoever lets go does not wait.
-        let Some(container) = self.end() else { return };
+        let Some(settling) = self.end() else { return };
         let live = lives();
         *live.ending.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         let done = move || {
@@ -368,10 +524,9 @@ impl Drop for Reporting {
         };
         let thread = std::thread::Builder::new().name("metricbus-flush".into());
         let spawned = thread.spawn(move || {
-            if let Err(error) = container.shutdown(LAST_FLUSH) {
+            if let Err(error) = settling.run(LAST_FLUSH).outcome {
                 tracing::warn!("metricbus: {error}");
             }
-            drop(container);
             done();
         });
         if spawned.is_err() {
@@ -393,11 +548,11 @@ pub(crate) fn end_backends(py: Python<'_>, deadline: f64) -> Vec<String> {
         let all = std::mem::take(&mut *live.all.lock().unwrap_or_else(PoisonError::into_inner));
         let (told, hear) = mpsc::channel();
         let mut waiting = 0;
-        for container in all.iter().filter_map(Weak::upgrade).filter_map(|r| r.end()) {
+        for settling in all.iter().filter_map(Weak::upgrade).filter_map(|r| r.end()) {
             let told = told.clone();
             let thread = std::thread::Builder::new().name("metricbus-flush".into());
             let ending = move || {
-                let _ = told.send(container.shutdown(deadline));
+                let _ = told.send(settling.run(deadline).outcome);
             };
             waiting += usize::from(thread.spawn(ending).is_ok());
         }
@@ -433,10 +588,10 @@ impl Reporter {
     fn of(
         py: Python<'_>,
         bus: &MetricBus,
-        make: impl FnOnce(&metricbus::MetricBus) -> Result<Reporting, BackendError> + Send,
+        make: impl FnOnce(&metricbus::MetricBus, Weak<Bus>) -> Result<Reporting, BackendError> + Send,
     ) -> PyResult<Reporter> {
-        let current = bus.current()?;
-        let reporting = Arc::new(py.detach(|| make(current)).or_raise()?);
+        let (current, home) = (bus.current()?, Arc::downgrade(&bus.0));
+        let reporting = Arc::new(py.detach(|| make(current, home)).or_raise()?);
         if reporting.sends {
             live(&reporting);
             bus.0.report(&reporting);
@@ -448,34 +603,33 @@ impl Reporter {
     }
 
     /// What is to be flushed, in this process.
-    fn container(&self) -> PyResult<Arc<dyn MetricContainer>> {
-        let made = self.reporting.here(self.bus.current()?);
-        made.container.clone().or_raise()
-    }
-
     fn settling(&self, last: bool) -> PyResult<Settling> {
-        let container = self.container()?;
+        let made = self.reporting.here(self.bus.current()?);
+        let settling = self.reporting.settling(made, last).or_raise()?;
         if last {
             self.reporting.ended.store(true, Ordering::SeqCst);
         }
-        let left = self.reporting.here(self.bus.current()?).left;
-        Ok(Settling {
-            container,
-            last,
-            left,
-        })
+        Ok(settling)
     }
 }
 
 /// A flush, or the last one.
 struct Settling {
     container: Arc<dyn MetricContainer>,
+    /// To be run before.
+    hooks: Option<Arc<Hooks>>,
     last: bool,
     left: bool,
 }
 
 impl Settling {
     fn run(self, deadline: Duration) -> Outcome {
+        // What is said of a deadline names the one that was given, unless hooks took some of it.
+        let took = match &self.hooks {
+            Some(hooks) => hooks.run(deadline),
+            None => Duration::ZERO,
+        };
+        let deadline = deadline.saturating_sub(took);
         let outcome = match self.last {
             true => self.container.shutdown(deadline),
             false => self.container.flush(deadline),
@@ -517,7 +671,9 @@ impl Reporter {
         tee: bool,
     ) -> PyResult<Reporter> {
         let specs = backends.iter().map(Spec::of).collect::<PyResult<_>>()?;
-        Reporter::of(py, bus, |bus| Reporting::new(bus, prefix, specs, tee))
+        Reporter::of(py, bus, |bus, home| {
+            Reporting::new(bus, home, prefix, specs, tee)
+        })
     }
 
     /// What `METRICBUS_BACKEND` and its siblings ask for.
@@ -584,7 +740,7 @@ impl Reporter {
         loop {
             let heard = py.detach(|| {
                 let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
-                hear.recv_timeout(SIGNALS)
+                hear.recv_timeout(runtime::SIGNALS)
             });
             match heard {
                 Ok(outcome) => return outcome.or_raise(),

@@ -2,7 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
 use metricbus::{Delta, Threshold, backend::Mirror};
@@ -33,6 +39,8 @@ pub(crate) struct Bus {
     native: bool,
     /// What is called before a scrape, by a name that tells it from others.
     hooks: Mutex<HashMap<String, Py<PyAny>>>,
+    /// Whether there are any. The map is for those with the interpreter's lock, so that no fork finds it locked.
+    has_hooks: AtomicBool,
     /// By whoever holds a metric: a child exposes them from the start, at zero, and not from when they are first used.
     declared: Mutex<Vec<Weak<Declaration>>>,
     /// Backends that have something to send: they live as long as this does.
@@ -47,6 +55,7 @@ impl Bus {
             series_max,
             native,
             hooks: Mutex::default(),
+            has_hooks: AtomicBool::new(false),
             declared: Mutex::default(),
             reported: Mutex::default(),
         }
@@ -59,6 +68,7 @@ impl Bus {
             series_max: None,
             native: false,
             hooks: Mutex::default(),
+            has_hooks: AtomicBool::new(false),
             declared: Mutex::default(),
             reported: Mutex::default(),
         }
@@ -118,10 +128,16 @@ impl Bus {
     pub(crate) fn set_hook(&self, name: String, hook: Py<PyAny>) {
         let before = {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+            self.has_hooks.store(true, Release);
             hooks.insert(name, hook)
         };
         // Its end may run anybody's code.
         drop(before);
+    }
+
+    /// Whether anything is to run before a scrape, for threads that have not the interpreter's lock.
+    pub(crate) fn has_hooks(&self) -> bool {
+        self.has_hooks.load(Acquire)
     }
 
     pub(crate) fn hooks(&self, py: Python<'_>) -> HashMap<String, Py<PyAny>> {
@@ -135,7 +151,9 @@ impl Bus {
     pub(crate) fn drop_hooks(&self, names: &[String]) {
         let over: Vec<_> = {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-            names.iter().filter_map(|name| hooks.remove(name)).collect()
+            let over = names.iter().filter_map(|name| hooks.remove(name)).collect();
+            self.has_hooks.store(!hooks.is_empty(), Release);
+            over
         };
         drop(over);
     }
@@ -347,6 +365,12 @@ impl MetricBus {
     #[pyo3(signature = (prefix="", **labels))]
     fn scope(&self, prefix: &str, labels: Option<&Bound<'_, PyDict>>) -> PyResult<Scope> {
         Scope(self.root()).scope(prefix, labels)
+    }
+
+    /// `scope`, with labels that may have any name: also that of its parameter.
+    #[pyo3(name = "_scope")]
+    fn scope_of(&self, prefix: &str, labels: &Bound<'_, PyAny>) -> PyResult<Scope> {
+        Scope(self.root()).scope_of(prefix, labels)
     }
 
     /// A counter with exactly this name; with `labels`, a family of them. Declared again in the same way it is the same one.
@@ -585,6 +609,15 @@ impl Scope {
         if let Some(labels) = labels {
             root.labels.extend(convert::pairs(labels)?);
         }
+        Ok(Scope(root))
+    }
+
+    /// `scope`, with labels that may have any name: also that of its parameter.
+    #[pyo3(name = "_scope")]
+    fn scope_of(&self, prefix: &str, labels: &Bound<'_, PyAny>) -> PyResult<Scope> {
+        let mut root = self.0.clone();
+        root.prefix.push_str(prefix);
+        root.labels.extend(convert::pairs(labels)?);
         Ok(Scope(root))
     }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a scrape waits for hooks where nothing else is said.
-const HOOKS_DEADLINE: Duration = Duration::from_secs(1);
+pub(crate) const HOOKS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What is exposed, and how.
 #[pyclass(frozen, weakref, module = "metricbus")]

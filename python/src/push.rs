@@ -1,6 +1,9 @@
 //! Pushes to a Prometheus Pushgateway.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
 
 use metricbus::export::{self, Format, PushError};
 use pyo3::{exceptions::PyValueError, prelude::*};
@@ -8,7 +11,7 @@ use pyo3::{exceptions::PyValueError, prelude::*};
 use crate::{
     bus::{Bus, MetricBus},
     convert::{self, OneOrMore},
-    error::Raise,
+    error::{Raise, raise},
     runtime,
 };
 
@@ -44,9 +47,28 @@ impl Push {
     }
 
     fn wait(&self, py: Python<'_>, what: What, bus: Option<metricbus::MetricBus>) -> PyResult<()> {
-        let (push, runtime) = (self.0.clone(), runtime::get()?);
-        let sent = py.detach(|| runtime.block_on(run(push, what, bus)));
-        sent.or_raise()
+        let push = self.0.clone();
+        let (told, hear) = mpsc::channel();
+        let request = runtime::get()?.spawn(async move {
+            let _ = told.send(run(push, what, bus).await);
+        });
+        let hear = Mutex::new(hear);
+        loop {
+            let heard = py.detach(|| {
+                let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
+                hear.recv_timeout(runtime::SIGNALS)
+            });
+            match heard {
+                Ok(sent) => return sent.or_raise(),
+                // A Ctrl-C is heard meanwhile, and nothing more is sent then.
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    py.check_signals().inspect_err(|_| request.abort())?;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(raise("PushError", "the push broke off"));
+                }
+            }
+        }
     }
 
     fn wait_async<'py>(

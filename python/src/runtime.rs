@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pyo3::{
@@ -22,6 +23,9 @@ use crate::{fork::Forked, gate};
 
 /// Enough for input and output; the work of the bus is done elsewhere.
 const WORKERS: usize = 2;
+
+/// How often somebody who waits looks whether he was interrupted.
+pub(crate) const SIGNALS: Duration = Duration::from_millis(50);
 
 static RUNTIME: OnceLock<Forked<Arc<tokio::runtime::Runtime>>> = OnceLock::new();
 

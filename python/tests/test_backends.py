@@ -569,6 +569,109 @@ class TestFlush:
 FORK = ("-W", "ignore::DeprecationWarning")
 
 
+class TestHooks:
+    """What is to run before a scrape runs before an export, too."""
+
+    @pytest.mark.parametrize("by", ["flush", "flush_async", "shutdown", "shutdown_async", "interval", "environment", "tee"])
+    def test_they_run_before_an_export(self, by: str, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+        options = mb.OtlpOptions(collector.url(), interval=0.01 if by == "interval" else 3600)
+        if by == "environment":
+            monkeypatch.setenv("METRICBUS_BACKEND", "otlp")
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+            base = mb.BaseComponentMetrics.from_env()
+        elif by == "tee":
+            base = mb.BaseComponentMetrics(mb.TeeContainer("", [backends.Prometheus(), backends.Otlp(options)]))
+        else:
+            base = mb.BaseComponentMetrics.new_otlp("", options)
+        container = base.container
+        bus = container.bus
+        assert bus is not None
+        bus.gauge("depth", "Depth.").set_function(lambda: 42)
+        bus.on_collect(lambda: bus.gauge("measured", "Measured.").set(7))
+
+        @bus.on_collect
+        def fails() -> None:
+            raise KeyError("costs nobody else")
+
+        match by:
+            case "flush_async" | "shutdown_async":
+                asyncio.run(getattr(container, by)(20))
+            case "shutdown":
+                container.shutdown(20)
+            case "interval":
+                pass
+            case _:
+                container.flush(20)
+        points = collector.until(lambda points: {"depth", "measured"} <= {point.name for point in points})
+        assert {(point.name, point.value) for point in points} == {("depth", 42), ("measured", 7)}
+        container.shutdown(20)
+
+    @pytest.mark.parametrize("by", ["flush", "end"])
+    def test_they_run_before_a_library_is_flushed(self, by: str, run: Run, library: Path, tmp_path: Path) -> None:
+        file = tmp_path / "counted"
+        run(
+            f"""
+            import os
+            os.environ["COUNTING_BACKEND_FILE"] = {str(file)!r}
+            import metricbus as mb
+            container = mb.LibnvContainer("shop", "app", {str(library)!r})
+            container.create_gauge("depth", "Depth.").set_function(lambda: 42)
+            if {by == "flush"}:
+                container.flush(20)
+                os._exit(0)
+            """
+        )
+        assert counted(file) == {"app_depth{}": 42}
+
+    def test_they_run_when_a_program_or_a_child_of_it_ends(self, run: Run, collector: Collector) -> None:
+        run(
+            f"""
+            import os, sys
+            import metricbus as mb
+            container = mb.OtlpContainer("app", mb.OtlpOptions({collector.url()!r}))
+            container.create_gauge("pid", "Of the process.").set_function(os.getpid)
+            jobs = container.create_counter("jobs_total", "Jobs.")
+            child = os.fork()
+            jobs.inc()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+            sys.exit(0)
+            """,
+            *FORK,
+        )
+        points = collector.until(lambda points: len(points) >= 4)
+        assert len({point.value for point in points if point.name == "app_pid"}) == 2
+
+    @pytest.mark.parametrize("how", ["threading.Event().wait()", "spin()"])
+    def test_one_that_hangs_is_waited_for_once_and_a_program_ends(self, run: Run, collector: Collector, how: str) -> None:
+        run(
+            f"""
+            import threading
+            import metricbus as mb
+            begun = []
+
+            def spin():
+                while True:
+                    pass
+
+            def hangs():
+                begun.append(None)
+                {how}
+
+            container = mb.OtlpContainer("app", mb.OtlpOptions({collector.url()!r}))
+            jobs = container.create_counter("jobs_total", "Jobs.")
+            jobs.inc(3)
+            container.bus.on_collect(hangs)
+            for _ in range(3):
+                container.flush(20)
+            assert len(begun) == 1
+            jobs.inc()
+            """,
+            timeout=30,
+        )
+        collector.until(lambda points: bool(points) and points[-1].value == 4)
+
+
 class TestFork:
     def test_a_child_exports_what_it_counts_as_another_instance(self, run: Run, collector: Collector) -> None:
         run(
@@ -867,6 +970,16 @@ def test_the_environment_is_read_into_a_bus_that_is_there(bus: mb.MetricBus) -> 
     base.container.create_counter("jobs_total", "Jobs.").inc()
     assert bus.snapshot().value("jobs_total") == 1
     assert repr(base) == "<BaseComponentMetrics on <BackendContainer ''>>"
+
+
+def test_a_container_takes_a_label_called_prefix() -> None:
+    container = mb.PrometheusContainer("app")
+    container.create_counter("jobs_total", "Jobs.", {"prefix": "p", "labels": "l"}).inc()
+    container.create_gauge_family("depth", "Depth.", ["self"], {"prefix": "p"}).labels("s").set(2)
+    assert str(container.create_histogram("s", "S.", {"prefix": "p"}, [1.0]).series) == 'app_s{prefix="p"}'
+    snapshot = container.get_metrics()
+    assert snapshot.value("app_jobs_total", prefix="p", labels="l") == 1
+    assert snapshot.value("app_depth", **{"prefix": "p", "self": "s"}) == 2
 
 
 def test_containers_say_what_they_are() -> None:

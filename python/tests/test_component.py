@@ -107,6 +107,28 @@ def test_a_metric_can_not_be_assigned_to(bus: mb.MetricBus) -> None:
     worker.note = "other attributes can"
 
 
+def test_a_label_may_be_called_as_a_parameter_is(bus: mb.MetricBus) -> None:
+    class Inner(mb.Component, labels={"self": "s"}):
+        depth: mb.Gauge = mb.field("Depth.", const_labels={"prefix": "const"})
+
+    class Outer(mb.Component, prefix="outer_"):
+        inner: Inner = mb.nested(labels="nested")
+
+    class Cached(mb.Component, labels={"prefix": "cached"}):
+        hits: mb.Counter = mb.field("Hits.")
+
+    class Nests(mb.Component):
+        inner: Cached = mb.nested("a_")
+        other: Queue = mb.nested("b_", prefix="nested")
+
+    assert str(Outer(bus).inner.depth.series) == 'outer_depth{labels="nested",self="s",prefix="const"}'
+    nests = Nests(bus)
+    assert str(nests.inner.hits.series) == 'a_hits{prefix="cached"}'
+    assert str(nests.other.depth.series) == 'b_queue_depth{prefix="nested"}'
+    assert str(Queue(bus, prefix="instance").depth.series) == 'queue_depth{prefix="instance"}'
+    assert str(bus.scope(prefix="app_", tier="gpu").gauge("depth", "D.").series) == 'app_depth{tier="gpu"}'
+
+
 def test_labels_that_are_there_twice_are_refused(bus: mb.MetricBus) -> None:
     with pytest.raises(mb.DeclareError, match="method"):
         Worker(bus, method="GET")

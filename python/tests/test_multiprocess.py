@@ -239,6 +239,25 @@ def test_openmetrics_and_gzip_are_negotiated(directory: Path) -> None:
     worker.close()
 
 
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+def test_a_metric_without_a_help_text_has_a_head_of_its_own(directory: Path, accept: str) -> None:
+    parse = parse_openmetrics if "openmetrics" in accept else parse_text
+    workers = []
+    for name in ("one", "two"):
+        bus = mb.MetricBus()
+        bus.counter("aa_total", "The first.").inc()
+        bus.counter("bb_total", "").inc(2)
+        bus.gauge("cc", "").set(3)
+        workers.append(multiprocess.start(mb.Exporter(bus, process_metrics=False), directory, name=name))
+    text = multiprocess.Gatherer(directory).answer(accept=accept)[2].decode()
+    assert [text.count(f"# TYPE {name} ") for name in ("bb", "bb_total", "cc")] == ([1, 0, 1] if parse is parse_openmetrics else [0, 1, 1])
+    assert values(text, "aa_total", parse) == {"one": 1, "two": 1}
+    assert values(text, "bb_total", parse) == {"one": 2, "two": 2}
+    assert values(text, "cc", parse) == {"one": 3, "two": 3}
+    for worker in workers:
+        worker.close()
+
+
 def test_a_socket_without_a_process_is_removed(directory: Path) -> None:
     path = directory / "1-dead.metricbus"
     with socket.socket(socket.AF_UNIX) as dead:

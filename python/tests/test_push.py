@@ -8,7 +8,7 @@ import socket
 
 import prometheus_client
 import pytest
-from conftest import Pushgateway
+from conftest import Pushgateway, Run
 
 import metricbus as mb
 
@@ -105,6 +105,36 @@ def test_a_gateway_that_is_not_there_is_an_error_as_of_any_connection(bus: mb.Me
 
 async def _pushed(address: str, bus: mb.MetricBus) -> None:
     await mb.Push(f"http://{address}", "backup").push_async(bus)
+
+
+@pytest.mark.parametrize("call", ["push.push(bus)", "push.add(bus)", "push.delete()"])
+def test_a_push_that_waits_hears_a_ctrl_c_and_breaks_off(run: Run, call: str) -> None:
+    program = f"""
+        import os, signal, socket, threading
+        import metricbus as mb
+
+        with socket.create_server(("127.0.0.1", 0)) as gateway:
+            connections = []
+
+            def interrupt():
+                connection, _ = gateway.accept()
+                connection.recv(1)
+                connections.append(connection)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            threading.Thread(target=interrupt).start()
+            bus = mb.MetricBus()
+            push = mb.Push(f"http://127.0.0.1:{{gateway.getsockname()[1]}}", "backup", timeout=3600)
+            try:
+                {call}
+            except KeyboardInterrupt:
+                # Ends where nothing is sent to it any more.
+                connections[0].settimeout(10)
+                while connections[0].recv(65536):
+                    pass
+                print("interrupted")
+    """
+    assert run(program, timeout=30).stdout == "interrupted\n"
 
 
 def test_no_text_of_a_push_shows_a_secret() -> None:

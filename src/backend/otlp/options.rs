@@ -1,7 +1,7 @@
 //! What an exporter is told: in code, or by OpenTelemetry's environment variables. Checked in full before anything is
 //! started, so that a typing error is an error, and only the network is waited for.
 
-use std::{env, fmt, path::PathBuf, time::Duration};
+use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
@@ -122,7 +122,18 @@ pub struct OtlpOptions {
     retry_first: Duration,
     retry_max: Duration,
     own_metrics: bool,
+    before_collect: Option<Hook>,
     disabled: bool,
+}
+
+/// What runs before metrics are read.
+#[derive(Clone)]
+pub(super) struct Hook(pub(super) Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 /// Checked.
@@ -147,6 +158,7 @@ pub(super) struct Ready {
     pub(super) retry_first: Duration,
     pub(super) retry_max: Duration,
     pub(super) own_metrics: bool,
+    pub(super) before_collect: Option<Hook>,
     pub(super) disabled: bool,
 }
 
@@ -191,6 +203,7 @@ impl OtlpOptions {
             retry_first: RETRY_FIRST,
             retry_max: RETRY_MAX,
             own_metrics: false,
+            before_collect: None,
             disabled: false,
         }
     }
@@ -449,6 +462,33 @@ impl OtlpOptions {
         self
     }
 
+    /// Runs `hook` each time before metrics are read, for an interval as for a flush, to set what is only worth measuring when
+    /// somebody looks. Nothing runs unless told otherwise; of two hooks the later one counts.
+    ///
+    /// It runs on the exporter's thread, which sends nothing meanwhile, and for which
+    /// [`shutdown`](super::OtlpExporter::shutdown) waits: so it must be quick, or give up after a time of its own, and must
+    /// not flush the exporter. A panic in it is caught and logged, and metrics are read as they are then.
+    ///
+    /// ```
+    /// use std::{sync::Arc, time::Duration};
+    /// use metricbus::{MetricBus, backend::{OtlpExporter, OtlpOptions}};
+    ///
+    /// let bus = MetricBus::new();
+    /// let threads = bus.gauge("threads", "Threads that may run at a time.")?;
+    /// let measured = threads.clone();
+    /// let hook = move || measured.set(std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64));
+    /// let options = OtlpOptions::new().endpoint("http://127.0.0.1:9").before_collect(Arc::new(hook));
+    /// let exporter = OtlpExporter::start(&bus, options)?;
+    /// // Nobody listens there, but it was measured.
+    /// exporter.shutdown(Duration::from_secs(1)).unwrap_err();
+    /// assert!(threads.get() >= 1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn before_collect(mut self, hook: Arc<dyn Fn() + Send + Sync>) -> Self {
+        self.before_collect = Some(Hook(hook));
+        self
+    }
+
     /// What points of counters and histograms count; all since the series was made unless told otherwise.
     pub fn temporality(mut self, temporality: OtlpTemporality) -> Self {
         self.temporality = temporality;
@@ -650,6 +690,7 @@ impl OtlpOptions {
             retry_first: self.retry_first.min(LONGEST),
             retry_max: self.retry_max.min(LONGEST),
             own_metrics: self.own_metrics,
+            before_collect: self.before_collect.clone(),
             disabled: self.disabled,
         })
     }
@@ -808,6 +849,7 @@ impl fmt::Debug for OtlpOptions {
             .field("batch_points", &self.batch_points)
             .field("queue_bytes", &self.queue_bytes)
             .field("own_metrics", &self.own_metrics)
+            .field("before_collect", &self.before_collect)
             .field("disabled", &self.disabled)
             .finish_non_exhaustive()
     }

@@ -191,6 +191,32 @@ fn counters_and_gauges_are_exported_each_interval_with_all_that_is_known_of_them
 }
 
 #[test]
+fn a_hook_runs_before_metrics_are_read_for_each_interval_flush_and_end_and_may_panic() {
+    let server = all_well();
+    let (bus, clock) = bus();
+    let depth = bus.gauge("depth", "d").unwrap();
+    let (runs, set) = (Arc::new(AtomicU64::new(0)), depth.clone());
+    let counted = runs.clone();
+    let hook = move || {
+        let run = counted.fetch_add(1, SeqCst) + 1;
+        assert_ne!(run, 2, "the second one fails");
+        set.set(run as f64);
+    };
+    let options = to(&server).interval(MINUTE).before_collect(Arc::new(hook));
+    let exporter = start(&bus, options);
+    assert_eq!(runs.load(SeqCst), 0);
+    clock.advance(MINUTE);
+    assert_eq!(values(&server.next())["depth{}"], 1.0);
+    exporter.flush(LONG).unwrap();
+    assert_eq!(values(&server.next())["depth{}"], 1.0);
+    clock.advance(MINUTE);
+    assert_eq!(values(&server.next())["depth{}"], 3.0);
+    exporter.shutdown(LONG).unwrap();
+    assert_eq!(values(&server.next())["depth{}"], 4.0);
+    assert_eq!(runs.load(SeqCst), 4);
+}
+
+#[test]
 fn a_counter_beyond_what_otlp_counts_in_is_a_double() {
     let server = all_well();
     let (bus, _) = bus();

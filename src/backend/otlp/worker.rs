@@ -4,6 +4,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Weak, atomic::Ordering::Relaxed, mpsc::SyncSender},
     time::Duration,
@@ -14,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::{
     collect::{Collector, batch_room},
     encode::Request,
-    options::Ready,
+    options::{Hook, Ready},
     own::{Dropped, Stats},
     random,
     sender::{Body, Sender, Verdict},
@@ -229,6 +230,15 @@ impl Worker {
 
     /// Begins a collection, for all who wait for one.
     fn begin(&mut self) {
+        if let Some(Hook(hook)) = &self.ready.before_collect
+            && catch_unwind(AssertUnwindSafe(|| hook())).is_err()
+        {
+            let endpoint = self.stats.endpoint();
+            tracing::error!(
+                endpoint,
+                "metricbus: what runs before metrics are read panicked; they are exported as they are"
+            );
+        }
         self.collector.begin();
         self.collection += 1;
         self.stalled = false;
