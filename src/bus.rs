@@ -1,5 +1,7 @@
 //! The bus: declares metrics, finds them, and brings them together with those who subscribe.
 
+#[cfg(feature = "otlp")]
+use std::sync::atomic::AtomicBool;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
@@ -61,6 +63,9 @@ pub(crate) struct Inner {
     watches: RwLock<Watches>,
     components: Mutex<Vec<Component>>,
     lints: Mutex<Vec<Lint>>,
+    /// Whether it has had an OTLP exporter. A forked child finds its parent's here, too.
+    #[cfg(feature = "otlp")]
+    pub(crate) was_exported: AtomicBool,
 }
 
 #[derive(Default)]
@@ -122,6 +127,8 @@ impl MetricBusBuilder {
             watches: RwLock::default(),
             components: Mutex::default(),
             lints: Mutex::default(),
+            #[cfg(feature = "otlp")]
+            was_exported: AtomicBool::new(false),
         }))
     }
 }

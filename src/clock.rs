@@ -8,6 +8,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    process,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -57,19 +58,57 @@ pub(crate) trait Tick: Send + Sync {
 }
 
 enum Source {
-    /// Reads the processor's counter where that is fit for it, at a third of what asking the kernel costs.
-    System {
-        clock: quanta::Clock,
-        origin: u64,
-        /// The date at the origin, as it was then.
-        began: SystemTime,
-    },
+    System(Machine),
     Manual {
         now: AtomicU64,
         /// Where the present call of `advance` goes.
         target: AtomicU64,
         advancing: Mutex<()>,
     },
+}
+
+/// Reads the processor's counter where that is fit for it, at a third of what asking the kernel costs.
+#[derive(Clone)]
+struct Machine {
+    clock: quanta::Clock,
+    origin: u64,
+    /// The date at the origin, as it was then.
+    began: SystemTime,
+}
+
+/// The system clock of a process.
+///
+/// In a forked child there is one thread: the one that runs the timers is not, and their lock may be held for ever by one that
+/// is not there either. So a child takes over what tells the time, which has no lock, and nothing else.
+struct System {
+    process: u32,
+    machine: Machine,
+    clock: Clock,
+    /// Of a child, which got this one from its parent.
+    later: OnceLock<Box<System>>,
+}
+
+impl System {
+    fn new(process: u32, machine: Machine) -> System {
+        System {
+            process,
+            clock: Clock::with(Source::System(machine.clone())),
+            machine,
+            later: OnceLock::new(),
+        }
+    }
+
+    fn of(&self, process: u32) -> Clock {
+        let mut last = self;
+        while let Some(later) = last.later.get() {
+            last = later;
+        }
+        if last.process == process {
+            return last.clock.clone();
+        }
+        let make = || Box::new(System::new(process, last.machine.clone()));
+        last.later.get_or_init(make).clock.clone()
+    }
 }
 
 struct Timers {
@@ -96,24 +135,26 @@ pub(crate) struct TimerKey {
 }
 
 impl Clock {
-    /// The clock of the machine. All system clocks of a process are one.
+    /// The clock of the machine. All system clocks of a process are one; a forked child has one of its own, which tells the same
+    /// time, since the thread of its parent's timers is not in it. A bus that a child got from its parent has its parent's.
     ///
     /// It reads the processor's time stamp counter where that runs at a constant rate on all cores, and
     /// `CLOCK_MONOTONIC` elsewhere (the crate `quanta`). The first call measures the counter's rate, which takes up to
     /// 200 ms.
     pub fn system() -> Clock {
-        static SYSTEM: OnceLock<Clock> = OnceLock::new();
-        SYSTEM
-            .get_or_init(|| {
-                let clock = quanta::Clock::new();
-                let origin = clock.raw();
-                Clock::with(Source::System {
-                    clock,
-                    origin,
-                    began: SystemTime::now(),
-                })
-            })
-            .clone()
+        static SYSTEM: OnceLock<System> = OnceLock::new();
+        let process = process::id();
+        let first = SYSTEM.get_or_init(|| {
+            let clock = quanta::Clock::new();
+            let origin = clock.raw();
+            let machine = Machine {
+                clock,
+                origin,
+                began: SystemTime::now(),
+            };
+            System::new(process, machine)
+        });
+        first.of(process)
     }
 
     /// A clock that stands still at [`Time::ZERO`] until it is [advanced](Clock::advance).
@@ -139,7 +180,7 @@ impl Clock {
     /// The present.
     pub fn now(&self) -> Time {
         match &self.0.source {
-            Source::System { clock, origin, .. } => {
+            Source::System(Machine { clock, origin, .. }) => {
                 Time(clock.delta_as_nanos(*origin, clock.raw()))
             }
             Source::Manual { now, .. } => Time(now.load(Ordering::Acquire)),
@@ -149,7 +190,7 @@ impl Clock {
     /// The date of a time of this clock, for people and other machines. A manual clock starts at the Unix epoch.
     pub fn wall(&self, time: Time) -> SystemTime {
         match &self.0.source {
-            Source::System { .. } => {
+            Source::System(_) => {
                 let now = SystemTime::now();
                 let age = self.now().since(time);
                 now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -164,7 +205,7 @@ impl Clock {
     /// machine's clock since. For dates that tell one life of a series from another.
     pub(crate) fn date(&self, time: Time) -> SystemTime {
         let began = match &self.0.source {
-            Source::System { began, .. } => *began,
+            Source::System(machine) => machine.began,
             Source::Manual { .. } => SystemTime::UNIX_EPOCH,
         };
         began
@@ -509,6 +550,33 @@ mod tests {
             .collect();
         assert_eq!(seen, [1.0, 2.0, 3.0]);
         assert_eq!(clock.now().as_secs_f64(), 5.0);
+    }
+
+    #[test]
+    fn a_forked_child_has_the_time_of_its_parent_but_timers_of_its_own() {
+        let clock = quanta::Clock::new();
+        let origin = clock.raw();
+        let began = SystemTime::now();
+        let machine = Machine {
+            clock,
+            origin,
+            began,
+        };
+        let first = System::new(1, machine);
+        let parent = first.of(1);
+        assert!(Arc::ptr_eq(&parent.0, &first.of(1).0));
+        // As another thread of the parent may have it when it forks: for ever, in the child.
+        let held = parent.0.timers.lock();
+        let before = parent.now();
+        let child = first.of(2);
+        assert!(child.now() >= before);
+        assert_eq!(child.date(before), parent.date(before));
+        let (told, hear) = std::sync::mpsc::channel();
+        child.at(child.now(), move || told.send(()).unwrap());
+        hear.recv().unwrap();
+        assert!(Arc::ptr_eq(&child.0, &first.of(2).0));
+        assert!(!Arc::ptr_eq(&child.0, &first.of(3).0));
+        drop(held);
     }
 
     struct Ticks(Clock, Mutex<Vec<Time>>, bool);

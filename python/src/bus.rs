@@ -165,7 +165,8 @@ fn build(
     native: bool,
 ) -> metricbus::MetricBus {
     let mut builder = metricbus::MetricBus::builder().native_histograms(native);
-    if let Some(clock) = clock {
+    // The system's clock of a parent has timers that no thread of this process runs: a child has its own.
+    if let Some(clock) = clock.filter(|clock| clock.is_manual()) {
         builder = builder.clock(clock.clone());
     }
     if let Some(max) = series_max {

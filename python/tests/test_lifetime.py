@@ -264,6 +264,42 @@ def test_children_of_children_and_of_busy_parents_do_not_hang(run: Run) -> None:
     assert done.stdout == "done\n"
 
 
+def test_timers_run_in_children_of_parents_that_use_them(run: Run) -> None:
+    done = run(
+        """
+        import os, metricbus
+        from metricbus import Clock, MetricBus, Rule, when
+        buses = [MetricBus(), MetricBus(clock=Clock.system())]
+        gauges = [bus.gauge("a", "A.") for bus in buses]
+        for bus, gauge in zip(buses, gauges):
+            bus.add_rule(Rule("Busy", when("a", above=0), hold_for=0.001))
+            gauge.set(1)
+
+        def fires_in(bus, gauge):
+            bus.add_rule(Rule("High", when("a", above=0), hold_for=0.001))
+            with bus.on_alert() as alerts:
+                gauge.set(1)
+                return alerts.get(timeout=20).rule == "High"
+
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                ok = all(map(fires_in, buses, gauges))
+                inner = os.fork()
+                if inner == 0:
+                    ok = ok and all(map(fires_in, buses, gauges))
+                else:
+                    ok = os.waitpid(inner, 0)[1] == 0
+                os._exit(0 if ok else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        print("done")
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+    assert done.stdout == "done\n"
+
+
 def test_a_subinterpreter_is_refused_with_a_reason(run: Run) -> None:
     done = run(
         """

@@ -8,7 +8,7 @@
 use std::{
     any::Any,
     collections::VecDeque,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, Weak, atomic::Ordering::Relaxed},
 };
 
 use super::{
@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     Exemplar, MetricBus,
-    bus::Inner,
     cell::{Listener, Wakes, wake_all},
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
@@ -51,19 +50,6 @@ struct Moment {
 /// fills it fits, too, if it is not one of many kilobytes.
 pub(super) fn batch_room(queue_bytes: usize) -> usize {
     (queue_bytes / 4).min(REQUEST_MAX / 3 * 4)
-}
-
-/// Whether `bus` has had an exporter before; from here on it has. A forked child finds its parent's here, too.
-fn had_another(bus: &MetricBus) -> bool {
-    static BUSES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
-    let mut buses = lock(&BUSES);
-    buses.retain(|bus| bus.strong_count() > 0);
-    let inner = Arc::downgrade(bus.inner());
-    let had_another = buses.iter().any(|bus| bus.ptr_eq(&inner));
-    if !had_another {
-        buses.push(inner);
-    }
-    had_another
 }
 
 /// The exemplars of `span`, of which the first moment is the one before's, but of a series' first point. So none is told
@@ -405,7 +391,7 @@ impl Collector {
         let (delta, exponential) = (ready.delta, ready.exponential);
         let make = {
             let departed = delta.then(|| departed.clone());
-            let had_another = had_another(bus);
+            let had_another = bus.inner().was_exported.swap(true, Relaxed);
             move |series: &Arc<SeriesCore>, is_newborn: bool, _: &mut Wakes| -> Box<dyn Listener> {
                 let sketch = series.buckets.as_ref().filter(|_| exponential.is_some());
                 Box::new(Ear {

@@ -71,7 +71,8 @@ const NAME: &str = "otlp";
 /// # After a fork
 ///
 /// A child has no exporter: its thread is the parent's. [`flush`](Self::flush) and [`shutdown`](Self::shutdown) say so
-/// there. Start an exporter in each process that counts.
+/// there. Start an exporter in each process that counts, on a bus that was made there: locks and timers of the parent's bus may
+/// be held, or wait, for threads that the child does not have.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -230,7 +231,7 @@ impl OtlpExporter {
         if self.0.process != process::id() {
             return Err(BackendError::other(
                 NAME,
-                "this process was forked from the one that has the exporter; start one here, after the fork",
+                "this process was forked from the one that has the exporter; start one here, on a bus made after the fork",
             ));
         }
         Ok(self.0.commands.as_ref())
