@@ -111,6 +111,15 @@ fn scrapers_that_close_at_once_do_not_end_a_c_program() {
 }
 
 #[test]
+fn a_forked_child_can_have_a_bus_of_its_own() {
+    let Some(workshop) = Workshop::new(Under::Nothing) else {
+        return;
+    };
+    let output = workshop.output(&workshop.program(&source("forked.c")), &[]);
+    assert_eq!(output, "forked\n");
+}
+
+#[test]
 fn a_forgotten_subscription_leaves_nothing_behind() {
     for under in [Under::Sanitizers, Under::Valgrind] {
         let Some(workshop) = Workshop::new(under) else {
