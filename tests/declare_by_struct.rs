@@ -6,8 +6,8 @@
 use std::{error::Error, fmt, time::Duration};
 
 use metricbus::{
-    Buckets, Clock, Counter, Family, FamilySnapshot, Gauge, Histogram, Labels, Metric, MetricBus,
-    MetricKind, Metrics, SampleValue,
+    Buckets, Clock, Counter, Desc, Family, FamilySnapshot, Gauge, Histogram, Labels, Metric,
+    MetricBus, MetricKind, Metrics, SampleValue,
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -390,6 +390,39 @@ fn buckets_are_an_array_or_any_expression_that_makes_them() -> Outcome {
     assert_eq!(bounds(&bus, "constant"), [-1.0, 0.25, 0.5, f64::INFINITY]);
     assert_eq!(bounds(&bus, "shared"), [2.0, 4.0, f64::INFINITY]);
     assert_eq!(bounds(&bus, "usual")[..11], *Buckets::default().bounds());
+    Ok(())
+}
+
+#[test]
+fn a_histogram_is_native_if_its_field_says_so() -> Outcome {
+    #[derive(Metrics)]
+    struct Waits {
+        /// Time waited.
+        #[metric(native = true)]
+        _wait_seconds: Histogram,
+        /// The same, by who waited.
+        #[metric(labels("who"), native = !cfg!(test))]
+        _waits_seconds: Family<Histogram>,
+    }
+
+    let bus = MetricBus::builder().native_histograms(true).build();
+    let _waits: Waits = bus.register()?;
+    let again = Desc::new("_wait_seconds", "Time waited.").native(false);
+    let error = bus.declare::<Histogram>(again).map(|_| ()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("native was true, and now is false"),
+        "{error}"
+    );
+    let again = Desc::new("_waits_seconds", "The same, by who waited.")
+        .labels(["who"])
+        .native(true);
+    let error = bus.family::<Histogram>(again).map(|_| ()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("native was false, and now is true"),
+        "{error}"
+    );
     Ok(())
 }
 

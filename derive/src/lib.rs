@@ -70,6 +70,7 @@ mod name;
 /// | `label("name" = value)` | a label with its value, anything that can be displayed; may be repeated |
 /// | `labels("method", "code")` | the labels of a `Family<M>`, whose values are given per child |
 /// | `buckets = [0.1, 1]` | upper bounds of a histogram, or any expression of type `Buckets`; the bus's usual ones otherwise |
+/// | `native = true` | whether a histogram has native buckets as well, for Prometheus; as the bus says otherwise |
 /// | `series_max = 100` | the cardinality limit |
 /// | `expire_after_secs = 60` | removes a child of a family that had no mutation for so long |
 ///

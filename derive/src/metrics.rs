@@ -28,6 +28,7 @@ const METRIC_ITEMS: &[Item] = &[
     LABEL,
     Item::once("labels", "labels(\"method\", \"code\")"),
     Item::once("buckets", "buckets = [0.1, 1.0]"),
+    Item::once("native", "native = true"),
     Item::once("series_max", "series_max = 100"),
     Item::once("expire_after_secs", "expire_after_secs = 60"),
 ];
@@ -89,6 +90,7 @@ struct Metric<'a> {
     labels: Vec<ConstLabel>,
     family_labels: Vec<LitStr>,
     buckets: Option<Expr>,
+    native: Option<Expr>,
     series_max: Option<Expr>,
     expire_after_secs: Option<Expr>,
 }
@@ -498,6 +500,7 @@ impl<'a> Metric<'a> {
             labels: Vec::new(),
             family_labels: Vec::new(),
             buckets: None,
+            native: None,
             series_max: None,
             expire_after_secs: None,
         };
@@ -520,6 +523,7 @@ impl<'a> Metric<'a> {
                         metric.family_labels = attr::label_names(meta, errors)?;
                     }
                     "buckets" => metric.buckets = Some(meta.value()?.parse()?),
+                    "native" => metric.native = Some(meta.value()?.parse()?),
                     "series_max" => metric.series_max = Some(meta.value()?.parse()?),
                     "expire_after_secs" => metric.expire_after_secs = Some(meta.value()?.parse()?),
                     _ => {}
@@ -592,13 +596,21 @@ impl<'a> Metric<'a> {
     }
 
     fn check_numbers(&self, errors: &mut Errors) {
-        if let Some(buckets) = &self.buckets {
-            if let Kind::Other(kind) = self.shape.kind() {
+        if let Kind::Other(kind) = self.shape.kind() {
+            if let Some(buckets) = &self.buckets {
                 errors.push(
                     buckets,
                     format!("a {kind} has no buckets; only a Histogram has"),
                 );
             }
+            if let Some(native) = &self.native {
+                errors.push(
+                    native,
+                    format!("a {kind} can't be native; only a Histogram can"),
+                );
+            }
+        }
+        if let Some(buckets) = &self.buckets {
             if let Some(elements) = array(buckets) {
                 let mut before: Option<f64> = None;
                 for element in elements {
@@ -668,6 +680,7 @@ impl<'a> Metric<'a> {
                 quote!(.buckets(#krate::Buckets::from_static(const { &[#(#elements),*] })))
             }
         });
+        let native = self.native.iter();
         let series_max = self.series_max.iter();
         let expire = self.expire_after_secs.iter();
         let desc = quote! {
@@ -676,6 +689,7 @@ impl<'a> Metric<'a> {
                 #(#labels)*
                 #(#family_labels)*
                 #(#buckets)*
+                #(.native(#native))*
                 #(.series_max(#series_max))*
                 #(.expire_after(::core::time::Duration::from_secs(#expire)))*
         };

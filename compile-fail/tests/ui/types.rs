@@ -45,6 +45,9 @@ struct Misfit {
     /// Only histograms have buckets.
     #[metric(buckets = [1.0, 2.0])]
     depth: Gauge,
+    /// Only histograms can be native.
+    #[metric(native = true)]
+    usage: Gauge,
     /// Also in families.
     #[metric(labels("method"), buckets = [1.0, 2.0])]
     requests: Family<Counter<f64>>,
