@@ -610,22 +610,20 @@ impl<'a> Metric<'a> {
                 );
             }
         }
-        if let Some(buckets) = &self.buckets {
-            if let Some(elements) = array(buckets) {
-                let mut before: Option<f64> = None;
-                for element in elements {
-                    let Some(bound) = errors.ok(number(element)).flatten() else {
-                        before = None;
-                        continue;
-                    };
-                    if let Some(before) = before.filter(|&before| before >= bound) {
-                        errors.push(
-                            element,
-                            format!("bucket bounds must increase: {bound} follows {before}"),
-                        );
-                    }
-                    before = Some(bound);
+        if let Some(elements) = self.buckets.as_ref().and_then(array) {
+            let mut before: Option<f64> = None;
+            for element in elements {
+                let Some(bound) = errors.ok(number(element)).flatten() else {
+                    before = None;
+                    continue;
+                };
+                if let Some(before) = before.filter(|&before| before >= bound) {
+                    errors.push(
+                        element,
+                        format!("bucket bounds must increase: {bound} follows {before}"),
+                    );
                 }
+                before = Some(bound);
             }
         }
         let zero = |expr: &Expr| matches!(number(expr), Ok(Some(0.0)));
