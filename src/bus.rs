@@ -287,7 +287,7 @@ impl MetricBus {
     ///
     /// When the selector is wrong.
     pub fn series(&self, selector: impl IntoSelector) -> Result<Vec<Series>, SelectorError> {
-        let selector = selector.into_selector()?;
+        let selector = self.0.select(selector)?;
         let mut found = Vec::new();
         self.0
             .for_each_match(&selector, |series| found.push(Series::of(series.clone())));
@@ -313,7 +313,7 @@ impl MetricBus {
     ///
     /// When the selector is wrong.
     pub fn remove(&self, selector: impl IntoSelector) -> Result<usize, SelectorError> {
-        let selector = selector.into_selector()?;
+        let selector = self.0.select(selector)?;
         let families = self.0.families();
         let removed = families
             .iter()
@@ -360,6 +360,28 @@ impl Inner {
     pub(crate) fn find(&self, name: &str, text: &str) -> Option<Arc<SeriesCore>> {
         let family = read(&self.registry).families.get(name).cloned()?;
         family.get(text)
+    }
+
+    /// Reads a selector that somebody gives to this bus.
+    pub(crate) fn select(&self, selector: impl IntoSelector) -> Result<Selector, SelectorError> {
+        let selector = selector.into_selector()?;
+        self.check_owns(&selector)?;
+        Ok(selector)
+    }
+
+    /// A handle of another bus would match nothing, for ever.
+    pub(crate) fn check_owns(&self, selector: &Selector) -> Result<(), SelectorError> {
+        let Some(series) = selector.only_series() else {
+            return Ok(());
+        };
+        let registry = read(&self.registry);
+        let family = registry.families.get(series.name());
+        if family.is_some_and(|family| Arc::ptr_eq(&family.meta, &series.core().meta)) {
+            return Ok(());
+        }
+        Err(SelectorError::Elsewhere {
+            series: series.to_string(),
+        })
     }
 
     fn for_each_match(&self, selector: &Selector, mut f: impl FnMut(&Arc<SeriesCore>)) {

@@ -309,6 +309,14 @@ pub enum SelectorError {
         /// What the regex engine says.
         why: String,
     },
+    /// It was made from a handle or a series of another bus, or of a declaration that was taken back since.
+    #[error(
+        "series {series} is not one of this bus, which would never hear of it; ask the bus on which it was declared, or give its name as text"
+    )]
+    Elsewhere {
+        /// The series.
+        series: String,
+    },
 }
 
 /// Why a subscription could not be made.

@@ -24,7 +24,7 @@ impl MetricBus {
     /// Every change of the selected series, conflated: a slow subscriber gets the latest value, and hears of each series
     /// at most once until it has come to look.
     pub fn on_change(&self, selector: impl IntoSelector) -> Listen<Changed> {
-        let plan = selector.into_selector().map(changes);
+        let plan = self.inner().select(selector).map(changes);
         Listen::new(self, plan.map_err(Into::into))
     }
 
@@ -34,8 +34,9 @@ impl MetricBus {
         selector: impl IntoSelector,
         threshold: Threshold,
     ) -> Listen<Crossing> {
-        let plan = selector
-            .into_selector()
+        let plan = self
+            .inner()
+            .select(selector)
             .map_err(Into::into)
             .and_then(|selector| thresholds(selector, threshold));
         Listen::new(self, plan)
@@ -43,8 +44,9 @@ impl MetricBus {
 
     /// Moves by a delta or more, of each of the selected series.
     pub fn on_delta(&self, selector: impl IntoSelector, delta: Delta) -> Listen<Moved> {
-        let plan = selector
-            .into_selector()
+        let plan = self
+            .inner()
+            .select(selector)
             .map_err(Into::into)
             .and_then(|selector| deltas(selector, delta));
         Listen::new(self, plan)

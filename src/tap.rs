@@ -54,7 +54,7 @@ impl MetricBus {
     pub fn subscribe(&self, selector: impl IntoSelector) -> Result<Mutations, SelectorError> {
         Ok(subscribe(
             self.inner(),
-            selector.into_selector()?,
+            self.inner().select(selector)?,
             CAPACITY_DEFAULT,
         ))
     }
@@ -70,7 +70,8 @@ impl MetricBus {
         selector: impl IntoSelector,
         capacity: usize,
     ) -> Result<Mutations, SelectorError> {
-        Ok(subscribe(self.inner(), selector.into_selector()?, capacity))
+        let selector = self.inner().select(selector)?;
+        Ok(subscribe(self.inner(), selector, capacity))
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use futures::{FutureExt, StreamExt, executor::block_on};
 use metricbus::{
-    Buckets, Cause, Clock, Counter, Crossed, Crossing, DeclareError, Delta, Desc, Gauge, Histogram,
-    MetricBus, SubscribeError, Threshold, Value,
+    Buckets, Cause, Clock, Condition, Counter, Crossed, Crossing, DeclareError, Delta, Desc, Expr,
+    Gauge, Histogram, MetricBus, Rule, SubscribeError, Threshold, Value,
 };
 
 // Declaring
@@ -707,4 +707,75 @@ fn a_component_with_labels_that_would_break_the_metrics_page_is_refused() {
         assert!(bad.add_component("C", "c", &[]).is_err());
     }
     assert!(bus.components().is_empty());
+}
+
+#[test]
+fn a_handle_of_another_bus_is_refused_wherever_a_selector_is_asked_for() {
+    let (bus, other) = (MetricBus::new(), MetricBus::new());
+    let queue = bus.gauge("queue_depth", "Requests waiting.").unwrap();
+    // The same name there makes it no less another's.
+    other.gauge("queue_depth", "Requests waiting.").unwrap();
+    let series = queue.series();
+    let width = Duration::from_secs(10);
+    let rule = |name: &str| {
+        let high = Condition::when(&series, Threshold::above(1.0));
+        Rule::new(name, high.and(Condition::stale(&series, width)))
+    };
+    let known = other
+        .add_rule(Rule::new(
+            "Known",
+            Condition::when("queue_depth", Threshold::above(1.0)),
+        ))
+        .unwrap();
+    let refusals = [
+        other
+            .on_threshold(&series, Threshold::above(1.0))
+            .stream()
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        other
+            .on_delta(&series, Delta::absolute(1.0))
+            .stream()
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        other
+            .on_change(&series)
+            .stream()
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        other
+            .subscribe(&series)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        other
+            .window(&series, width)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        other.series(&series).unwrap_err().to_string(),
+        other.remove(&series).unwrap_err().to_string(),
+        other
+            .add_rule(rule("New"))
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+        known.update(rule("Known")).unwrap_err().to_string(),
+        other
+            .derive(Desc::new("twice", "Twice."), Expr::value(&series) * 2.0)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string(),
+    ];
+    for refusal in refusals {
+        assert!(
+            refusal.contains("series queue_depth is not one of this bus"),
+            "{refusal}"
+        );
+    }
+    assert_eq!(other.series("queue_depth").unwrap().len(), 1);
+    assert_eq!(bus.series(&series).unwrap().len(), 1);
 }

@@ -67,6 +67,7 @@ impl MetricBus {
         let expr = expr.into();
         let plan = Plan::of_expression(&expr.0)?;
         let inner = self.inner();
+        plan.check_for(inner)?;
         if inner.has_family(&desc.name) {
             return Err(RuleError::Rule {
                 rule: desc.name.clone(),

@@ -406,6 +406,7 @@ impl Slot {
             .upgrade()
             .filter(|_| !*removed)
             .ok_or(RuleError::Removed { rule: name })?;
+        plan.check_for(&inner)?;
         if self.engine().rule().judges_as(&rule) {
             self.engine().change(rule, &mut wakes);
             drop(removed);
@@ -534,6 +535,7 @@ impl Rules {
         feed: Option<Arc<Feed>>,
     ) -> Result<Arc<Slot>, RuleError> {
         let plan = Plan::new(&rule)?;
+        plan.check_for(inner)?;
         let name = rule.name.clone();
         let (slot, restored) = {
             let mut table = self.table();

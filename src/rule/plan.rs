@@ -7,7 +7,13 @@ use super::{
     compute::{Judge, PERIOD_MIN, Program, Truth},
     expr::{Node, Source},
 };
-use crate::{error::RuleError, labels, selector::Selector, series::SeriesCore};
+use crate::{
+    bus::Inner,
+    error::{RuleError, SelectorError},
+    labels,
+    selector::Selector,
+    series::SeriesCore,
+};
 
 /// What a rule does, ready to be done.
 pub(crate) struct Plan {
@@ -122,6 +128,12 @@ impl Plan {
         plan.by = rule.by.clone();
         plan.period = plan.period.map(|period| rule.every.unwrap_or(period));
         Ok(plan)
+    }
+
+    /// That all it looks at can be of this bus.
+    pub(crate) fn check_for(&self, bus: &Inner) -> Result<(), SelectorError> {
+        let mut places = self.places.iter();
+        places.try_for_each(|place| bus.check_owns(&place.selector))
     }
 
     fn of(leaves: Vec<Leaf>, levels: Vec<(Option<Arc<str>>, Tree)>) -> Result<Plan, RuleError> {

@@ -50,7 +50,7 @@ impl MetricBus {
     ) -> Result<Windows, SelectorError> {
         Ok(Windows::over(
             self.inner(),
-            selector.into_selector()?,
+            self.inner().select(selector)?,
             width,
         ))
     }
