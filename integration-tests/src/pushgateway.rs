@@ -5,11 +5,16 @@ use std::{
     net::SocketAddr,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
 use crate::{http, parts, process::Running, prometheus::Announced};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(5);
 
 /// A running gateway; stopped when dropped.
 #[derive(Debug)]
@@ -65,6 +70,20 @@ impl Pushgateway {
         let mut groups: Vec<Group> = data.iter().map(group).collect();
         groups.sort_by(|a, b| a.labels.cmp(&b.labels));
         groups
+    }
+
+    /// Waits until nothing is left: it answers before it has deleted.
+    pub fn wait_until_empty(&self) {
+        let begin = Instant::now();
+        while !self.groups().is_empty() {
+            assert!(
+                begin.elapsed() < DEADLINE,
+                "{:?} is still there\n{}",
+                self.groups(),
+                self.state()
+            );
+            thread::sleep(POLL);
+        }
     }
 
     fn state(&self) -> String {

@@ -1272,7 +1272,7 @@ class Push:
     def add(self, bus: MetricBus) -> None:
         """As `push`, but of what the group had before only metrics of the same names are replaced."""
     def delete(self) -> None:
-        """Deletes the group. There need not be one."""
+        """Deletes the group. There need not be one. A gateway answers as soon as it has noted the wish, and deletes a moment later."""
     def push_async(self, bus: MetricBus) -> Awaitable[None]:
         """`push`, to be awaited: the event loop goes on meanwhile."""
     def add_async(self, bus: MetricBus) -> Awaitable[None]:

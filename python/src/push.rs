@@ -143,7 +143,7 @@ impl Push {
         self.wait(py, What::Add, Some(Push::bus(&bus.0)?))
     }
 
-    /// Deletes the group. There need not be one.
+    /// Deletes the group. There need not be one. A gateway answers as soon as it has noted the wish, and deletes a moment later.
     fn delete(&self, py: Python<'_>) -> PyResult<()> {
         self.wait(py, What::Delete, None)
     }

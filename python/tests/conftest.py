@@ -308,6 +308,13 @@ class Pushgateway:
             }
         return found
 
+    def wait_for(self, count: int) -> None:
+        """Until it has so many groups: it answers before it has deleted."""
+        deadline = time.monotonic() + 20
+        while len(groups := self.groups()) != count:
+            assert time.monotonic() < deadline, f"there are {groups}"
+            time.sleep(0.02)
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait(10)

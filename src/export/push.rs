@@ -359,7 +359,7 @@ impl Push {
         self.send(Method::POST, Some(bus)).await
     }
 
-    /// Deletes the group. There need not be one.
+    /// Deletes the group. There need not be one. A gateway answers as soon as it has noted the wish, and deletes a moment later.
     ///
     /// ```no_run
     /// # use metricbus::export::Push;
