@@ -14,7 +14,7 @@ mod worker;
 
 use std::{
     fmt,
-    hash::{BuildHasher, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     process,
     sync::{
         Arc, Mutex, OnceLock, Weak,
@@ -345,9 +345,10 @@ impl fmt::Debug for OtlpExporter {
     }
 }
 
-/// Random enough to keep exporters apart.
+/// Random enough to keep exporters apart, also those of forked children: what the standard library has would go on in each of
+/// them where it was in the parent.
 fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+    getrandom::u64().unwrap_or_else(|_| RandomState::new().hash_one(process::id()))
 }
 
 /// The backend that exports to an OpenTelemetry collector: an [`OtlpExporter`] that starts when the backend is given to a
