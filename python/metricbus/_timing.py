@@ -188,6 +188,9 @@ class Setter:
     def __call__(self) -> None:
         self._gauge.set(float(self._function()))
 
+    def __repr__(self) -> str:
+        return f"set_function({self._function!r}) of {self._gauge.series}"
+
 
 def run_apart(what: _Apart) -> None:
     """Runs hooks in a thread that keeps nobody from ending; here where no more threads are to be had, at the program's end."""
@@ -211,5 +214,5 @@ def run_hooks(hooks: dict[str, Callable[[], object]]) -> list[str]:
             else:
                 hook()
         except Exception:
-            logger.exception("metricbus: a hook before a scrape failed: %r", hook)
+            logger.exception("metricbus: a hook before a scrape or an export failed: %r", hook)
     return over

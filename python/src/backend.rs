@@ -257,8 +257,16 @@ struct Made {
     /// Only in a child it can have failed: nothing of it would be there otherwise.
     container: Result<Arc<dyn MetricContainer>, BackendError>,
     hooks: Arc<Hooks>,
-    /// Whether a library was left to the parent.
-    left: bool,
+    left: Option<Left>,
+}
+
+/// Why a child can't report as its parent does.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    /// A library stays with the parent.
+    Library,
+    /// It was shut down before the fork.
+    Ended,
 }
 
 /// All that can be asked for in the environment. As the Rust side has it, but for the hooks before an export.
@@ -368,7 +376,7 @@ impl Reporting {
             made: Forked::new(Made {
                 container: Ok(container),
                 hooks,
-                left: false,
+                left: None,
             }),
         }
     }
@@ -400,7 +408,7 @@ impl Reporting {
             return Made {
                 container: container.map(|container| Arc::new(container) as _),
                 hooks,
-                left: false,
+                left: self.sends.then_some(Left::Ended),
             };
         }
         let container = match &self.what {
@@ -413,8 +421,8 @@ impl Reporting {
                 spec => spec.make(&self.prefix, &hooks),
             }),
         };
-        let left = self.mirrors;
-        if left {
+        let left = self.mirrors.then_some(Left::Library);
+        if left.is_some() {
             tracing::warn!(
                 "metricbus: this process was forked from one in which a library counts; metrics are counted on the bus here, \
                  but not in the library; make a container of its own after the fork"
@@ -456,7 +464,8 @@ impl Reporting {
             // An exporter runs them itself.
             hooks: self.mirrors.then(|| made.hooks.clone()),
             last,
-            left: made.left,
+            // To shut it down again is nothing, there as here.
+            left: made.left.filter(|left| !last || *left != Left::Ended),
         })
     }
 
@@ -619,7 +628,7 @@ struct Settling {
     /// To be run before.
     hooks: Option<Arc<Hooks>>,
     last: bool,
-    left: bool,
+    left: Option<Left>,
 }
 
 impl Settling {
@@ -643,19 +652,22 @@ impl Settling {
 
 struct Outcome {
     outcome: Result<(), BackendError>,
-    left: bool,
+    left: Option<Left>,
 }
 
 impl Outcome {
     fn or_raise(self) -> PyResult<()> {
         self.outcome.or_raise()?;
-        if self.left {
-            return Err(raise(
-                "ForkedError",
-                "the library of this container is of the process from which this one was forked; make a container here",
-            ));
-        }
-        Ok(())
+        let why = match self.left {
+            None => return Ok(()),
+            Some(Left::Library) => {
+                "the library of this container is of the process from which this one was forked; make a container here"
+            }
+            Some(Left::Ended) => {
+                "this container was shut down before this process was forked; make a container here"
+            }
+        };
+        Err(raise("ForkedError", why))
     }
 }
 

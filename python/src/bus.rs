@@ -28,6 +28,7 @@ use crate::{
     metric::{self, Counter, Declaration, Gauge, Handle, Histogram},
     series::Series,
     snapshot::Snapshot,
+    window::Viewing,
 };
 
 /// What a Python bus is made of.
@@ -45,6 +46,8 @@ pub(crate) struct Bus {
     declared: Mutex<Vec<Weak<Declaration>>>,
     /// Backends that have something to send: they live as long as this does.
     reported: Mutex<Vec<Arc<Reporting>>>,
+    /// Those that somebody holds: a child's see its mutations from the start, and not from when they are first asked.
+    windows: Mutex<Vec<Weak<Viewing>>>,
 }
 
 impl Bus {
@@ -58,6 +61,7 @@ impl Bus {
             has_hooks: AtomicBool::new(false),
             declared: Mutex::default(),
             reported: Mutex::default(),
+            windows: Mutex::default(),
         }
     }
 
@@ -71,6 +75,7 @@ impl Bus {
             has_hooks: AtomicBool::new(false),
             declared: Mutex::default(),
             reported: Mutex::default(),
+            windows: Mutex::default(),
         }
     }
 
@@ -83,8 +88,26 @@ impl Bus {
         if fresh {
             self.report_again(bus);
             self.declare_again()?;
+            self.view_again();
         }
         Ok(bus)
+    }
+
+    pub(crate) fn viewed(&self, viewing: &Arc<Viewing>) {
+        let mut all = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|viewing| viewing.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(viewing));
+    }
+
+    #[cold]
+    fn view_again(&self) {
+        let all: Vec<_> = {
+            let all = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        all.iter().for_each(|viewing| viewing.again());
     }
 
     /// Keeps in mind that this is declared, as long as anybody has it.
@@ -443,7 +466,7 @@ impl MetricBus {
         initial: bool,
         threshold: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        let (bus, selector) = (self.0.clone(), convert::selector(selector)?);
+        let (bus, selector) = (self.0.clone(), convert::selector_on(&self.0, selector)?);
         let threshold = self::threshold(threshold)?;
         let open = move || {
             let listen = bus
@@ -470,7 +493,7 @@ impl MetricBus {
         of_range: Option<(f64, f64, f64)>,
         capacity: Option<usize>,
     ) -> PyResult<Py<PyAny>> {
-        let (bus, selector) = (self.0.clone(), convert::selector(selector)?);
+        let (bus, selector) = (self.0.clone(), convert::selector_on(&self.0, selector)?);
         let delta = self::delta(absolute, relative, floor, of_range)?;
         let open = move || stream(bus.current()?.on_delta(&selector, delta), capacity);
         listen(py, open, callback)
@@ -485,7 +508,7 @@ impl MetricBus {
         callback: Option<Bound<'_, PyAny>>,
         capacity: Option<usize>,
     ) -> PyResult<Py<PyAny>> {
-        let (bus, selector) = (self.0.clone(), convert::selector(selector)?);
+        let (bus, selector) = (self.0.clone(), convert::selector_on(&self.0, selector)?);
         let open = move || stream(bus.current()?.on_change(&selector), capacity);
         listen(py, open, callback)
     }
@@ -499,7 +522,7 @@ impl MetricBus {
         callback: Option<Bound<'_, PyAny>>,
         capacity: Option<usize>,
     ) -> PyResult<Py<PyAny>> {
-        let (bus, selector) = (self.0.clone(), convert::selector(selector)?);
+        let (bus, selector) = (self.0.clone(), convert::selector_on(&self.0, selector)?);
         let open = move || -> PyResult<Box<dyn Source>> {
             let bus = bus.current()?;
             let mutations = match capacity {
@@ -521,14 +544,14 @@ impl MetricBus {
 
     /// The series that are selected, as they are now.
     fn series(&self, selector: &Bound<'_, PyAny>) -> PyResult<Vec<Series>> {
-        let selector = convert::selector(selector)?;
+        let selector = convert::selector_on(&self.0, selector)?;
         let series = self.current()?.series(&selector).or_raise()?;
         Ok(series.into_iter().map(Series::of).collect())
     }
 
     /// Removes the children that are selected. How many there were.
     fn remove(&self, selector: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let selector = convert::selector(selector)?;
+        let selector = convert::selector_on(&self.0, selector)?;
         self.current()?.remove(&selector).or_raise()
     }
 

@@ -1,6 +1,9 @@
 //! Arguments as Python users give them: times, selectors, labels.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use metricbus::{IntoSelector, Selector};
 use pyo3::{
@@ -11,7 +14,8 @@ use pyo3::{
 };
 
 use crate::{
-    error::Raise,
+    bus::Bus,
+    error::{Raise, raise},
     metric::{Counter, Gauge, Histogram},
     series::Series,
 };
@@ -71,6 +75,27 @@ pub(crate) fn selector(value: &Bound<'_, PyAny>) -> PyResult<Selector> {
         "{} is no selector; text like 'kv_usage_ratio{{worker=\"3\"}}', a metric or a series would be right",
         value.repr()?
     )))
+}
+
+/// As [`selector`], of somebody who asks this bus: a metric of another one would never be heard of.
+pub(crate) fn selector_on(bus: &Arc<Bus>, value: &Bound<'_, PyAny>) -> PyResult<Selector> {
+    let is_elsewhere = if let Ok(gauge) = value.cast::<Gauge>() {
+        !Arc::ptr_eq(gauge.get().0.bus(), bus)
+    } else if let Ok(counter) = value.cast::<Counter>() {
+        !Arc::ptr_eq(counter.get().0.bus(), bus)
+    } else if let Ok(histogram) = value.cast::<Histogram>() {
+        !Arc::ptr_eq(histogram.get().0.bus(), bus)
+    } else {
+        false
+    };
+    if is_elsewhere {
+        let why = format!(
+            "{} is on another bus, and this one never hears of it; ask the bus on which it was made (metricbus.REGISTRY where none was named), or give a name as text",
+            value.repr()?
+        );
+        return Err(raise("SelectorError", why));
+    }
+    selector(value)
 }
 
 /// The one series that a metric without labels, a child or a series means; `None` of a family and of text.

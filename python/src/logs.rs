@@ -37,13 +37,16 @@ pub(crate) fn start() {
     let _ = tracing::subscriber::set_global_default(ToPython);
 }
 
+/// The crate's, and this extension module's.
+fn is_ours(target: &str) -> bool {
+    target.trim_start_matches('_').starts_with("metricbus")
+}
+
 struct ToPython;
 
 impl Subscriber for ToPython {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event()
-            && *metadata.level() <= Level::INFO
-            && metadata.target().starts_with("metricbus")
+        metadata.is_event() && *metadata.level() <= Level::INFO && is_ours(metadata.target())
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

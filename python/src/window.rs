@@ -10,6 +10,7 @@ use crate::{
     convert,
     error::Raise,
     fork::Forked,
+    gate,
     metric::{Counter, Gauge, Histogram},
     series::Series,
 };
@@ -23,7 +24,10 @@ use crate::{
 ///
 /// One over a single series stays as it was when that is removed; of a selector, a series that is removed leaves the window.
 #[pyclass(frozen, weakref, module = "metricbus")]
-pub(crate) struct Window {
+pub(crate) struct Window(Arc<Viewing>);
+
+/// A window, also as it is made anew in a forked child.
+pub(crate) struct Viewing {
     plan: Plan,
     made: Forked<Made>,
 }
@@ -58,8 +62,8 @@ impl Plan {
         if let Some(series) = convert::one_series(of)? {
             return Ok(py.detach(|| Made::One(series.window(width))));
         }
-        let (bus, selector) = (bus.current()?, convert::selector(of)?);
-        let many = py.detach(|| bus.window(selector, width));
+        let (core, selector) = (bus.current()?, convert::selector(of)?);
+        let many = py.detach(|| core.window(selector, width));
         Ok(Made::Many(many.or_raise()?))
     }
 }
@@ -69,11 +73,26 @@ impl Window {
         let width = convert::duration("width", width)?;
         let plan = Plan { of, width };
         let made = Forked::new(plan.make(py)?);
-        Ok(Window { plan, made })
+        let viewing = Arc::new(Viewing { plan, made });
+        if let Of::Selected(bus, _) = &viewing.plan.of {
+            bus.viewed(&viewing);
+        }
+        Ok(Window(viewing))
     }
 
     fn made(&self, py: Python<'_>) -> PyResult<&Made> {
+        self.0.made(py)
+    }
+}
+
+impl Viewing {
+    fn made(&self, py: Python<'_>) -> PyResult<&Made> {
         self.made.get_or(|| self.plan.make(py))
+    }
+
+    /// On the bus of a forked child. What is wrong with it is said to whoever asks it.
+    pub(crate) fn again(&self) {
+        let _ = gate::attach(|py| self.made(py).is_ok());
     }
 }
 
@@ -136,11 +155,12 @@ impl Window {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let of = match &self.plan.of {
+        let plan = &self.0.plan;
+        let of = match &plan.of {
             Of::Series(series) => series.get().shown(),
             Of::Selected(_, of) => convert::selector(of.bind(py))?.to_string(),
         };
-        Ok(format!("<Window {of}[{:?}]>", self.plan.width))
+        Ok(format!("<Window {of}[{:?}]>", plan.width))
     }
 }
 
@@ -300,6 +320,7 @@ impl MetricBus {
         selector: &Bound<'_, PyAny>,
         width: &Bound<'_, PyAny>,
     ) -> PyResult<Window> {
+        convert::selector_on(&self.0, selector)?;
         let of = Of::Selected(self.0.clone(), selector.clone().unbind());
         Window::new(py, of, width)
     }

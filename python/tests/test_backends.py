@@ -759,7 +759,12 @@ class TestFork:
             child = os.fork()
             if child == 0:
                 jobs.inc(7)
-                base.container.flush(20)
+                try:
+                    base.container.flush(20)
+                    os._exit(1)
+                except mb.ForkedError as error:
+                    assert "shut down before" in str(error), error
+                base.container.shutdown(20)
                 os._exit(0 if jobs.get() == 7 else 1)
             assert os.waitpid(child, 0)[1] == 0
             """,
@@ -767,19 +772,49 @@ class TestFork:
         )
         assert [point.value for point in collector.until(bool)] == [5]
 
+    def test_children_of_one_parent_are_told_apart(self, run: Run, collector: Collector) -> None:
+        run(
+            f"""
+            import os, sys
+            import metricbus as mb
+            base = mb.BaseComponentMetrics.new_otlp("app", mb.OtlpOptions({collector.url()!r}))
+            jobs = base.container.create_counter("jobs_total", "Jobs.")
+            for n in range(1, 4):
+                child = os.fork()
+                if child == 0:
+                    jobs.inc(n)
+                    sys.exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+            base.container.shutdown(20)
+            """,
+            *FORK,
+        )
+        points = collector.until(lambda points: len(points) >= 4)
+        assert sorted(point.value or 0 for point in points) == [0, 1, 2, 3]
+        assert len({point.resource["service.instance.id"] for point in points}) == 4
+
     def test_a_library_stays_with_the_parent(self, run: Run, library: Path, tmp_path: Path) -> None:
         done = run(
             f"""
-            import os, logging
+            import os, logging, threading
             os.environ["COUNTING_BACKEND_FILE"] = {str(tmp_path / "parent")!r}
             import metricbus as mb
             base = mb.BaseComponentMetrics.new_libnv("shop", "app", {str(library)!r})
             jobs = base.container.create_counter("jobs_total", "Jobs.")
             jobs.inc(5)
+            logged = threading.Event()
+
+            class Log(logging.Handler):
+                def emit(self, record):
+                    if "forked from one in which a library counts" in record.getMessage():
+                        logged.set()
+
+            logging.getLogger("metricbus").addHandler(Log())
             child = os.fork()
             if child == 0:
                 try:
                     jobs.inc(7)
+                    assert logged.wait(20)
                     assert jobs.get() == 7
                     try:
                         base.container.flush(20)

@@ -675,3 +675,20 @@ def test_a_read_that_waits_for_ever_is_one(bus: MetricBus, kv: Gauge) -> None:
         thread.start()
         assert changes.get(timeout=1e10).value == 2
         thread.join()
+
+
+@pytest.mark.parametrize("ask", ["on_change", "subscribe", "series", "remove", "window"])
+def test_a_metric_of_another_bus_is_refused(bus: MetricBus, kv: Gauge, ask: str) -> None:
+    family = bus.counter("jobs_total", "Jobs.", ["kind"])
+    other = MetricBus()
+    more = (10,) if ask == "window" else ()
+    for metric in (kv, family, family.labels("a")):
+        with pytest.raises(metricbus.SelectorError, match="another bus"):
+            getattr(other, ask)(metric, *more)
+    # A name means whatever has it there.
+    getattr(other, ask)("kv_usage_ratio", *more)
+
+
+def test_a_metric_of_the_default_bus_is_not_heard_of_on_another(bus: MetricBus) -> None:
+    with pytest.raises(metricbus.SelectorError, match=r"metricbus\.REGISTRY"):
+        bus.on_threshold(metricbus.Counter("of_the_default_bus", "Nothing."), above=2)

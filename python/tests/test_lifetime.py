@@ -300,6 +300,34 @@ def test_timers_run_in_children_of_parents_that_use_them(run: Run) -> None:
     assert done.stdout == "done\n"
 
 
+def test_windows_see_what_a_child_measures_from_the_start(run: Run) -> None:
+    done = run(
+        """
+        import os, metricbus
+        bus = metricbus.MetricBus()
+        jobs = bus.counter("jobs_total", "Jobs.")
+        waits = bus.histogram("wait_seconds", "Waits.", ["who"])
+        windows = [bus.window(of, 60) for of in (jobs, "jobs_total", waits)] + [waits.labels("a").window(60)]
+        jobs.inc(5)
+        waits.labels("a").observe(1)
+        gone = bus.window(jobs, 60)
+        del gone
+        pid = os.fork()
+        if pid == 0:
+            jobs.inc(2)
+            waits.labels("a").observe(1)
+            waits.labels("a").observe(1)
+            os._exit(0 if [window.stats().increase for window in windows] == [2] * 4 else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert [window.stats().increase for window in windows] == [5, 5, 1, 1]
+        print("done")
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+    assert done.stdout == "done\n"
+
+
 def test_a_subinterpreter_is_refused_with_a_reason(run: Run) -> None:
     done = run(
         """

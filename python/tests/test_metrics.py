@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -205,13 +206,15 @@ def test_exceptions_are_counted_and_go_on(bus: MetricBus) -> None:
     assert errors.get() == 1
 
 
-def test_a_function_says_the_value_when_somebody_looks(bus: MetricBus) -> None:
+def test_a_function_says_the_value_when_somebody_looks(bus: MetricBus, caplog: pytest.LogCaptureFixture) -> None:
     sessions = ["a", "b"]
     bus.gauge("sessions", "Open.").set_function(lambda: len(sessions))
     bus.gauge("broken", "Fails.").set_function(lambda: 1 / 0)
-    body = metricbus.Exporter(bus).answer()[2]
+    with caplog.at_level(logging.ERROR, "metricbus"):
+        body = metricbus.Exporter(bus).answer()[2]
     assert b"\nsessions 2\n" in body
     assert b"\nbroken 0\n" in body
+    assert "of broken" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
 def test_idle_children_expire(clock: metricbus.Clock) -> None:
