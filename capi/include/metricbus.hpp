@@ -772,7 +772,7 @@ class backend {
     virtual std::unique_ptr<series> declare(const declared &series) = 0;
     // Sends on what waits.
     virtual void flush(std::chrono::nanoseconds) {}
-    // The last chance to.
+    // The last chance to. Series are told and asked nothing after it, only destroyed, and the backend last.
     virtual void shutdown(std::chrono::nanoseconds deadline) { flush(deadline); }
 };
 
