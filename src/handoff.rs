@@ -66,6 +66,12 @@ impl<T> Handoff<T> {
         lock(&self.waiting).is_empty()
     }
 
+    /// Nothing waits, and nobody is at it.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        // In this order: whoever has taken the last was busy before.
+        self.is_empty() && self.busy.load(Ordering::Acquire) == 0
+    }
+
     /// Throws out all that waits.
     pub(crate) fn clear(&self) {
         let thrown = std::mem::take(&mut *lock(&self.waiting));

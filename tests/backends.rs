@@ -792,6 +792,27 @@ fn a_flush_waits_for_series_that_were_removed() {
 }
 
 #[test]
+fn after_a_shutdown_the_far_end_is_told_nothing_more() {
+    let (ledger, container) = book();
+    let jobs = container
+        .create_counter("jobs_total", "Jobs.", &[])
+        .unwrap();
+    jobs.inc();
+    container.shutdown(SOON).unwrap();
+    let lines = ledger.lines();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    jobs.inc_by(4);
+    let depth = container.create_gauge("depth", "Depth.", &[]).unwrap();
+    depth.set(2.0);
+    container.bus().remove("app_jobs_total").unwrap();
+    assert_eq!(ledger.lines(), lines);
+    // The bus counts on.
+    assert_eq!(depth.get_value(), 2.0);
+    container.flush(SOON).unwrap();
+    container.shutdown(SOON).unwrap();
+}
+
+#[test]
 fn looking_up_a_child_takes_no_room_from_observations() {
     let (let_go, held) = mpsc::channel();
     let told = Arc::new(AtomicU64::new(0));

@@ -430,8 +430,10 @@ typedef struct mb_backend_table {
     int32_t (*remove)(void *backend, void *handle);
     // Sends on what waits, within this many nanoseconds. May be NULL.
     int32_t (*flush)(void *backend, uint64_t deadline_ns);
-    // The last chance to send on what waits, within this many nanoseconds. Called at most once; mutations and questions
-    // may still come. May be NULL.
+    // The last chance to send on what waits, within this many nanoseconds. Called at most once. After it, for this backend,
+    // come only `release` and `destroy`: what the other functions need may be freed here. Calls of other threads that are
+    // under way are waited for, within the program's deadline; one that takes longer is still at it when this is called, and
+    // so may a `release` be. May be NULL.
     int32_t (*shutdown)(void *backend, uint64_t deadline_ns);
 } mb_backend_table;
 

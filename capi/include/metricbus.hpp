@@ -28,11 +28,13 @@
 #include <exception>
 #include <functional>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -122,6 +124,36 @@ template <class Rep, class Period> std::uint64_t nanos(std::chrono::duration<Rep
     return nanos >= 18446744073709551615.0L ? UINT64_MAX : static_cast<std::uint64_t>(nanos);
 }
 
+// What a number is after the usual promotions.
+template <class T> using promoted = decltype(+std::declval<T>());
+
+// For overloads that take any integer, so that none is converted unseen, and for those that are deleted.
+template <class T>
+using if_whole = std::enable_if_t<std::is_integral_v<promoted<T>> && sizeof(promoted<T>) <= sizeof(std::uint64_t), int>;
+template <class T> using if_real = std::enable_if_t<std::is_floating_point_v<promoted<T>>, int>;
+
+[[noreturn]] inline void out_of_range(const char *function, const std::string &given, const std::string &most) {
+    std::string words = std::string(function) + '(' + given + "): a number from 0 to " + most + " is wanted";
+    throw error(MB_ERROR_VALUE, words.c_str());
+}
+
+// An integer for the C interface; one that doesn't fit is refused, and not wrapped.
+template <class To, class T> To whole(const char *function, T given) {
+    constexpr To most = std::numeric_limits<To>::max();
+    const auto number = +given;
+    if constexpr (std::is_signed_v<promoted<T>>) {
+        if (number < 0) {
+            out_of_range(function, std::to_string(number), std::to_string(most));
+        }
+    }
+    if constexpr (sizeof(promoted<T>) > sizeof(To)) {
+        if (static_cast<std::make_unsigned_t<promoted<T>>>(number) > most) {
+            out_of_range(function, std::to_string(number), std::to_string(most));
+        }
+    }
+    return static_cast<To>(number);
+}
+
 } // namespace detail
 
 // What a metric is declared as.
@@ -151,11 +183,12 @@ class desc {
         bounds_ = std::move(bounds);
         return *this;
     }
-    // How many series a family may have.
-    desc &series_max(std::size_t series_max) {
-        series_max_ = series_max;
+    // How many series a family may have. A negative number throws.
+    template <class T, detail::if_whole<T> = 0> desc &series_max(T series_max) {
+        series_max_ = detail::whole<std::size_t>("series_max", series_max);
         return *this;
     }
+    template <class T, detail::if_real<T> = 0> desc &series_max(T) = delete;
 
     // Calls `f` with the description for the C interface, which lives as long as the call.
     template <class F> void with_raw(F &&f) const {
@@ -193,7 +226,12 @@ class counter {
     explicit counter(mb_counter *owned) noexcept : handle_(owned) {}
 
     void inc() const { detail::check(mb_counter_inc(handle_.get())); }
-    void inc(std::uint64_t amount) const { detail::check(mb_counter_inc_by(handle_.get(), amount)); }
+    // By any integer. A negative one throws, and counts nothing.
+    template <class T, detail::if_whole<T> = 0> void inc(T amount) const {
+        detail::check(mb_counter_inc_by(handle_.get(), detail::whole<std::uint64_t>("inc", amount)));
+    }
+    // It counts whole things.
+    template <class T, detail::if_real<T> = 0> void inc(T) const = delete;
     std::uint64_t get() const {
         std::uint64_t value = 0;
         detail::check(mb_counter_get(handle_.get(), &value));
@@ -352,11 +390,12 @@ class threshold {
         raw_.no_initial = !wanted;
         return *this;
     }
-    // How many events may wait for the callback; the oldest is dropped when there are more.
-    threshold &capacity(std::size_t events) {
-        raw_.capacity = events;
+    // How many events may wait for the callback; the oldest is dropped when there are more. A negative number throws.
+    template <class T, detail::if_whole<T> = 0> threshold &capacity(T events) {
+        raw_.capacity = detail::whole<decltype(raw_.capacity)>("capacity", events);
         return *this;
     }
+    template <class T, detail::if_real<T> = 0> threshold &capacity(T) = delete;
 
     const mb_threshold *raw() const noexcept { return &raw_; }
 
@@ -409,8 +448,9 @@ struct changed {
 
 // A live subscription. Its destructor ends it and waits until the callback has returned, so that what the callback refers to
 // may go away after it: hold no lock meanwhile that the callback wants. In a callback, its own or another's, it never waits:
-// what the callback of another subscription refers to must not go away there.
-class subscription {
+// what the callback of another subscription refers to must not go away there. One that nobody keeps ends at once; `forget()`
+// leaves it in place.
+class [[nodiscard]] subscription {
   public:
     explicit subscription(mb_subscription *owned) noexcept : raw_(owned) {}
     subscription(subscription &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
@@ -456,7 +496,7 @@ struct window_stats {
 };
 
 // A sliding window over the series of a selector, for as long as it lives.
-class window {
+class [[nodiscard]] window {
   public:
     explicit window(mb_window *owned) noexcept : handle_(owned) {}
 
@@ -495,7 +535,7 @@ class window {
 };
 
 // A server of /metrics, for as long as it lives.
-class server {
+class [[nodiscard]] server {
   public:
     explicit server(mb_server *owned) noexcept : handle_(owned) {}
 
@@ -732,7 +772,7 @@ class backend {
     virtual std::unique_ptr<series> declare(const declared &series) = 0;
     // Sends on what waits.
     virtual void flush(std::chrono::nanoseconds) {}
-    // The last chance to.
+    // The last chance to. Series are told and asked nothing after it, only destroyed, and the backend last.
     virtual void shutdown(std::chrono::nanoseconds deadline) { flush(deadline); }
 };
 

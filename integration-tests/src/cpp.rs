@@ -99,6 +99,18 @@ impl Workshop {
         out
     }
 
+    /// What the compiler has against a source, which it doesn't take.
+    pub fn complaints(&self, source: &Path) -> String {
+        let mut compile = self.compile(source, &self.out(source, ".o"));
+        let output = compile
+            .arg("-c")
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap_or_else(|why| panic!("{compile:?} does not start: {why}"));
+        assert!(!output.status.success(), "{source:?} was compiled");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Runs a program that this workshop has built, or one that loads a library of it.
     pub fn run(&self, program: &Path, arguments: &[&Path]) -> Output {
         let mut command = match &self.valgrind {

@@ -153,6 +153,24 @@ fn wrapper(under: Under) {
 }
 
 #[test]
+fn what_ends_with_its_object_is_not_dropped_unseen() {
+    let Some(workshop) = Workshop::new(Under::Nothing) else {
+        return;
+    };
+    let complaints = workshop.complaints(&source("dropped.cpp"));
+    for (class, times) in [("subscription", 3), ("window", 1), ("server", 1)] {
+        let words = format!("ignoring returned value of type 'metricbus::{class}'");
+        let seen = complaints.lines().filter(|line| line.contains(&words));
+        assert_eq!(
+            seen.filter(|line| line.contains("nodiscard")).count(),
+            times,
+            "{class}: {complaints}"
+        );
+    }
+    assert_eq!(complaints.matches(" error: ").count(), 5, "{complaints}");
+}
+
+#[test]
 fn the_guards_of_these_tests_see_what_is_lost() {
     for under in [Under::Sanitizers, Under::Valgrind] {
         let Some(workshop) = Workshop::new(under) else {

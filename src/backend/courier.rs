@@ -8,6 +8,9 @@
 //! Who waits for all to be told ([`Couriers::settle`]) takes a turn at each queue, and where somebody else is at it waits for
 //! the end of that turn ([`Arrivals`]).
 //!
+//! After [`Couriers::end`] the backend is told of nothing more. A turn that began before it is waited for in the same way, so
+//! that ending costs a mutation one look at a flag.
+//!
 //! Nothing but observations is ever lost: counters and gauges are queued by their value after the mutation, and what is
 //! told of a counter is how far it is beyond what was told before.
 
@@ -17,7 +20,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Wake, Waker},
     time::{Duration, Instant},
@@ -61,6 +64,8 @@ pub(crate) struct Couriers {
 struct Shared {
     backend: Arc<dyn Backend>,
     bus: Weak<Inner>,
+    /// The backend is being shut down, or was. Read at the queue: whoever begins a turn after that of [`Couriers::end`] sees it.
+    ended: AtomicBool,
     told: AtomicU64,
     dropped: AtomicU64,
     refused: AtomicU64,
@@ -78,6 +83,7 @@ impl Couriers {
         let shared = Arc::new(Shared {
             backend,
             bus: Arc::downgrade(inner),
+            ended: AtomicBool::new(false),
             told: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -170,6 +176,12 @@ impl Couriers {
                 why: format!("{late} series have mutations that it has not taken"),
             }),
         }
+    }
+
+    /// Tells nothing more, of whatever series, and waits for what is being told.
+    pub(crate) fn end(&self, deadline: Duration) -> Result<(), BackendError> {
+        self.shared.ended.store(true, Ordering::Release);
+        self.settle(deadline)
     }
 
     fn of(&self, series: &SeriesCore) -> Option<Arc<Courier>> {
@@ -295,6 +307,11 @@ impl Courier {
     }
 
     fn try_to_tell(&self, word: Word) {
+        if self.shared.ended.load(Ordering::Acquire) {
+            // Whoever waits for it to be declared learns that it is left out.
+            self.mirror.get_or_init(|| Ok(None));
+            return;
+        }
         let Some(mirror) = self.declared() else {
             return;
         };
@@ -426,7 +443,7 @@ impl Listener for Ear {
             // Before it grows.
             departed.retain(|courier| {
                 let courier = courier.upgrade();
-                courier.is_some_and(|courier| !courier.queue.is_empty())
+                courier.is_some_and(|courier| !courier.queue.is_at_rest())
             });
         }
         departed.push(Arc::downgrade(&self.courier));

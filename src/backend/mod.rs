@@ -134,6 +134,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// The last flush; nothing is sent after it. Calling it again does nothing.
     ///
+    /// A container that is shut down has told its mirrors everything before, tells them of nothing more, neither mutations nor
+    /// removed series, and declares nothing more: what they need may be freed here. It waits for a call that is under way, within
+    /// the deadline; one that takes longer is still at it meanwhile. [`Mirror::read`] may come at any time, and should give
+    /// `None` then. Whoever calls this past the container has to see to that.
+    ///
     /// # Errors
     ///
     /// As [`flush`](Self::flush).

@@ -4,7 +4,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{MetricContainer, MetricCounter, MetricFamily, MetricGauge, MetricHistogram};
@@ -343,7 +343,15 @@ impl<B: Backend + ?Sized> MetricContainer for BackendContainer<B> {
     }
 
     fn shutdown(&self, deadline: Duration) -> Result<(), BackendError> {
-        self.settled(deadline, |left| self.backend.shutdown(left))
+        let Some(couriers) = &self.couriers else {
+            return self.backend.shutdown(deadline);
+        };
+        // The backend may free what a mirror needs: nothing is told any more, or being told, when it is called.
+        self.settled(deadline, |left| {
+            let start = Instant::now();
+            let ended = couriers.end(left / 2);
+            ended.and(self.backend.shutdown(left.saturating_sub(start.elapsed())))
+        })
     }
 
     /// Straight from the bus, without a snapshot in between.
@@ -364,7 +372,7 @@ impl<B: Backend + ?Sized> BackendContainer<B> {
         let Some(couriers) = &self.couriers else {
             return then(deadline);
         };
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         // Of a tee, the others may have something to send, too.
         let settled = couriers.settle(deadline / 2);
         settled.and(then(deadline.saturating_sub(start.elapsed())))

@@ -180,8 +180,10 @@ pub struct mb_backend_table {
     pub remove: Option<unsafe extern "C" fn(backend: *mut c_void, handle: *mut c_void) -> i32>,
     /// Sends on what waits, within this many nanoseconds. May be NULL.
     pub flush: Option<unsafe extern "C" fn(backend: *mut c_void, deadline_ns: u64) -> i32>,
-    /// The last chance to send on what waits, within this many nanoseconds. Called at most once; mutations and questions
-    /// may still come. May be NULL.
+    /// The last chance to send on what waits, within this many nanoseconds. Called at most once. After it, for this backend,
+    /// come only `release` and `destroy`: what the other functions need may be freed here. Calls of other threads that are
+    /// under way are waited for, within the program's deadline; one that takes longer is still at it when this is called, and
+    /// so may a `release` be. May be NULL.
     pub shutdown: Option<unsafe extern "C" fn(backend: *mut c_void, deadline_ns: u64) -> i32>,
 }
 

@@ -7,9 +7,9 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     HistogramSnapshot, MetricKind, SampleValue, Value,
-    backend::{BackendError, Declared, Mirror},
+    backend::{BackendError, Declared, Mirror, arrivals::Arrivals},
     own::Counts,
     snapshot::{FamilySnapshot, SeriesSnapshot},
 };
@@ -35,7 +35,11 @@ pub(super) struct Instance {
     /// The library's own, never looked at.
     backend: *mut c_void,
     failed: AtomicU64,
+    /// From here on the library is only asked to shut down, to release and to destroy.
     shut_down: AtomicBool,
+    /// Calls that are under way, but for mutations, which are not to pay for it: their container waits for those.
+    inside: AtomicUsize,
+    left: Arrivals,
 }
 
 // SAFETY: the header tells the library that it is called by any thread.
@@ -98,6 +102,8 @@ impl Instance {
             backend,
             failed: AtomicU64::new(0),
             shut_down: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            left: Arrivals::new(),
         })
     }
 
@@ -110,7 +116,29 @@ impl Instance {
         self.failed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn declare(self: &Arc<Self>, series: &Declared<'_>) -> Result<Handle, BackendError> {
+    /// Whether mutations go no further than here.
+    #[inline]
+    fn is_shut_down(&self) -> bool {
+        self.shut_down.load(Ordering::Acquire)
+    }
+
+    /// For a call that `shutdown` waits for. `None`: it has come too late.
+    fn enter(&self) -> Option<Inside<'_>> {
+        // Either this is counted before `shutdown` looks, or that has put up its sign before this one looks: each writes
+        // first and then reads, all in one order.
+        self.inside.fetch_add(1, Ordering::SeqCst);
+        let inside = Inside(self);
+        (!self.shut_down.load(Ordering::SeqCst)).then_some(inside)
+    }
+
+    /// `None`: it was shut down.
+    pub(super) fn declare(
+        self: &Arc<Self>,
+        series: &Declared<'_>,
+    ) -> Result<Option<Handle>, BackendError> {
+        let Some(_inside) = self.enter() else {
+            return Ok(None);
+        };
         let refused = |why: String| BackendError::Refused {
             backend: NAME.to_owned(),
             metric: series.name.to_owned(),
@@ -157,16 +185,24 @@ impl Instance {
                 self.library
             )));
         }
-        Ok(Handle {
+        Ok(Some(Handle {
             instance: self.clone(),
             handle,
             kind,
             bounds: series.bounds.into(),
             metric: series.name.into(),
-        })
+        }))
     }
 
     pub(super) fn flush(&self, deadline: Duration) -> Result<(), BackendError> {
+        let Some(_inside) = self.enter() else {
+            let why = format!("library {:?} has ended: it was shut down", self.library);
+            return Err(BackendError::other(NAME, why));
+        };
+        self.call_flush(deadline)
+    }
+
+    fn call_flush(&self, deadline: Duration) -> Result<(), BackendError> {
         let Some(flush) = self.calls.flush else {
             return Ok(());
         };
@@ -175,17 +211,35 @@ impl Instance {
         self.outcome("flush", status)
     }
 
-    /// Once; after that there is nothing left to do.
+    /// Once; after that there is nothing left to do. The library may free what it needs for its work, so it is called no more
+    /// but to release and to destroy; what is under way has half of the time to return.
     pub(super) fn shutdown(&self, deadline: Duration) -> Result<(), BackendError> {
-        if self.shut_down.swap(true, Ordering::AcqRel) {
+        if self.shut_down.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let Some(shutdown) = self.calls.shutdown else {
-            return self.flush(deadline);
-        };
-        // SAFETY: as the header says.
-        let status = unsafe { shutdown(self.backend, nanos(deadline)) };
-        self.outcome("shutdown", status)
+        let start = Instant::now();
+        let empty = || self.inside.load(Ordering::SeqCst) == 0;
+        let returned = self.left.wait_until(deadline / 2, empty);
+        let left = deadline.saturating_sub(start.elapsed());
+        match self.calls.shutdown {
+            None => self.call_flush(left)?,
+            Some(shutdown) => {
+                // SAFETY: as the header says.
+                let status = unsafe { shutdown(self.backend, nanos(left)) };
+                self.outcome("shutdown", status)?;
+            }
+        }
+        if returned {
+            return Ok(());
+        }
+        Err(BackendError::Deadline {
+            backend: NAME.to_owned(),
+            deadline,
+            why: format!(
+                "library {:?} was shut down while a call of another thread was under way",
+                self.library
+            ),
+        })
     }
 
     fn outcome(&self, function: &str, status: i32) -> Result<(), BackendError> {
@@ -214,6 +268,18 @@ impl Instance {
                 failed,
                 "metricbus: the library failed in {function} ({status}): {words}"
             );
+        }
+    }
+}
+
+/// A call is under way.
+struct Inside<'a>(&'a Instance);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        if self.0.shut_down.load(Ordering::SeqCst) {
+            self.0.left.tell();
         }
     }
 }
@@ -271,17 +337,28 @@ impl Handle {
             self.instance.note(function, &self.metric, status);
         }
     }
+
+    /// `None`: there is nobody to be told of a mutation any more.
+    #[inline]
+    fn told(&self) -> Option<&Instance> {
+        let instance = &*self.instance;
+        (!instance.is_shut_down()).then_some(instance)
+    }
 }
 
 impl Mirror for Handle {
     fn inc(&self, by: u64) {
-        let Instance { calls, backend, .. } = &*self.instance;
+        let Some(Instance { calls, backend, .. }) = self.told() else {
+            return;
+        };
         // SAFETY: the backend lives, and the series was not released.
         self.outcome("inc", unsafe { (calls.inc)(*backend, self.handle, by) });
     }
 
     fn add(&self, by: f64) {
-        let Instance { calls, backend, .. } = &*self.instance;
+        let Some(Instance { calls, backend, .. }) = self.told() else {
+            return;
+        };
         if let Some(add) = calls.add {
             // SAFETY: as above.
             self.outcome("add", unsafe { add(*backend, self.handle, by) });
@@ -289,19 +366,24 @@ impl Mirror for Handle {
     }
 
     fn set(&self, value: f64) {
-        let Instance { calls, backend, .. } = &*self.instance;
+        let Some(Instance { calls, backend, .. }) = self.told() else {
+            return;
+        };
         // SAFETY: as above.
         self.outcome("set", unsafe { (calls.set)(*backend, self.handle, value) });
     }
 
     fn observe(&self, value: f64) {
-        let Instance { calls, backend, .. } = &*self.instance;
+        let Some(Instance { calls, backend, .. }) = self.told() else {
+            return;
+        };
         // SAFETY: as above.
         let status = unsafe { (calls.observe)(*backend, self.handle, value) };
         self.outcome("observe", status);
     }
 
     fn read(&self) -> Option<SampleValue> {
+        let _inside = self.instance.enter()?;
         let Instance { calls, backend, .. } = &*self.instance;
         let histogram = self.kind == MB_HISTOGRAM;
         let mut buckets = vec![0_u64; if histogram { self.bounds.len() + 1 } else { 0 }];
@@ -341,6 +423,9 @@ impl Mirror for Handle {
     }
 
     fn remove(&self) {
+        let Some(_inside) = self.instance.enter() else {
+            return;
+        };
         let Instance { calls, backend, .. } = &*self.instance;
         if let Some(remove) = calls.remove {
             // SAFETY: as above.

@@ -13,6 +13,7 @@
 //! | `declare` fails | an error of what is created, with its words; of a child of a family it is counted and logged |
 //! | a mutation fails | it has happened on the bus; counted in `metricbus_libnv_failed_calls_total`, and logged at the 1st, 2nd, 4th … |
 //! | `get_value` fails | counted and logged likewise, and the bus's value is given |
+//! | it was [shut down](Backend::shutdown) | it is called no more: mutations are the bus's own, the bus's value is given, and `flush` is an error |
 //! | a call throws, unwinds or crashes | the process ends: nothing can be done about foreign code in one's own process |
 
 pub mod abi;
@@ -44,7 +45,8 @@ const VARIABLE: &str = "METRICBUS_LIBNV";
 /// A backend that is a shared library.
 ///
 /// The library stays loaded until the process ends. Its backend is [shut down](Backend::shutdown) when it is told to, and
-/// destroyed when this and all metrics that were made with it are gone.
+/// destroyed when this and all metrics that were made with it are gone. After it was shut down metrics still count on the bus, and
+/// the library hears of nothing more but that series are released.
 #[derive(Clone)]
 pub struct Libnv(Arc<Instance>);
 
@@ -190,7 +192,7 @@ impl Backend for Libnv {
 
     fn declare(&self, series: &Declared<'_>) -> Result<Option<Box<dyn Mirror>>, BackendError> {
         let handle = self.0.declare(series)?;
-        Ok(Some(Box::new(handle)))
+        Ok(handle.map(|handle| Box::new(handle) as Box<dyn Mirror>))
     }
 
     fn flush(&self, deadline: Duration) -> Result<(), BackendError> {

@@ -5,6 +5,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
     },
+    thread,
     time::Duration,
 };
 
@@ -531,6 +532,309 @@ fn shutting_down_twice_asks_the_library_once() {
     container.shutdown(Duration::from_secs(1)).unwrap();
     container.shutdown(Duration::from_secs(1)).unwrap();
     assert_eq!(SHUT.load(SeqCst), 1);
+}
+
+static SHUT: AtomicBool = AtomicBool::new(false);
+/// Calls that came after `shutdown`, but for those to release and to destroy.
+static LATE: AtomicUsize = AtomicUsize::new(0);
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+/// Calls that were under way when `shutdown` was called.
+static OVERLAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Stays in a library's function for a moment.
+fn stay<R>(f: impl FnOnce() -> R) -> R {
+    LATE.fetch_add(usize::from(SHUT.load(SeqCst)), SeqCst);
+    INSIDE.fetch_add(1, SeqCst);
+    thread::yield_now();
+    let r = f();
+    INSIDE.fetch_sub(1, SeqCst);
+    r
+}
+
+/// A library that frees what it works with when it is shut down.
+fn closing() -> Far {
+    unsafe extern "C" fn late_declare(
+        backend: *mut c_void,
+        series: *const mb_series,
+        handle: *mut *mut c_void,
+    ) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { declare(backend, series, handle) })
+    }
+    unsafe extern "C" fn late_inc(backend: *mut c_void, handle: *mut c_void, by: u64) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { inc(backend, handle, by) })
+    }
+    unsafe extern "C" fn late_add(backend: *mut c_void, handle: *mut c_void, by: f64) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { add(backend, handle, by) })
+    }
+    unsafe extern "C" fn late_set(backend: *mut c_void, handle: *mut c_void, to: f64) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { set(backend, handle, to) })
+    }
+    unsafe extern "C" fn late_observe(backend: *mut c_void, handle: *mut c_void, v: f64) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { observe(backend, handle, v) })
+    }
+    unsafe extern "C" fn late_get(
+        backend: *mut c_void,
+        handle: *mut c_void,
+        value: *mut mb_value,
+    ) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { get_value(backend, handle, value) })
+    }
+    unsafe extern "C" fn late_remove(backend: *mut c_void, handle: *mut c_void) -> i32 {
+        // SAFETY: as it was called.
+        stay(|| unsafe { remove(backend, handle) })
+    }
+    unsafe extern "C" fn late_flush(_: *mut c_void, _: u64) -> i32 {
+        stay(status)
+    }
+    unsafe extern "C" fn shutdown(_: *mut c_void, _: u64) -> i32 {
+        SHUT.store(true, SeqCst);
+        OVERLAPPED.fetch_add(INSIDE.load(SeqCst), SeqCst);
+        status()
+    }
+    SHUT.store(false, SeqCst);
+    for counted in [&LATE, &INSIDE, &OVERLAPPED] {
+        counted.store(0, SeqCst);
+    }
+    Far::with(|table| {
+        table.declare = Some(late_declare);
+        table.inc = Some(late_inc);
+        table.add = Some(late_add);
+        table.set = Some(late_set);
+        table.observe = Some(late_observe);
+        table.get_value = Some(late_get);
+        table.remove = Some(late_remove);
+        table.flush = Some(late_flush);
+        table.shutdown = Some(shutdown);
+    })
+}
+
+#[test]
+fn after_a_shutdown_the_library_hears_of_nothing_more_and_the_bus_goes_on() {
+    // By the container, or past it.
+    type By = fn(&LibnvContainer, Duration) -> Result<(), BackendError>;
+    let ways: [By; 2] = [
+        |container, deadline| container.shutdown(deadline),
+        |container, deadline| container.backend().shutdown(deadline),
+    ];
+    for shutdown in ways {
+        let _alone = alone();
+        let (destroyed, released) = (DESTROYED.load(SeqCst), RELEASED.load(SeqCst));
+        let container = closing().container();
+        let jobs = container
+            .create_counter("jobs_total", "Jobs.", &[])
+            .unwrap();
+        let depth = container.create_gauge("depth", "Depth.", &[]).unwrap();
+        let size = container
+            .create_histogram("size", "Size.", &[], Buckets::new([1.0]).unwrap())
+            .unwrap();
+        let family = container
+            .create_counter_family("by_queue_total", "By queue.", &[], &["queue"])
+            .unwrap();
+        let busy: Counter<f64> = container
+            .bus()
+            .declare(Desc::new("busy_seconds_total", "Time spent."))
+            .unwrap();
+        let removed = family.with_label_values(&["a"]).unwrap();
+        let count = || {
+            jobs.inc_by(2);
+            depth.inc(1.5);
+            size.observe(0.5);
+            busy.inc_by(0.25);
+        };
+        count();
+        removed.inc();
+
+        shutdown(&container, Duration::from_secs(20)).unwrap();
+        assert!(SHUT.load(SeqCst));
+        count();
+        removed.inc();
+        assert_eq!((jobs.get_value(), depth.get_value()), (4, 3.0));
+        assert_eq!((size.get_count(), size.get_sum()), (2, 1.0));
+        assert_eq!((busy.get(), removed.get_value()), (0.5, 2));
+        assert!(family.remove(&["a"]).unwrap());
+        // New ones are the bus's alone, and nobody waits for the library to take them.
+        let start = std::time::Instant::now();
+        let late = container
+            .create_counter("late_total", "Late.", &[])
+            .unwrap();
+        let child = family.with_label_values(&["b"]).unwrap();
+        late.inc_by(3);
+        child.inc();
+        assert_eq!((late.get_value(), child.get_value()), (3, 1));
+        assert!(start.elapsed() < Duration::from_secs(4));
+
+        let deadline = Duration::from_secs(1);
+        assert_eq!(
+            container.flush(deadline).unwrap_err().to_string(),
+            r#"backend "libnv": library "far" has ended: it was shut down"#
+        );
+        container.shutdown(deadline).unwrap();
+        assert_eq!(LATE.load(SeqCst), 0);
+        assert_eq!(container.backend().failed_calls(), 0);
+
+        drop((jobs, depth, size, family, busy, removed, late, child));
+        drop(container);
+        assert_eq!(RELEASED.load(SeqCst), released + 5);
+        assert_eq!(DESTROYED.load(SeqCst), destroyed + 1);
+    }
+}
+
+#[test]
+fn a_library_without_a_shutdown_is_flushed_once_more_and_then_left_alone() {
+    let _alone = alone();
+    static FLUSHED: AtomicUsize = AtomicUsize::new(0);
+    unsafe extern "C" fn flush(_: *mut c_void, _: u64) -> i32 {
+        FLUSHED.fetch_add(1, SeqCst);
+        MB_OK
+    }
+    let container = Far::with(|table| table.flush = Some(flush)).container();
+    container.flush(Duration::from_secs(1)).unwrap();
+    container.shutdown(Duration::from_secs(1)).unwrap();
+    container.flush(Duration::from_secs(1)).unwrap_err();
+    assert_eq!(FLUSHED.load(SeqCst), 2);
+}
+
+#[test]
+fn a_shutdown_waits_for_the_calls_of_other_threads() {
+    let _alone = alone();
+    for _ in 0..20 {
+        let container = closing().container();
+        let jobs = container
+            .create_counter("jobs_total", "Jobs.", &[])
+            .unwrap();
+        let by_queue = container
+            .create_counter_family("by_queue_total", "By queue.", &[], &["queue"])
+            .unwrap();
+        let over = AtomicBool::new(false);
+        let repeated: [Box<dyn Fn() + Send + '_>; 4] = [
+            Box::new(|| jobs.inc()),
+            Box::new(|| {
+                jobs.get_value();
+            }),
+            Box::new(|| drop(container.flush(Duration::from_secs(1)))),
+            Box::new(|| {
+                by_queue.with_label_values(&["a"]).unwrap().inc();
+                by_queue.remove(&["a"]).unwrap();
+            }),
+        ];
+        thread::scope(|scope| {
+            for f in repeated {
+                let over = &over;
+                scope.spawn(move || {
+                    while !over.load(SeqCst) {
+                        f();
+                        // So that there is a moment in which all is told.
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(5));
+            let outcome = container.shutdown(Duration::from_secs(60));
+            thread::sleep(Duration::from_millis(2));
+            over.store(true, SeqCst);
+            outcome.unwrap();
+        });
+        assert!(SHUT.load(SeqCst));
+        assert_eq!((LATE.load(SeqCst), OVERLAPPED.load(SeqCst)), (0, 0));
+    }
+}
+
+#[test]
+fn a_call_that_never_returns_does_not_hold_up_a_shutdown_beyond_its_deadline() {
+    let _alone = alone();
+    static LET_GO: AtomicBool = AtomicBool::new(false);
+    unsafe extern "C" fn stuck(_: *mut c_void, _: *mut c_void, _: u64) -> i32 {
+        stay(|| {
+            while !LET_GO.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        MB_OK
+    }
+    let mut far = closing();
+    far.table.inc = Some(stuck);
+    let container = far.container();
+    let jobs = container
+        .create_counter("jobs_total", "Jobs.", &[])
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| jobs.inc());
+        while INSIDE.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+        // One that is left to the other thread, and which that one drops.
+        jobs.inc();
+        let outcome = container.shutdown(Duration::from_millis(200));
+        let overlapped = OVERLAPPED.load(SeqCst);
+        LET_GO.store(true, SeqCst);
+        let error = outcome.unwrap_err().to_string();
+        assert!(
+            error.ends_with("1 series have mutations that it has not taken"),
+            "{error}"
+        );
+        assert_eq!(overlapped, 1);
+    });
+    assert_eq!((LATE.load(SeqCst), jobs.get_value()), (0, 2));
+}
+
+#[test]
+fn a_value_that_is_being_read_during_a_shutdown_is_waited_for_within_the_deadline() {
+    let _alone = alone();
+    static LET_GO: AtomicBool = AtomicBool::new(false);
+    unsafe extern "C" fn stuck(_: *mut c_void, _: *mut c_void, value: *mut mb_value) -> i32 {
+        stay(|| {
+            while !LET_GO.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // SAFETY: the program hands over a value.
+        unsafe { (*value).whole = 42 };
+        MB_OK
+    }
+    for (deadline, returns) in [
+        (Duration::from_millis(200), false),
+        (Duration::from_secs(60), true),
+    ] {
+        let mut far = closing();
+        far.table.get_value = Some(stuck);
+        LET_GO.store(false, SeqCst);
+        let container = far.container();
+        let jobs = container
+            .create_counter("jobs_total", "Jobs.", &[])
+            .unwrap();
+        thread::scope(|scope| {
+            let read = scope.spawn(|| jobs.get_value());
+            while INSIDE.load(SeqCst) == 0 {
+                thread::yield_now();
+            }
+            if returns {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(30));
+                    LET_GO.store(true, SeqCst);
+                });
+            }
+            let outcome = container.shutdown(deadline);
+            LET_GO.store(true, SeqCst);
+            assert_eq!(OVERLAPPED.load(SeqCst), usize::from(!returns));
+            match outcome {
+                Ok(()) => assert!(returns),
+                Err(error) => assert!(
+                    error.to_string().ends_with(
+                        r#"library "far" was shut down while a call of another thread was under way"#
+                    ) && !returns,
+                    "{error}"
+                ),
+            }
+            assert_eq!(read.join().unwrap(), 42);
+        });
+        assert_eq!(jobs.get_value(), 0);
+    }
 }
 
 #[test]
