@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc, Barrier, Mutex,
-        atomic::{AtomicU64, Ordering},
+        Arc, Barrier, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -365,6 +365,63 @@ fn a_thread_does_not_wait_for_a_far_end_that_another_one_is_at() {
     assert_eq!(told.load(Ordering::SeqCst) as f64 + dropped, 10_001.0);
     assert_eq!(dropped, 10_000.0 - 8_192.0);
     assert_eq!(histogram.get_count(), 10_001);
+}
+
+/// Counts one more whenever it is told of one, so that there is always something left to tell.
+#[derive(Debug, Default)]
+struct Restless {
+    counter: OnceLock<Counter>,
+    told: AtomicU64,
+    rests: AtomicBool,
+}
+
+#[derive(Debug)]
+struct RestlessMirror(&'static Restless);
+
+impl Backend for &'static Restless {
+    fn name(&self) -> &str {
+        "restless"
+    }
+
+    fn mirrors(&self) -> bool {
+        true
+    }
+
+    fn declare(&self, _: &Declared<'_>) -> Result<Option<Box<dyn Mirror>>, BackendError> {
+        Ok(Some(Box::new(RestlessMirror(self))))
+    }
+}
+
+impl Mirror for RestlessMirror {
+    fn inc(&self, by: u64) {
+        self.0.told.fetch_add(by, Ordering::SeqCst);
+        if !self.0.rests.load(Ordering::SeqCst) {
+            self.0.counter.get().unwrap().inc();
+        }
+    }
+}
+
+#[test]
+fn a_flush_waits_for_what_was_before_it_and_not_for_rest() {
+    let restless: &'static Restless = Box::leak(Box::default());
+    let container =
+        BackendContainer::with_backend(&MetricBus::new(), "", Arc::new(restless)).unwrap();
+    let counter: Counter = container.bus().counter("c_total", "C.").unwrap();
+    restless.counter.set(counter.clone()).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| counter.inc_by(1_000));
+        while restless.told.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        for _ in 0..10 {
+            let before = counter.get();
+            container.flush(SOON).unwrap();
+            assert!(restless.told.load(Ordering::SeqCst) >= before);
+        }
+        restless.rests.store(true, Ordering::SeqCst);
+    });
+    container.flush(SOON).unwrap();
+    assert_eq!(restless.told.load(Ordering::SeqCst), counter.get());
 }
 
 #[test]

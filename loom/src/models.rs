@@ -694,6 +694,33 @@ fn hand_off(turn: usize) -> impl Fn() + Send + Sync + 'static {
 }
 
 #[test]
+fn what_was_brought_before_is_done_when_its_number_is_although_others_go_on() {
+    model(3, || {
+        let handoff = Arc::new(Handoff::new());
+        let done = Arc::new(AtomicU64::new(0));
+        let run = |handoff: &Handoff<u64>, done: &AtomicU64, me| {
+            handoff.run(me, 8, |thing| done.store(thing, Ordering::Relaxed))
+        };
+        let other = {
+            let (handoff, done) = (handoff.clone(), done.clone());
+            thread::spawn(move || {
+                for thing in 1..=3 {
+                    handoff.push(thing, 8);
+                    run(&handoff, &done, 2);
+                }
+            })
+        };
+        let before = handoff.brought();
+        let is_done = handoff.has_done(before) || run(&handoff, &done, 1) == Turn::Done;
+        if is_done {
+            assert!(done.load(Ordering::Relaxed) >= before);
+        }
+        other.join().unwrap();
+        assert!(handoff.has_done(3));
+    });
+}
+
+#[test]
 fn what_is_handed_off_is_done_once_in_order_and_never_left_lying() {
     model(3, hand_off(8));
 }

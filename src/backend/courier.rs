@@ -163,10 +163,10 @@ impl Couriers {
         let start = Instant::now();
         let late = present.chain(departed).filter(|courier| {
             let left = deadline.saturating_sub(start.elapsed());
-            !self
-                .shared
-                .arrivals
-                .wait_until(left, || courier.turn() == Turn::Done)
+            // Not until nothing waits any more: others may go on mutating.
+            let before = courier.queue.brought();
+            let is_told = || courier.queue.has_done(before) || courier.turn() == Turn::Done;
+            !self.shared.arrivals.wait_until(left, is_told)
         });
         match late.count() {
             0 => Ok(()),
