@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,10 @@ import metricbus
 
 # Programs that tests start import the same package.
 os.environ["PYTHONPATH"] = str(Path(metricbus.__file__).parents[1])
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, and with it the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
