@@ -703,7 +703,7 @@ fn a_library_without_a_shutdown_is_flushed_once_more_and_then_left_alone() {
 #[test]
 fn a_shutdown_waits_for_the_calls_of_other_threads() {
     let _alone = alone();
-    for _ in 0..20 {
+    for _ in 0..5 {
         let container = closing().container();
         let jobs = container
             .create_counter("jobs_total", "Jobs.", &[])
@@ -711,9 +711,12 @@ fn a_shutdown_waits_for_the_calls_of_other_threads() {
         let by_queue = container
             .create_counter_family("by_queue_total", "By queue.", &[], &["queue"])
             .unwrap();
-        let over = AtomicBool::new(false);
+        let (over, counted) = (AtomicBool::new(false), AtomicUsize::new(0));
         let repeated: [Box<dyn Fn() + Send + '_>; 4] = [
-            Box::new(|| jobs.inc()),
+            Box::new(|| {
+                jobs.inc();
+                counted.fetch_add(1, SeqCst);
+            }),
             Box::new(|| {
                 jobs.get_value();
             }),
@@ -729,14 +732,18 @@ fn a_shutdown_waits_for_the_calls_of_other_threads() {
                 scope.spawn(move || {
                     while !over.load(SeqCst) {
                         f();
-                        // So that there is a moment in which all is told.
-                        thread::sleep(Duration::from_micros(50));
                     }
                 });
             }
-            thread::sleep(Duration::from_millis(5));
+            let count_on = || {
+                let enough = counted.load(SeqCst) + 1_000;
+                while counted.load(SeqCst) < enough {
+                    thread::yield_now();
+                }
+            };
+            count_on();
             let outcome = container.shutdown(Duration::from_secs(60));
-            thread::sleep(Duration::from_millis(2));
+            count_on();
             over.store(true, SeqCst);
             outcome.unwrap();
         });
@@ -752,7 +759,7 @@ fn a_call_that_never_returns_does_not_hold_up_a_shutdown_beyond_its_deadline() {
     unsafe extern "C" fn stuck(_: *mut c_void, _: *mut c_void, _: u64) -> i32 {
         stay(|| {
             while !LET_GO.load(SeqCst) {
-                thread::sleep(Duration::from_millis(1));
+                thread::yield_now();
             }
         });
         MB_OK
@@ -790,7 +797,7 @@ fn a_value_that_is_being_read_during_a_shutdown_is_waited_for_within_the_deadlin
     unsafe extern "C" fn stuck(_: *mut c_void, _: *mut c_void, value: *mut mb_value) -> i32 {
         stay(|| {
             while !LET_GO.load(SeqCst) {
-                thread::sleep(Duration::from_millis(1));
+                thread::yield_now();
             }
         });
         // SAFETY: the program hands over a value.
@@ -815,7 +822,13 @@ fn a_value_that_is_being_read_during_a_shutdown_is_waited_for_within_the_deadlin
             }
             if returns {
                 scope.spawn(|| {
-                    thread::sleep(Duration::from_millis(30));
+                    let has_begun = |error: BackendError| error.to_string().contains("has ended");
+                    while !container
+                        .flush(Duration::from_secs(1))
+                        .is_err_and(has_begun)
+                    {
+                        thread::yield_now();
+                    }
                     LET_GO.store(true, SeqCst);
                 });
             }
