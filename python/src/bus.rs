@@ -43,11 +43,33 @@ pub(crate) struct Bus {
     /// Whether there are any. The map is for those with the interpreter's lock, so that no fork finds it locked.
     has_hooks: AtomicBool,
     /// By whoever holds a metric: a child exposes them from the start, at zero, and not from when they are first used.
-    declared: Mutex<Vec<Weak<Declaration>>>,
+    declared: Held<Declaration>,
     /// Backends that have something to send: they live as long as this does.
     reported: Mutex<Vec<Arc<Reporting>>>,
     /// Those that somebody holds: a child's see its mutations from the start, and not from when they are first asked.
-    windows: Mutex<Vec<Weak<Viewing>>>,
+    windows: Held<Viewing>,
+}
+
+/// What somebody else holds.
+struct Held<T>(Mutex<Vec<Weak<T>>>);
+
+impl<T> Held<T> {
+    fn new() -> Held<T> {
+        Held(Mutex::default())
+    }
+
+    fn push(&self, one: &Arc<T>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(one));
+    }
+
+    fn all(&self) -> Vec<Arc<T>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
 }
 
 impl Bus {
@@ -59,9 +81,9 @@ impl Bus {
             native,
             hooks: Mutex::default(),
             has_hooks: AtomicBool::new(false),
-            declared: Mutex::default(),
+            declared: Held::new(),
             reported: Mutex::default(),
-            windows: Mutex::default(),
+            windows: Held::new(),
         }
     }
 
@@ -73,9 +95,9 @@ impl Bus {
             native: false,
             hooks: Mutex::default(),
             has_hooks: AtomicBool::new(false),
-            declared: Mutex::default(),
+            declared: Held::new(),
             reported: Mutex::default(),
-            windows: Mutex::default(),
+            windows: Held::new(),
         }
     }
 
@@ -94,37 +116,23 @@ impl Bus {
     }
 
     pub(crate) fn viewed(&self, viewing: &Arc<Viewing>) {
-        let mut all = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == all.capacity() {
-            all.retain(|viewing| viewing.strong_count() > 0);
-        }
-        all.push(Arc::downgrade(viewing));
+        self.windows.push(viewing);
     }
 
     #[cold]
     fn view_again(&self) {
-        let all: Vec<_> = {
-            let all = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
+        let all = self.windows.all();
         all.iter().for_each(|viewing| viewing.again());
     }
 
     /// Keeps in mind that this is declared, as long as anybody has it.
     pub(crate) fn declared(&self, declaration: &Arc<Declaration>) {
-        let mut all = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == all.capacity() {
-            all.retain(|declaration| declaration.strong_count() > 0);
-        }
-        all.push(Arc::downgrade(declaration));
+        self.declared.push(declaration);
     }
 
     #[cold]
     fn declare_again(&self) -> PyResult<()> {
-        let all: Vec<_> = {
-            let all = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
+        let all = self.declared.all();
         all.iter().try_for_each(|declaration| declaration.again())
     }
 

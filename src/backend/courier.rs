@@ -64,7 +64,8 @@ pub(crate) struct Couriers {
 struct Shared {
     backend: Arc<dyn Backend>,
     bus: Weak<Inner>,
-    /// The backend is being shut down, or was. Read at the queue: whoever begins a turn after that of [`Couriers::end`] sees it.
+    /// The backend is being shut down, or was. What is brought to a queue after [`Couriers::end`] has looked at it finds this set,
+    /// by the queue's lock; what was brought before is waited for.
     ended: AtomicBool,
     told: AtomicU64,
     dropped: AtomicU64,
