@@ -27,7 +27,10 @@ use metricbus::{Event, Events, Subscription};
 use pyo3::{exceptions::PyOSError, prelude::*, sync::PyOnceLock};
 use rustix::io::Errno;
 
-use crate::{error::raise, fork::Forked};
+use crate::{
+    error::raise,
+    fork::{Counted, Forked, Kind},
+};
 
 /// As elsewhere in the library: what a panicking holder left is taken as it is.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,6 +201,7 @@ impl Opening {
             bell,
         });
         Ok(Receiver(Forked::new(Mailbox {
+            _counted: Counted::new(Kind::Subscription),
             ringer,
             slot: Mutex::new(Slot {
                 stats: SubscriptionStats::of(source.as_ref()),
@@ -231,6 +235,7 @@ pub(crate) fn listen(
 pub(crate) struct Receiver(Forked<Mailbox>);
 
 struct Mailbox {
+    _counted: Counted,
     ringer: Arc<Ringer>,
     slot: Mutex<Slot>,
 }

@@ -16,7 +16,7 @@ use crate::{
     bus::{Bus, MetricBus},
     convert,
     error::{Raise, raise},
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
     gate, runtime,
 };
 
@@ -217,7 +217,7 @@ impl Exporter {
         Ok(Server {
             address: server.local_addr().to_string(),
             port: server.local_addr().port(),
-            running: Forked::new(Mutex::new(Some(server))),
+            running: Forked::new(Mutex::new(Some((server, Counted::new(Kind::Server))))),
         })
     }
 }
@@ -231,7 +231,7 @@ pub(crate) struct Server {
     /// The port where it listens.
     #[pyo3(get)]
     port: u16,
-    running: Forked<Mutex<Option<BackgroundServer>>>,
+    running: Forked<Mutex<Option<(BackgroundServer, Counted)>>>,
 }
 
 #[pymethods]
@@ -263,7 +263,7 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(server) = server {
+        if let Some((server, _counted)) = server {
             py.detach(|| server.shutdown());
         }
     }
@@ -280,8 +280,10 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(server) = server {
+        if let Some((server, counted)) = server {
             server.forget();
+            // It lives on.
+            std::mem::forget(counted);
         }
         Ok(())
     }
