@@ -1326,7 +1326,8 @@ class OtlpOptions:
     def from_env() -> OtlpOptions:
         """As the environment says, with OpenTelemetry's own variables: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME` and so on.
 
-        A wrong value is a `BackendError` that names the variable, the value, and what would be right.
+        A word or a number that is not known is logged and counts as not set, as OpenTelemetry has it. An endpoint, headers or certificates that can't be
+        used are a `BackendError` that names the variable, the value, and what would be right.
         """
 
 @final
