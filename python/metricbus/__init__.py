@@ -100,6 +100,7 @@ from ._metricbus import (
     when,
 )
 from ._delivery import Events, Listen, Subscription
+from . import _fork as _fork
 
 from . import backends
 from .component import Component, field, nested

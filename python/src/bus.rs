@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Release},
@@ -49,6 +49,30 @@ pub(crate) struct Bus {
     reported: Mutex<Vec<Arc<Reporting>>>,
     /// Those that somebody holds: a child's see its mutations from the start, and not from when they are first asked.
     windows: Held<Viewing>,
+}
+
+/// The buses of this process that have rules, or had.
+static WITH_RULES: OnceLock<Forked<Held<Bus>>> = OnceLock::new();
+
+/// Takes note that this bus has rules.
+pub(crate) fn has_rules(bus: &Arc<Bus>) -> PyResult<()> {
+    let all = WITH_RULES.get_or_init(|| Forked::new(Held::new()));
+    let all = all.get_or(|| PyResult::Ok(Held::new()))?;
+    if !all.all().iter().any(|other| Arc::ptr_eq(other, bus)) {
+        all.push(bus);
+    }
+    Ok(())
+}
+
+/// How many rules all buses of this process have. Before a fork: a child must not ask for them.
+#[pyfunction]
+pub(crate) fn rules_of_all(py: Python<'_>) -> usize {
+    let all = WITH_RULES.get().and_then(|all| all.here());
+    let all = all.map_or_else(Vec::new, Held::all);
+    py.detach(|| {
+        let buses = all.iter().filter_map(|bus| bus.bus.here());
+        buses.map(|bus| bus.rules().len()).sum()
+    })
 }
 
 /// What somebody else holds.

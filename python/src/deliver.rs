@@ -30,7 +30,7 @@ use rustix::io::Errno;
 
 use crate::{
     error::raise,
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
     gate,
     thread_pool::{Pool, ThreadPool},
 };
@@ -216,6 +216,7 @@ impl Opening {
             looker,
         });
         Ok(Receiver(Forked::new(Mailbox {
+            _counted: Counted::new(Kind::Subscription),
             ringer,
             report: source.subscription().report(),
             slot: Mutex::new(Slot {
@@ -252,6 +253,7 @@ pub(crate) fn listen(
 pub(crate) struct Receiver(Forked<Mailbox>);
 
 struct Mailbox {
+    _counted: Counted,
     ringer: Arc<Ringer>,
     report: CallbackReport,
     slot: Mutex<Slot>,

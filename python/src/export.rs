@@ -16,7 +16,7 @@ use crate::{
     bus::{Bus, MetricBus},
     convert,
     error::{Raise, raise},
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
     hooks, runtime,
 };
 
@@ -203,7 +203,7 @@ impl Exporter {
         Ok(Server {
             address: server.local_addr().to_string(),
             port: server.local_addr().port(),
-            running: Forked::new(Mutex::new(Some(server))),
+            running: Forked::new(Mutex::new(Some((server, Counted::new(Kind::Server))))),
         })
     }
 }
@@ -217,7 +217,7 @@ pub(crate) struct Server {
     /// The port where it listens.
     #[pyo3(get)]
     port: u16,
-    running: Forked<Mutex<Option<BackgroundServer>>>,
+    running: Forked<Mutex<Option<(BackgroundServer, Counted)>>>,
 }
 
 #[pymethods]
@@ -250,7 +250,7 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match server {
-            Some(server) => runtime::wait_blocking(py, move || server.shutdown()),
+            Some((server, _counted)) => runtime::wait_blocking(py, move || server.shutdown()),
             None => Ok(()),
         }
     }
@@ -267,8 +267,10 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(server) = server {
+        if let Some((server, counted)) = server {
             server.forget();
+            // It lives on.
+            std::mem::forget(counted);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicU32, Ordering::Relaxed},
+    atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 
 use pyo3::{exceptions::PyImportError, prelude::*};
@@ -24,6 +24,63 @@ pub(crate) fn forks() -> u32 {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Relaxed);
+    for (live, left) in LIVE.iter().zip(&LEFT) {
+        left.store(live.swap(0, Relaxed), Relaxed);
+    }
+}
+
+/// What a child does not get from its parent, and what is called so in the log.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Subscription,
+    DerivedGauge,
+    Server,
+    Forwarder,
+    Fleet,
+}
+
+const NAMES: [&str; 5] = [
+    "subscription",
+    "derived gauge",
+    "server",
+    "NATS forwarder",
+    "fleet",
+];
+
+/// How many of each kind live in this process. Plain numbers, since a child may ask for nothing that has a lock.
+static LIVE: [AtomicUsize; NAMES.len()] = [const { AtomicUsize::new(0) }; NAMES.len()];
+/// How many the parent had at the moment of the fork.
+static LEFT: [AtomicUsize; NAMES.len()] = [const { AtomicUsize::new(0) }; NAMES.len()];
+
+/// Counts one of a kind, as long as it lives.
+pub(crate) struct Counted {
+    kind: Kind,
+    made_after: u32,
+}
+
+impl Counted {
+    pub(crate) fn new(kind: Kind) -> Counted {
+        LIVE[kind as usize].fetch_add(1, Relaxed);
+        Counted {
+            kind,
+            made_after: forks(),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.made_after == forks() {
+            LIVE[self.kind as usize].fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// In a child: what stayed with its parent, by kind.
+#[pyfunction]
+pub(crate) fn stayed_with_parent() -> Vec<(&'static str, usize)> {
+    let left = LEFT.iter().map(|left| left.load(Relaxed));
+    NAMES.into_iter().zip(left).collect()
 }
 
 /// Called when the package is imported, with what tells interpreters apart. Parts of this module are shared by all of a

@@ -40,11 +40,11 @@ mod _metricbus {
     #[pymodule_export]
     use crate::{
         backend::{Reporter, end_backends},
-        bus::{Clock, MetricBus, Scope},
+        bus::{Clock, MetricBus, Scope, rules_of_all},
         deliver::{Bell, Opening, Receiver, SubscriptionStats},
         events::{Changed, Crossing, Lagged, Moved, Mutation},
         export::{Exporter, Server},
-        fork::{after_fork_in_child, claim_interpreter},
+        fork::{after_fork_in_child, claim_interpreter, stayed_with_parent},
         gate::close_gate,
         hooks::{HookRun, hook_pool, hook_run},
         logs::next_log_lines,

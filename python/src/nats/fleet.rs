@@ -24,7 +24,7 @@ use crate::{
     convert,
     deliver::listen,
     error::{Raise, raise},
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
     rule::Rule,
     snapshot::Snapshot,
 };
@@ -63,6 +63,7 @@ pub(crate) struct Fleet {
 struct Running(Forked<Open>);
 
 struct Open {
+    _counted: Counted,
     fleet: Mutex<Option<nats::Fleet>>,
     /// For those who wait for an answer at that moment, and keep the fleet meanwhile.
     closed: watch::Sender<bool>,
@@ -188,6 +189,7 @@ impl Fleet {
             let made = Fleet {
                 bus: Arc::new(Bus::of(fleet.bus().clone())),
                 running: Arc::new(Running(Forked::new(Open {
+                    _counted: Counted::new(Kind::Fleet),
                     fleet: Mutex::new(Some(fleet)),
                     closed: watch::Sender::new(false),
                 }))),

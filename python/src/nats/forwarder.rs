@@ -29,7 +29,7 @@ use crate::{
     convert,
     deliver::SubscriptionStats,
     error::{Raise, raise},
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
     rule::Alert,
     runtime,
     source::SourceId,
@@ -56,6 +56,7 @@ pub(crate) struct NatsForwarder {
 }
 
 struct Live {
+    _counted: Counted,
     forwarder: nats::NatsForwarder,
     /// What it forwards, for as long as it lives, unless closed.
     kept: Mutex<Vec<Arc<dyn Kept>>>,
@@ -261,6 +262,7 @@ impl NatsForwarder {
             let forwarder = started.or_raise()?;
             let source = SourceId(forwarder.source().clone());
             let live = Arc::new(Live {
+                _counted: Counted::new(Kind::Forwarder),
                 forwarder,
                 kept: Mutex::default(),
                 over: AtomicBool::new(false),

@@ -9,7 +9,7 @@ use super::Expr;
 use crate::{
     bus::{Bus, MetricBus},
     error::Raise,
-    fork::Forked,
+    fork::{Counted, Forked, Kind},
 };
 
 /// A gauge that shows an expression. Ends when it is closed, or when nothing refers to it any more: its series are removed.
@@ -19,11 +19,11 @@ pub(crate) struct Derived {
     expr: Expr,
     _bus: Arc<Bus>,
     /// `None` when it was closed or is to be forgotten.
-    made: Forked<Mutex<Option<Core>>>,
+    made: Forked<Mutex<Option<(Core, Counted)>>>,
 }
 
 impl Derived {
-    fn take(&self) -> Option<Core> {
+    fn take(&self) -> Option<(Core, Counted)> {
         let made = self.made.here()?;
         made.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -51,8 +51,9 @@ impl Derived {
 
     /// Keeps it for as long as the bus lives, though nobody holds it.
     fn forget(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
-        if let Some(made) = slf.take() {
+        if let Some((made, counted)) = slf.take() {
             made.forget();
+            std::mem::forget(counted);
         }
         slf
     }
@@ -98,7 +99,7 @@ impl MetricBus {
             name: made.name().to_owned(),
             expr,
             _bus: self.0.clone(),
-            made: Forked::new(Mutex::new(Some(made))),
+            made: Forked::new(Mutex::new(Some((made, Counted::new(Kind::DerivedGauge))))),
         })
     }
 }

@@ -329,6 +329,7 @@ impl MetricBus {
     fn add_rule(&self, py: Python<'_>, rule: &Rule) -> PyResult<LiveRule> {
         let (bus, rule) = (self.current()?, rule.core.clone());
         let live = py.detach(|| bus.add_rule(rule)).or_raise()?;
+        bus::has_rules(&self.0)?;
         Ok(LiveRule::of(&self.0, live))
     }
 
@@ -336,6 +337,7 @@ impl MetricBus {
     fn set_rule(&self, py: Python<'_>, rule: &Rule) -> PyResult<LiveRule> {
         let (bus, rule) = (self.current()?, rule.core.clone());
         let live = py.detach(|| bus.set_rule(rule)).or_raise()?;
+        bus::has_rules(&self.0)?;
         Ok(LiveRule::of(&self.0, live))
     }
 
