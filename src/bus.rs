@@ -160,6 +160,18 @@ impl MetricBus {
         &self.0
     }
 
+    /// Counts a hook of another language that failed, for `/metrics`.
+    #[doc(hidden)]
+    pub fn hook_failed(&self) {
+        crate::stats::bump(&self.0.stats.hooks_failed);
+    }
+
+    /// Counts a hook of another language that was not done in time, for `/metrics`.
+    #[doc(hidden)]
+    pub fn hook_late(&self) {
+        crate::stats::bump(&self.0.stats.hooks_late);
+    }
+
     pub(crate) fn of(inner: Arc<Inner>) -> MetricBus {
         MetricBus(inner)
     }

@@ -107,7 +107,7 @@ pub use selector::{IntoSelector, Selector};
 pub use series::{Series, Value};
 pub use snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot};
 pub use source::{Origin, SourceId, SourceIdError};
-pub use subscription::{Subscription, SubscriptionStats};
+pub use subscription::{CallbackReport, Subscription, SubscriptionStats};
 pub use tap::{Change, Lagged, Mutation, Mutations};
 pub use threshold::{Delta, Threshold};
 pub use time::Time;

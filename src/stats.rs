@@ -38,6 +38,9 @@ pub(crate) struct Stats {
     dropped: AtomicU64,
     pub(crate) panicked: AtomicU64,
     pub(crate) detached: AtomicU64,
+    pub(crate) hung: AtomicU64,
+    pub(crate) hooks_failed: AtomicU64,
+    pub(crate) hooks_late: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
     pub(crate) rule_state_errors: AtomicU64,
     /// Alerts that the service behind a subscription or a layer did not take.
@@ -152,8 +155,13 @@ impl Stats {
         let mut families = vec![
             total(
                 "metricbus_callback_panics_total",
-                "Callbacks that panicked.",
+                "Callbacks that panicked; in Python, calls that raised.",
                 &self.panicked,
+            ),
+            total(
+                "metricbus_callbacks_hung_total",
+                "Calls of callbacks that were given up, because all threads for callbacks were busy and this one for the longest time.",
+                &self.hung,
             ),
             total(
                 "metricbus_events_delivered_total",
@@ -164,6 +172,16 @@ impl Stats {
                 "metricbus_events_dropped_total",
                 "Events dropped from full mailboxes, oldest first.",
                 dropped + self.dropped.load(Ordering::Relaxed),
+            ),
+            total(
+                "metricbus_hook_failures_total",
+                "Hooks of other languages that failed before a scrape, a push or an export.",
+                &self.hooks_failed,
+            ),
+            total(
+                "metricbus_hook_timeouts_total",
+                "Hooks of other languages that were not done by their deadline before a scrape, a push or an export.",
+                &self.hooks_late,
             ),
             total(
                 "metricbus_inline_overruns_total",

@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     bus::Inner,
+    listen::PANICS_MAX,
     mailbox::Mailbox,
     selector::Selector,
     stats::{Stats, bump},
@@ -69,6 +70,8 @@ pub struct SubscriptionStats {
     pub dropped: u64,
     /// Events whose callback panicked.
     pub panicked: u64,
+    /// Calls that were given up, since they did not come to their end and their thread was needed.
+    pub hung: u64,
 }
 
 impl Subscription {
@@ -116,6 +119,16 @@ impl Subscription {
             delivered: load(&self.shared.delivered),
             dropped: self.wire.dropped() + load(&self.shared.lost),
             panicked: load(&self.shared.panicked),
+            hung: load(&self.shared.hung),
+        }
+    }
+
+    /// For callbacks that something outside of this crate calls.
+    #[doc(hidden)]
+    pub fn report(&self) -> CallbackReport {
+        CallbackReport {
+            shared: self.shared.clone(),
+            about: self.wire.describe().into(),
         }
     }
 
@@ -135,6 +148,49 @@ impl Drop for Subscription {
     }
 }
 
+/// Counts what came of a subscription's callback that something outside of this crate calls: another language, which reads
+/// the subscription as a stream.
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct CallbackReport {
+    shared: Arc<Shared>,
+    about: Arc<str>,
+}
+
+impl CallbackReport {
+    /// It failed, `in_a_row` times by now; 0 where it doesn't matter how often. Whether that was once too often: then the log says
+    /// so, and who calls it unsubscribes.
+    pub fn failed(&self, in_a_row: u32, message: &str) -> bool {
+        self.shared.panicked();
+        if in_a_row < PANICS_MAX {
+            return false;
+        }
+        self.shared.detached();
+        tracing::error!(
+            about = %self.about,
+            message,
+            "metricbus: callback detached: it failed {PANICS_MAX} times in a row"
+        );
+        true
+    }
+
+    /// It has not come to its end, and its thread was needed.
+    pub fn hangs(&self) {
+        bump(&self.shared.hung);
+        bump(&self.shared.stats.hung);
+        tracing::error!(
+            about = %self.about,
+            "metricbus: a callback hangs; its thread is not counted any more until it comes back"
+        );
+    }
+}
+
+impl fmt::Debug for CallbackReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CallbackReport").field(&self.about).finish()
+    }
+}
+
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
@@ -150,6 +206,7 @@ pub(crate) struct Shared {
     stats: Arc<Stats>,
     delivered: AtomicU64,
     panicked: AtomicU64,
+    hung: AtomicU64,
     detached: AtomicBool,
     /// The subscriber wants no more, not even what has arrived.
     ended: AtomicBool,
@@ -165,6 +222,7 @@ impl Shared {
             stats,
             delivered: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            hung: AtomicU64::new(0),
             detached: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             lost: AtomicU64::new(0),

@@ -203,7 +203,9 @@ impl Story {
         });
         self.expected(
             "the planner hears it",
-            planner.then(|| format!("{:.1} ms after the crossing", delay.unwrap_or(f64::NAN))),
+            delay
+                .filter(|_| planner)
+                .map(|delay| format!("{delay:.1} ms after the crossing")),
         );
         let fired = self.until(|facts| fleet(facts, true).is_some()).await?;
         let after = fleet(&self.facts, true).flatten();
@@ -242,7 +244,7 @@ impl Story {
             "both workers answer for a window",
             whole
                 .filter(|_| answered)
-                .map(|(p99, ..)| format!("p99 {:.0} ms", p99.unwrap_or(f64::NAN) * 1e3)),
+                .and_then(|(p99, ..)| Some(format!("p99 {:.0} ms", p99? * 1e3))),
         );
         self.tell_to(BUSY, "calm").await?;
         let calm = self

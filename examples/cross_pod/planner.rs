@@ -111,13 +111,14 @@ fn listen(fleet: &Fleet, voice: Voice) -> Result<[Subscription; 3], Failure> {
         if alert.is_firing() && &*alert.rule == "KvCacheFull" {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(alert.date);
         }
+        // First, for who waits for the alert asks how long it took.
+        voice.note(Fact::Delay(after.as_secs_f64() * 1e3));
         voice.note(Fact::Alert(Transition {
             instance: instance.clone(),
             rule: alert.rule.to_string(),
             epoch: alert.epoch,
             firing: alert.is_firing(),
         }));
-        voice.note(Fact::Delay(after.as_secs_f64() * 1e3));
         voice.say(format!(
             "{instance}: {}, heard {} after the crossing",
             transition(&alert),

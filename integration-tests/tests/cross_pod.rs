@@ -33,6 +33,8 @@ async fn the_story_is_told_to_its_end(release: Release) -> Outcome {
     assert!(output.status.success(), "{text}");
     assert!(text.contains("Seen, all of it"), "{text}");
     assert!(!text.contains("NOT SEEN"), "{text}");
+    assert!(text.contains(" ms after the crossing"), "{text}");
+    assert!(!text.contains("NaN"), "{text}");
     Ok(())
 }
 

@@ -36,6 +36,41 @@ fn options(collector: &Collector, way: Way) -> OtlpOptions {
     }
 }
 
+#[test]
+fn grpc_takes_an_endpoint_without_a_scheme_and_unknown_words_do_not_keep_it_from_exporting() {
+    let Some(collector) = Collector::start() else {
+        return;
+    };
+    let port = collector.grpc_url().rsplit(':').next().unwrap().to_owned();
+    for (number, endpoint) in [
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+        format!(":{port}"),
+        port,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bus = MetricBus::new();
+        let options = OtlpOptions::from_vars(|name| match name {
+            "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
+            "OTEL_EXPORTER_OTLP_PROTOCOL" => Some("grpc".to_owned()),
+            "OTEL_EXPORTER_OTLP_COMPRESSION" => Some("snappy".to_owned()),
+            "OTEL_EXPORTER_OTLP_TIMEOUT" => Some("10s".to_owned()),
+            "OTEL_SDK_DISABLED" => Some("0".to_owned()),
+            _ => None,
+        });
+        let exporter = OtlpExporter::start(&bus, options.unwrap()).unwrap();
+        let name = format!("endpoint_{number}_total");
+        bus.counter(&name, "Counted.").unwrap().inc_by(7);
+        exporter.shutdown(LONG).unwrap();
+        collector.wait_for(&name, |points| {
+            let point = points.iter().find(|point| point.metric == name)?;
+            (point.value == Some(7.0)).then_some(())
+        });
+    }
+}
+
 fn bounds() -> Buckets {
     Buckets::new([1.0, 2.0]).unwrap()
 }

@@ -166,7 +166,7 @@ fn native_histograms_come_through_a_gateway() -> Outcome {
 }
 
 #[test]
-fn what_a_gateway_refuses_is_said_in_its_words_and_changes_nothing() -> Outcome {
+fn what_a_gateway_refuses_is_said_in_its_words_and_nothing_of_it_is_taken() -> Outcome {
     let Some(gateway) = Pushgateway::start() else {
         return Ok(());
     };
@@ -182,6 +182,9 @@ fn what_a_gateway_refuses_is_said_in_its_words_and_changes_nothing() -> Outcome 
     assert!(said.contains("inconsistent"), "{said}");
     let of_first = group(&[("job", "first")], &[("x", 1.0)]);
     assert!(gateway.groups().contains(&of_first));
+    // The group that was to be made is there all the same, with nothing of ours.
+    let of_second = group(&[("job", "second")], &[]);
+    assert!(gateway.groups().contains(&of_second));
 
     let wrong = Push::new(format!("{}/no/such/prefix", gateway.url()), "job");
     let error = wrong.push_blocking(&bus(&[("x", 1.0)])?).unwrap_err();

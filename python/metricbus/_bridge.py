@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["collect"]
+__all__ = ["collect", "collecting"]
 
 logger = logging.getLogger("metricbus")
 
 _SINGLE = {"counter": ("_total", "counter"), "info": ("_info", "gauge")}
 _DISTRIBUTIONS = {"histogram": ("histogram", "le"), "gaugehistogram": ("histogram", "le"), "summary": ("summary", "quantile")}
+
+
+class _Into(Protocol):
+    def put(self, families: list[_Family], /) -> None: ...
 
 
 @dataclass
@@ -44,9 +48,14 @@ def collect(registry: Any) -> list[_Family]:
         try:
             for metric in collector.collect():
                 families.append(_family(metric))
-        except Exception:
+        except BaseException:
             logger.exception("metricbus: a collector of a merged registry failed: %r", collector)
     return families
+
+
+def collecting(registry: Any, into: _Into) -> Callable[[], None]:
+    """What asks a registry when it is called, and puts what that says."""
+    return lambda: into.put(collect(registry))
 
 
 def _collectors(registry: Any) -> Iterable[Any]:

@@ -1,9 +1,14 @@
 """How events reach Python code: callbacks, coroutines and iterators, over a bell that the loop or a thread watches.
 
 The bus writes letters into bounded mailboxes and rings; it never waits for Python and never takes the interpreter's lock. A
-*hub* is whoever watches a bell: one per event loop, and one thread for all callbacks that were given without a loop. When
-the bell rings, the hub asks which readers have letters, and lets each of them take some. All of a reader runs in its hub's
-thread; only `close` may come from anywhere.
+*hub* is whoever looks for letters: one per event loop, which watches a bell; and one for all callbacks that were given without a
+loop, whose threads grow in number when callbacks block (`ThreadPool`). It lets each reader that has letters take some. A reader
+runs in one thread at a time, in order; only `close` may come from anywhere.
+
+What a callback raises is told (to the loop's exception handler, or `threading.excepthook`) and counted, and costs its own event only.
+After three failures in a row the subscription is closed, and the log says so. `SystemExit` and `KeyboardInterrupt` leave the loop's
+`run`; in a thread of the hub they are logged and counted. A call that is cut short by a cancellation is logged and counted, too, and
+does not count as one of the three.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import os
 import select
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,7 +31,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._errors import ClosedError, ForkedError
-from ._metricbus import Bell, after_fork_in_child, close_gate, end_backends
+from ._metricbus import Bell, ThreadPool, after_fork_in_child, close_gate, end_backends
+from ._threads import say, start
 from ._timing import is_coroutine_function
 
 if TYPE_CHECKING:
@@ -37,8 +44,16 @@ __all__ = ["Events", "Listen", "Subscription"]
 
 E = TypeVar("E")
 
-# So many letters of one reader are handled before others have their turn.
+# So many letters of one reader are handled before others have their turn, and not for longer than so many seconds.
 _BATCH = 64
+_TURN = 0.005
+
+# So many callbacks run at the same time, of those that were given without a loop. Beyond it others wait, until one that runs has done
+# so for as many seconds: that is given up then, and does not count until it comes back. One that is busy for longer than _STALL
+# seconds holds up nobody else.
+THREADS_MAX = 64
+GIVEN_UP_AFTER = 1.0
+_STALL = 0.01
 
 _keys = itertools.count(1)
 
@@ -59,27 +74,16 @@ class _Reader:
 
 
 class _Hub:
-    """Watches one bell for many readers, which it does not keep alive."""
+    """Looks for letters of many readers, which it does not keep alive but for some."""
 
-    def __init__(self) -> None:
-        self.bell = Bell()
+    def __init__(self, looker: Bell | ThreadPool) -> None:
+        self.looker = looker
         self.readers: weakref.WeakValueDictionary[int, _Reader] = weakref.WeakValueDictionary()
-        # Keys of readers that have letters.
-        self._turns: deque[int] = deque()
-
-    def rung(self) -> None:
-        self._turns.extend(self.bell.take())
-        while self._turns:
-            reader = self.readers.get(self._turns.popleft())
-            if reader is not None:
-                try:
-                    reader._ready()
-                except BaseException:
-                    # The others still have their turns, should this not end the program.
-                    self.bell.ring()
-                    raise
+        # Those that live until they are closed, or their bus ends.
+        self.kept: set[_Reader] = set()
 
     def failed(self, what: str, error: BaseException, reader: _Reader) -> None:
+        """Tells of what a callback raised."""
         raise NotImplementedError
 
 
@@ -87,8 +91,11 @@ class _LoopHub(_Hub):
     """The hub of an event loop. The loop keeps it, not the other way round."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
+        self.bell = Bell()
+        super().__init__(self.bell)
         self._loop = weakref.ref(loop)
+        # Keys of readers that have letters.
+        self._turns: deque[int] = deque()
 
         def add() -> None:
             # In a context of its own: what happens to be set where the first subscription is made is nobody else's.
@@ -107,50 +114,55 @@ class _LoopHub(_Hub):
             raise ClosedError("the event loop of this subscription is closed; subscribe in the one that runs now")
         return loop
 
+    def rung(self) -> None:
+        self._turns.extend(self.bell.take())
+        while self._turns:
+            reader = self.readers.get(self._turns.popleft())
+            if reader is not None:
+                try:
+                    reader._ready()
+                except BaseException:
+                    # The others still have their turns, should this not end the program.
+                    self.bell.ring()
+                    raise
+
     def failed(self, what: str, error: BaseException, reader: _Reader) -> None:
         loop = self._loop()
         if loop is None or loop.is_closed():
-            logger.error("metricbus: %s", what, exc_info=error)
+            say(logging.ERROR, "metricbus: %s", what, error=error)
         else:
             loop.call_exception_handler({"message": f"metricbus: {what}", "exception": error, "subscription": reader})
 
 
 class _ThreadHub(_Hub):
-    """A thread that runs the callbacks which were given where no loop runs."""
+    """Threads that run the callbacks which were given where no loop runs."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="metricbus-callbacks", daemon=True)
-        self._thread.start()
+        self.pool = ThreadPool(THREADS_MAX, _STALL, GIVEN_UP_AFTER)
+        super().__init__(self.pool)
+        start("metricbus-callbacks", self.pool, self._run, self._given_up)
 
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self.bell.fileno(), select.POLLIN)
-        while not self._stopping:
-            poll.poll()
-            try:
-                if not self._stopping:
-                    self.rung()
-            except BaseException as error:
-                # sys.exit() in a callback, or a hook for exceptions that fails: no reason for the others to hear nothing.
-                logger.error("metricbus: a callback would have ended the thread of all callbacks", exc_info=error)
+    def _run(self, key: int) -> None:
+        reader = self.readers.get(key)
+        if reader is not None:
+            reader._ready()
 
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+    def _given_up(self, key: int) -> None:
+        reader = self.readers.get(key)
+        if isinstance(reader, Subscription):
+            reader._hangs()
 
     def stop(self) -> None:
-        self._stopping = True
-        self.bell.ring()
-        if threading.current_thread() is not self._thread:
-            # A callback that hangs must not keep the interpreter from ending.
-            self._thread.join(1.0)
+        # A callback that hangs must not keep the interpreter from ending.
+        self.pool.close(1.0)
 
     def failed(self, what: str, error: BaseException, reader: _Reader) -> None:
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            say(logging.ERROR, "metricbus: %s, which ends no program from here", what, error=error)
+            return
         # As an exception that ends a thread is told, though this one goes on.
-        args = threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread))
-        threading.excepthook(args)
+        thread = threading.current_thread()
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
 
 _lock = threading.Lock()
@@ -178,7 +190,7 @@ def _hub_of(loop: asyncio.AbstractEventLoop) -> _LoopHub:
 def _hub_of_threads() -> _ThreadHub:
     global _thread
     with _lock:
-        if _thread is None or not _thread.is_alive:
+        if _thread is None:
             _thread = _ThreadHub()
         return _thread
 
@@ -187,8 +199,13 @@ def _hub_of_threads() -> _ThreadHub:
 _LAST_FLUSH = 2.0
 
 
+_ending = False
+
+
 @atexit.register
 def _stop() -> None:
+    global _ending
+    _ending = True
     if _thread is not None:
         _thread.stop()
     for error in end_backends(_LAST_FLUSH):
@@ -209,7 +226,11 @@ os.register_at_fork(after_in_child=_forked)
 
 
 class Subscription(_Reader, Generic[E]):
-    """A live subscription with a callback. Ends when it is closed, or when nothing refers to it any more."""
+    """A live subscription with a callback. Ends when it is closed, or when nothing refers to it any more.
+
+    One that was made by a decorator lives as long as its bus. Of any other that nobody kept, and that has never heard anything, a
+    `RuntimeWarning` tells when it goes. After three failed calls in a row it is closed (`is_detached`).
+    """
 
     __slots__ = (
         "_aside",
@@ -217,7 +238,9 @@ class Subscription(_Reader, Generic[E]):
         "_callback",
         "_context",
         "_coroutine",
+        "_detached",
         "_ended",
+        "_failures",
         "_hub",
         "_key",
         "_letters",
@@ -236,9 +259,14 @@ class Subscription(_Reader, Generic[E]):
         self._busy = False
         self._aside = False
         self._task: asyncio.Task[None] | None = None
+        # Calls that failed, in a row.
+        self._failures = 0
+        self._detached = False
+        # Were it refused, it would go at once.
+        self._receiver: Receiver | None = None
         self._key = next(_keys)
-        receiver = opening.open(hub.bell, self._key)
-        self._receiver: Receiver | None = receiver
+        receiver = opening.open(hub.looker, self._key)
+        self._receiver = receiver
         # Complete, before another thread can come upon it.
         hub.readers[self._key] = self
         receiver.ring()
@@ -253,8 +281,13 @@ class Subscription(_Reader, Generic[E]):
         """Whether nothing more will be heard."""
         return self._receiver is None
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether it was closed because its callback failed three times in a row."""
+        return self._detached
+
     def stats(self) -> SubscriptionStats:
-        """What it has done so far: events dropped because the callback was too slow are counted here."""
+        """What it has done so far: events dropped because the callback was too slow, and failed calls, are counted here."""
         receiver = self._receiver
         if receiver is None:
             raise ClosedError("this subscription was closed")
@@ -264,15 +297,34 @@ class Subscription(_Reader, Generic[E]):
         """Ends it, from any thread. A call that runs goes on to its end; what waits is not delivered."""
         receiver, self._receiver = self._receiver, None
         self._hub.readers.pop(self._key, None)
-        _kept.discard(self)
+        self._hub.kept.discard(self)
         if receiver is not None:
             receiver.close()
 
     def forget(self) -> Self:
-        """Keeps it alive as long as the process, though nobody holds it. `close` still ends it."""
+        """Keeps it alive as long as its bus (and its event loop), though nobody holds it. `close` still ends it."""
         if self._receiver is not None:
-            _kept.add(self)
+            self._hub.kept.add(self)
         return self
+
+    def __del__(self) -> None:
+        # Not there, if it was never made.
+        receiver = getattr(self, "_receiver", None)
+        if receiver is None or _ending:
+            return
+        try:
+            unheard = receiver.stats().delivered == 0
+        except Exception:
+            # Of a process from which this one was forked.
+            return
+        self.close()
+        if unheard:
+            warnings.warn(
+                f"nobody kept the subscription of {self._callback!r}, so it has ended before it heard anything; "
+                "keep it, close it, or let it live as long as its bus with forget()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -311,6 +363,8 @@ class Subscription(_Reader, Generic[E]):
             self._letters.clear()
             return False
         if self._letters:
+            # None is taken, but it may be rung for again.
+            receiver.take(0)
             return True
         letters, state = receiver.take(most)
         self._letters.extend(cast("list[E]", letters))
@@ -320,36 +374,55 @@ class Subscription(_Reader, Generic[E]):
 
     def _deliver(self) -> None:
         more = self._take(_BATCH)
-        while self._letters and self._receiver is not None:
+        end = time.monotonic() + _TURN
+        while self._letters and (receiver := self._receiver) is not None:
             letter = self._letters.popleft()
             try:
                 self._context.run(self._callback, letter)
-            except Exception as error:
-                self._hub.failed(f"the callback {self._callback!r} raised", error, self)
-            except BaseException:
-                self._again()
-                raise
-        if self._ended:
+            except BaseException as error:
+                self._failed(receiver, error)
+                if isinstance(error, (SystemExit, KeyboardInterrupt)) and isinstance(self._hub, _LoopHub):
+                    self._again()
+                    raise
+            else:
+                self._failures = 0
+            if time.monotonic() >= end:
+                break
+        if self._letters and self._receiver is not None:
+            self._again()
+        elif self._ended:
             self.close()
         elif more:
             self._again()
 
     async def _work(self) -> None:
+        task = asyncio.current_task()
         try:
             for turn in itertools.count(1):
                 self._take(1)
-                if not self._letters:
+                receiver = self._receiver
+                if not self._letters or receiver is None:
                     break
                 letter = self._letters.popleft()
                 try:
                     await cast("Awaitable[object]", self._callback(letter))
-                except Exception as error:
-                    self._hub.failed(f"the callback {self._callback!r} raised", error, self)
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
+                except asyncio.CancelledError as error:
                     if task is not None and task.cancelling():
                         raise
                     # Something that the callback waited for was cancelled, not we.
+                    self._failed(receiver, error)
+                except GeneratorExit as error:
+                    if _running() is None or asyncio.current_task() is not task:
+                        # It is not the callback that raises: we are thrown away, with our loop.
+                        raise
+                    self._failed(receiver, error)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    self._failed(receiver, error)
+                    raise
+                except BaseException as error:
+                    self._failed(receiver, error)
+                else:
+                    self._failures = 0
                 if turn % _BATCH == 0:
                     # A coroutine that never waits must not keep the loop to itself.
                     await asyncio.sleep(0)
@@ -366,6 +439,29 @@ class Subscription(_Reader, Generic[E]):
         finally:
             self._busy = False
             self._task = None
+
+    def _failed(self, receiver: Receiver, error: BaseException) -> None:
+        """Counts a failed call and tells of it, unless it leaves the loop's `run`; ends the subscription if it was once too often."""
+        ends = isinstance(error, (SystemExit, KeyboardInterrupt))
+        cut = self._coroutine and isinstance(error, asyncio.CancelledError)
+        if not (ends or cut):
+            self._failures += 1
+        what = f"the callback {self._callback!r} raised {type(error).__name__}"
+        detached = receiver.failed(0 if ends or cut else self._failures, what)
+        try:
+            if cut:
+                say(logging.WARNING, "metricbus: a call of %r was cut short: what it waited for was cancelled", self._callback)
+            elif not ends or isinstance(self._hub, _ThreadHub):
+                self._hub.failed(what, error, self)
+        finally:
+            if detached:
+                self._detached = True
+                self.close()
+
+    def _hangs(self) -> None:
+        receiver = self._receiver
+        if receiver is not None:
+            receiver.hangs()
 
     def _again(self) -> None:
         """Has a turn once more, after the others."""
@@ -387,10 +483,6 @@ class Subscription(_Reader, Generic[E]):
         while receiver is not None and state == "more":
             letters, state = receiver.take(_BATCH)
             self._letters.extend(cast("list[E]", letters))
-
-
-# Those that were told to be forgotten about.
-_kept: set[Subscription[Any]] = set()
 
 
 class Events(_Reader, Generic[E]):
@@ -549,10 +641,14 @@ class Listen(Generic[E]):
     ) -> Subscription[E]:
         """Calls `callback` with each event, in order, one at a time.
 
-        In the running event loop or in `loop`; without either in a thread of the bus. A coroutine function is awaited before
+        In the running event loop or in `loop`; without either in a thread of the bus, whose number grows when callbacks block: 64
+        at the same time, and beyond that one more for each that has been running for a second. A coroutine function is awaited before
         the next event is taken, and needs a loop. What it raises goes to the loop's exception handler, or to
-        `threading.excepthook`. While it is busy, events wait in the mailbox; when that is full the oldest are dropped and
-        counted.
+        `threading.excepthook`, and is counted; after three failures in a row it is detached. `SystemExit` and `KeyboardInterrupt` leave
+        the loop's `run`; in a thread they are logged. While it is busy, events wait in the mailbox; when that is full the
+        oldest are dropped and counted.
+
+        Keep what this gives: it ends when nothing refers to it any more, unless it was told to `forget`.
         """
         if not callable(callback):
             raise TypeError(f"{callback!r} can't be called; a function or a coroutine function of one event would be right")
@@ -567,8 +663,8 @@ class Listen(Generic[E]):
         return Subscription(self._opening, callback, _hub_of_threads())
 
     def __call__(self, callback: Callable[[E], object]) -> Subscription[E]:
-        """`call`, as a decorator: the name of the function is then its subscription."""
-        return self.call(callback)
+        """`call`, as a decorator: the name of the function is then its subscription, which lives as long as the bus."""
+        return self.call(callback).forget()
 
     def stream(self) -> Events[E]:
         """Subscribes, to be read."""

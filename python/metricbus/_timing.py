@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._metricbus import Counter, Gauge
 
-__all__ = ["CountExceptions", "InProgress", "Setter", "Timer", "run_apart", "run_hooks"]
+__all__ = ["CountExceptions", "InProgress", "Setter", "Timer"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-logger = logging.getLogger("metricbus")
 
 
 def is_coroutine_function(function: object) -> bool:
     """Whether a call of it has to be awaited: an `async def`, or an object whose `__call__` is one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
-
-
-class _Apart(Protocol):
-    """The Rust side of a run of hooks; it is over when this goes."""
-
-    def hooks(self) -> dict[str, Callable[[], object]]: ...
-    def drop_hooks(self, names: list[str], /) -> None: ...
 
 
 class _Around:
@@ -190,29 +179,3 @@ class Setter:
 
     def __repr__(self) -> str:
         return f"set_function({self._function!r}) of {self._gauge.series}"
-
-
-def run_apart(what: _Apart) -> None:
-    """Runs hooks in a thread that keeps nobody from ending; here where no more threads are to be had, at the program's end."""
-    try:
-        threading.Thread(target=_run_apart, args=(what,), name="metricbus-hooks", daemon=True).start()
-    except RuntimeError:
-        _run_apart(what)
-
-
-def _run_apart(what: _Apart) -> None:
-    what.drop_hooks(run_hooks(what.hooks()))
-
-
-def run_hooks(hooks: dict[str, Callable[[], object]]) -> list[str]:
-    """Runs all of them, whatever some of them raise. Gives the names of those which are not needed any more."""
-    over = []
-    for name, hook in hooks.items():
-        try:
-            if isinstance(hook, Setter) and hook.is_over:
-                over.append(name)
-            else:
-                hook()
-        except Exception:
-            logger.exception("metricbus: a hook before a scrape or an export failed: %r", hook)
-    return over

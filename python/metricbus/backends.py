@@ -72,7 +72,7 @@ class Null(Backend):
 @dataclass(frozen=True)
 class Otlp(Backend):
     """Metrics are exported to an OpenTelemetry collector, each interval, by a thread that does without the interpreter's lock.
-    Hooks (`Gauge.set_function`, `MetricBus.on_collect`) run before, in another thread, which is waited for 1 s at most.
+    Hooks (`Gauge.set_function`, `MetricBus.on_collect`) run before, in threads of their own, which are waited for 1 s at most.
 
     Without `options`, OpenTelemetry's own variables count: `OtlpOptions.from_env()`.
     """

@@ -6,7 +6,6 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     env,
     ffi::OsString,
     sync::{
@@ -32,7 +31,7 @@ use crate::{
     error::{Raise, raise},
     export::HOOKS_DEADLINE,
     fork::Forked,
-    gate, otlp, runtime,
+    hooks, otlp, runtime,
 };
 
 /// What the last flush of a backend may take that nobody shut down, when its bus goes.
@@ -43,101 +42,22 @@ const GRACE: Duration = Duration::from_millis(500);
 const BACKEND: &str = "METRICBUS_BACKEND";
 const PREFIX: &str = "METRICBUS_PREFIX";
 
-/// What is to run before a scrape (`on_collect`, `Gauge.set_function`), run before a backend gets the values. Of one process.
+/// What is to run before a scrape (`on_collect`, `Gauge.set_function`), run before a backend gets the values.
 struct Hooks {
     bus: Weak<Bus>,
-    /// Until when the run that goes on is waited for.
-    until: Mutex<Option<Instant>>,
-    done: Condvar,
-}
-
-/// Says when it goes, however that comes about, that no run goes on.
-#[pyclass(frozen, module = "metricbus._metricbus")]
-struct Ran(Arc<Hooks>);
-
-#[pymethods]
-impl Ran {
-    /// What is to be run.
-    fn hooks(&self, py: Python<'_>) -> HashMap<String, Py<PyAny>> {
-        let bus = self.0.bus.upgrade();
-        bus.map(|bus| bus.hooks(py)).unwrap_or_default()
-    }
-
-    /// What is not needed any more.
-    fn drop_hooks(&self, names: Vec<String>) {
-        if let Some(bus) = self.0.bus.upgrade() {
-            bus.drop_hooks(&names);
-        }
-    }
-}
-
-/// Runs hooks in a daemon thread of Python's, which the interpreter's end may end wherever it is: it has no Rust below it. Where
-/// there are no such threads any more, as the interpreter begins to end, they run here.
-fn run_apart(ran: Ran) {
-    gate::attach(|py| {
-        let run = || -> PyResult<()> {
-            let run = py.import("metricbus._timing")?.getattr("run_apart")?;
-            run.call1((ran,)).map(drop)
-        };
-        if let Err(error) = run() {
-            error.write_unraisable(py, None);
-        }
-    });
-}
-
-impl Drop for Ran {
-    fn drop(&mut self) {
-        *self.0.until.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.0.done.notify_all();
-    }
 }
 
 impl Hooks {
     fn new(bus: Weak<Bus>) -> Arc<Hooks> {
-        Arc::new(Hooks {
-            bus,
-            until: Mutex::default(),
-            done: Condvar::new(),
-        })
+        Arc::new(Hooks { bus })
     }
 
-    /// Waits until they are done, but not beyond their deadline or `most`. They run in a thread of their own, as they may hang;
-    /// while they do, they are not begun again, and nobody else waits for them. How long that took.
-    fn run(self: &Arc<Self>, most: Duration) -> Duration {
-        if !self.bus.upgrade().is_some_and(|bus| bus.has_hooks()) {
-            return Duration::ZERO;
+    /// Waits until they are done, but not beyond their deadline or `most`. How long that took.
+    fn run(&self, most: Duration) -> Duration {
+        match self.bus.upgrade() {
+            Some(bus) => hooks::run(&bus, most.min(HOOKS_DEADLINE)),
+            None => Duration::ZERO,
         }
-        let begun = Instant::now();
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = match *until {
-            Some(end) if end <= begun => return Duration::ZERO,
-            Some(end) => end,
-            None => {
-                let end = begun + HOOKS_DEADLINE;
-                *until = Some(end);
-                // Also where there is no thread, this run is over then.
-                drop(until);
-                let ran = Ran(self.clone());
-                let thread = std::thread::Builder::new().name("metricbus-hooks".into());
-                let spawned = thread.spawn(move || run_apart(ran));
-                if let Err(error) = spawned {
-                    tracing::error!("metricbus: no thread could be had for hooks: {error}");
-                }
-                until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-                end
-            }
-        };
-        let wait = end.saturating_duration_since(begun).min(most);
-        let waited = self
-            .done
-            .wait_timeout_while(until, wait, |until| *until == Some(end));
-        let (_until, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            tracing::warn!(
-                "metricbus: hooks before an export were not done within {wait:?}, and are not waited for until they end"
-            );
-        }
-        begun.elapsed()
     }
 
     /// With which they run before each collection.
@@ -743,25 +663,8 @@ impl Reporter {
     fn wait(&self, py: Python<'_>, deadline: &Bound<'_, PyAny>, last: bool) -> PyResult<()> {
         let deadline = convert::duration("deadline", deadline)?;
         let settling = self.settling(last)?;
-        let (told, hear) = mpsc::channel();
-        runtime::get()?.spawn_blocking(move || {
-            let _ = told.send(settling.run(deadline));
-        });
-        // A Ctrl-C is heard meanwhile; what was begun goes on then.
-        let hear = Mutex::new(hear);
-        loop {
-            let heard = py.detach(|| {
-                let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
-                hear.recv_timeout(runtime::SIGNALS)
-            });
-            match heard {
-                Ok(outcome) => return outcome.or_raise(),
-                Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(BackendError::other("metricbus", "the flush broke off")).or_raise();
-                }
-            }
-        }
+        // What was begun goes on after a Ctrl-C.
+        runtime::wait_blocking(py, move || settling.run(deadline))?.or_raise()
     }
 
     fn wait_async<'py>(

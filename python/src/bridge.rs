@@ -2,7 +2,11 @@
 //! read by `metricbus/_bridge.py`, which takes each of its metrics apart; here it becomes the crate's own types. Whether it can be
 //! exposed is for the exporter to judge.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use prometheus::{
     Registry,
@@ -11,7 +15,12 @@ use prometheus::{
 };
 use pyo3::prelude::*;
 
-use crate::{error::raise, gate};
+use crate::{
+    deliver::lock,
+    error::raise,
+    gate,
+    hooks::{self, Hook},
+};
 
 /// A registry of the `prometheus` crate with all of this one.
 pub(crate) fn registry(registry: &Py<PyAny>) -> PyResult<Registry> {
@@ -57,21 +66,47 @@ impl Collector for Foreign {
 
     fn collect(&self) -> Vec<proto::MetricFamily> {
         // Not while the interpreter ends: then there is nobody to ask.
-        let families = gate::attach(|py| {
-            let read = || -> PyResult<Vec<Family>> {
-                let collect = py.import("metricbus._bridge")?.getattr("collect")?;
-                collect.call1((self.registry.bind(py),))?.extract()
-            };
-            read().unwrap_or_else(|error| {
+        let families = gate::attach(|py| self.begin(py));
+        let Some((begun, collected)) = families else {
+            return Vec::new();
+        };
+        // The exporter has a deadline for it.
+        begun.wait(Duration::MAX);
+        let families = lock(&collected).take().unwrap_or_default();
+        families.into_iter().map(Family::into_proto).collect()
+    }
+}
+
+impl Foreign {
+    /// Has the registry asked in a thread of Python's, as hooks are run.
+    fn begin(&self, py: Python<'_>) -> (hooks::Begun, Families) {
+        let collected = Families::default();
+        let collect = || -> PyResult<Py<PyAny>> {
+            let collect = py.import("metricbus._bridge")?.getattr("collecting")?;
+            let into = Collected(collected.clone());
+            Ok(collect.call1((self.registry.bind(py), into))?.unbind())
+        };
+        let hooks = match collect() {
+            Ok(collect) => vec![Hook::new(Weak::new(), "a merged registry".into(), collect)],
+            Err(error) => {
                 error.write_unraisable(py, Some(self.registry.bind(py)));
                 Vec::new()
-            })
-        });
-        families
-            .unwrap_or_default()
-            .into_iter()
-            .map(Family::into_proto)
-            .collect()
+            }
+        };
+        (hooks::Begun::new(hooks), collected)
+    }
+}
+
+type Families = Arc<Mutex<Option<Vec<Family>>>>;
+
+/// Where what a registry says is put.
+#[pyclass(frozen, module = "metricbus._metricbus")]
+struct Collected(Families);
+
+#[pymethods]
+impl Collected {
+    fn put(&self, families: Vec<Family>) {
+        *lock(&self.0) = Some(families);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     deliver::{Source, listen},
     error::{Raise, raise},
     fork::Forked,
+    hooks::{self, Hook},
     metric::{self, Counter, Declaration, Gauge, Handle, Histogram},
     series::Series,
     snapshot::Snapshot,
@@ -39,7 +40,7 @@ pub(crate) struct Bus {
     series_max: Option<usize>,
     native: bool,
     /// What is called before a scrape, by a name that tells it from others.
-    hooks: Mutex<HashMap<String, Py<PyAny>>>,
+    hooks: Mutex<HashMap<String, Arc<Hook>>>,
     /// Whether there are any. The map is for those with the interpreter's lock, so that no fork finds it locked.
     has_hooks: AtomicBool,
     /// By whoever holds a metric: a child exposes them from the start, at zero, and not from when they are first used.
@@ -135,6 +136,9 @@ impl Bus {
             self.report_again(bus);
             self.declare_again()?;
             self.view_again();
+            if self.has_hooks() {
+                hooks::start();
+            }
         }
         Ok(bus)
     }
@@ -180,12 +184,15 @@ impl Bus {
         all.iter().for_each(|reporting| reporting.renew(bus));
     }
 
-    pub(crate) fn set_hook(&self, name: String, hook: Py<PyAny>) {
+    pub(crate) fn set_hook(self: &Arc<Self>, name: String, function: Py<PyAny>) {
+        let hook = Hook::new(Arc::downgrade(self), name.clone(), function);
         let before = {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
             self.has_hooks.store(true, Release);
             hooks.insert(name, hook)
         };
+        // Here a thread can still be had, other than when the program ends.
+        hooks::start();
         // Its end may run anybody's code.
         drop(before);
     }
@@ -195,18 +202,15 @@ impl Bus {
         self.has_hooks.load(Acquire)
     }
 
-    pub(crate) fn hooks(&self, py: Python<'_>) -> HashMap<String, Py<PyAny>> {
+    pub(crate) fn hooks(&self, _py: Python<'_>) -> Vec<Arc<Hook>> {
         let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        let cloned = hooks
-            .iter()
-            .map(|(name, hook)| (name.clone(), hook.clone_ref(py)));
-        cloned.collect()
+        hooks.values().cloned().collect()
     }
 
-    pub(crate) fn drop_hooks(&self, names: &[String]) {
-        let over: Vec<_> = {
+    pub(crate) fn drop_hook(&self, name: &str) {
+        let over = {
             let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-            let over = names.iter().filter_map(|name| hooks.remove(name)).collect();
+            let over = hooks.remove(name);
             self.has_hooks.store(!hooks.is_empty(), Release);
             over
         };
@@ -593,7 +597,9 @@ impl MetricBus {
         Ok(lints.iter().map(ToString::to_string).collect())
     }
 
-    /// Calls `hook` before each scrape, to set what is only worth measuring when somebody looks. Of two with one name the second replaces the first.
+    /// Calls `hook` before each scrape, push and export, to set what is only worth measuring when somebody looks. Of two with one name
+    /// the second replaces the first. Hooks run in threads of their own, side by side where they block. One that is not done by the
+    /// deadline is not waited for, nor begun again, until it ends; what it raises is logged and counted.
     #[pyo3(signature = (hook, *, name=None))]
     fn on_collect(&self, hook: Bound<'_, PyAny>, name: Option<String>) -> PyResult<Py<PyAny>> {
         if !hook.is_callable() {

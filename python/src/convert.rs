@@ -10,12 +10,13 @@ use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
     sync::PyOnceLock,
-    types::{PyDateTime, PyDelta, PyDict, PyMapping, PyString, PyTzInfo},
+    types::{PyDateTime, PyDelta, PyDict, PyFloat, PyInt, PyMapping, PyString, PyTzInfo},
 };
 
 use crate::{
     bus::Bus,
     error::{Raise, raise},
+    gate,
     metric::{Counter, Gauge, Histogram},
     series::Series,
 };
@@ -33,6 +34,33 @@ impl<T> From<OneOrMore<T>> for Vec<T> {
             OneOrMore::One(one) => vec![one],
             OneOrMore::More(more) => more,
         }
+    }
+}
+
+/// A number. What is none of Python's own is asked for one, which may run anybody's code.
+#[derive(Clone, Copy)]
+pub(crate) struct Real(pub(crate) f64);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Real {
+    type Error = PyErr;
+
+    #[inline]
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Real> {
+        if let Ok(value) = value.cast_exact::<PyFloat>() {
+            return Ok(Real(value.value()));
+        }
+        if value.is_exact_instance_of::<PyInt>() {
+            return value.extract().map(Real);
+        }
+        gate::foreign(value.py(), || value.extract().map(Real))
+    }
+}
+
+/// As `str()` shows it, which may run anybody's code.
+pub(crate) fn text(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    match value.cast::<PyString>() {
+        Ok(text) => Ok(text.to_str()?.to_owned()),
+        Err(_) => gate::foreign(value.py(), || Ok(value.str()?.to_str()?.to_owned())),
     }
 }
 
@@ -175,7 +203,7 @@ pub(crate) fn pairs(value: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>>
     let mut pairs = Vec::new();
     for item in mapping.items()? {
         let (name, value): (String, Bound<'_, PyAny>) = item.extract()?;
-        pairs.push((name, value.str()?.to_str()?.to_owned()));
+        pairs.push((name, text(&value)?));
     }
     Ok(pairs)
 }

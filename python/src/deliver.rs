@@ -4,7 +4,8 @@
 //! [`Receiver`], which is asked by Python code under the interpreter's lock. When a receiver has been emptied and then gets
 //! a letter, it puts its key on the list of its [`Bell`], and if that list was empty, the bell's file descriptor becomes
 //! readable: for an event loop by `add_reader`, for a thread by `poll`. So a burst of letters to any number of
-//! subscriptions of one loop wakes it once. All the rest, callbacks, coroutines and iterators, is `metricbus/_delivery.py`.
+//! subscriptions of one loop wakes it once. A callback that was given without a loop is a job of a [`ThreadPool`], on which its
+//! receiver puts its key instead. All the rest, callbacks, coroutines and iterators, is `metricbus/_delivery.py`.
 //!
 //! The protocol of a bell. Ringing: under the lock, the key is pushed; who pushes the first one writes to the descriptor.
 //! Taking: the descriptor is read, then under the lock the list is taken. A key pushed before the taking is taken; one
@@ -23,17 +24,19 @@ use std::{
 };
 
 use futures_core::Stream;
-use metricbus::{Event, Events, Subscription};
+use metricbus::{CallbackReport, Event, Events, Subscription};
 use pyo3::{exceptions::PyOSError, prelude::*, sync::PyOnceLock};
 use rustix::io::Errno;
 
 use crate::{
     error::raise,
     fork::{Counted, Forked, Kind},
+    gate,
+    thread_pool::{Pool, ThreadPool},
 };
 
 /// As elsewhere in the library: what a panicking holder left is taken as it is.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -133,18 +136,24 @@ impl Bell {
     }
 }
 
-fn forked() -> PyErr {
+pub(crate) fn forked() -> PyErr {
     raise(
         "ForkedError",
         "this subscription is of the process from which this one was forked, and ends there; subscribe again here",
     )
 }
 
+/// Who looks for letters.
+enum Looker {
+    Bell(Arc<BellCore>),
+    Pool(Arc<Pool>),
+}
+
 /// Wakes the reader of one receiver.
 struct Ringer {
     key: u64,
     queued: AtomicBool,
-    bell: Arc<BellCore>,
+    looker: Looker,
 }
 
 impl Wake for Ringer {
@@ -154,7 +163,10 @@ impl Wake for Ringer {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, AcqRel) {
-            self.bell.put(self.key);
+            match &self.looker {
+                Looker::Bell(bell) => bell.put(self.key),
+                Looker::Pool(pool) => pool.push(self.key),
+            }
         }
     }
 }
@@ -191,18 +203,22 @@ pub(crate) struct Opening(Box<Open>);
 #[pymethods]
 impl Opening {
     /// Subscribes. From now on letters wait. The bell is rung for them with this key once the receiver was asked to `ring`,
-    /// for what it begins with: by whoever opens it, when there is somebody to look for it.
-    fn open(&self, bell: &Bell, key: u64) -> PyResult<Receiver> {
-        let bell = bell.core()?.clone();
+    /// for what it begins with: by whoever opens it, when there is somebody to look for it. Of a pool, the key is its job.
+    fn open(&self, looker: &Bound<'_, PyAny>, key: u64) -> PyResult<Receiver> {
+        let looker = match looker.cast::<ThreadPool>() {
+            Ok(pool) => Looker::Pool(pool.get().pool()?.clone()),
+            Err(_) => Looker::Bell(looker.cast::<Bell>()?.get().core()?.clone()),
+        };
         let source = (self.0)()?;
         let ringer = Arc::new(Ringer {
             key,
             queued: AtomicBool::new(false),
-            bell,
+            looker,
         });
         Ok(Receiver(Forked::new(Mailbox {
             _counted: Counted::new(Kind::Subscription),
             ringer,
+            report: source.subscription().report(),
             slot: Mutex::new(Slot {
                 stats: SubscriptionStats::of(source.as_ref()),
                 source: Some(source),
@@ -223,11 +239,13 @@ pub(crate) fn listen(
         let module = py.import("metricbus._delivery")?;
         PyResult::Ok(module.getattr("Listen")?.unbind())
     })?;
-    let listen = class.bind(py).call1((Opening(Box::new(open)),))?;
-    match callback {
-        None => Ok(listen.unbind()),
-        Some(callback) => Ok(listen.call_method1("call", (callback,))?.unbind()),
-    }
+    gate::foreign(py, || {
+        let listen = class.bind(py).call1((Opening(Box::new(open)),))?;
+        match callback {
+            None => Ok(listen.unbind()),
+            Some(callback) => Ok(listen.call_method1("call", (callback,))?.unbind()),
+        }
+    })
 }
 
 /// The reading end of a subscription.
@@ -237,6 +255,7 @@ pub(crate) struct Receiver(Forked<Mailbox>);
 struct Mailbox {
     _counted: Counted,
     ringer: Arc<Ringer>,
+    report: CallbackReport,
     slot: Mutex<Slot>,
 }
 
@@ -321,6 +340,20 @@ impl Receiver {
         }
     }
 
+    /// Counts a call that failed, `in_a_row` times by now; 0 where it doesn't matter how often. Whether that was once too often: then
+    /// the subscription is to be closed, and the log says so.
+    fn failed(&self, in_a_row: u32, message: &str) -> bool {
+        let mailbox = self.0.here();
+        mailbox.is_some_and(|mailbox| mailbox.report.failed(in_a_row, message))
+    }
+
+    /// Counts a call that was given up, since its thread was needed and it did not come to its end.
+    fn hangs(&self) {
+        if let Some(mailbox) = self.0.here() {
+            mailbox.report.hangs();
+        }
+    }
+
     fn stats(&self) -> PyResult<SubscriptionStats> {
         let slot = lock(&self.mailbox()?.slot);
         if slot.closed {
@@ -355,6 +388,10 @@ pub(crate) struct SubscriptionStats {
     delivered: u64,
     /// How many events were dropped because the reader was too slow.
     dropped: u64,
+    /// How many calls raised.
+    failed: u64,
+    /// How many calls were given up, since they did not come to their end and their thread was needed.
+    hung: u64,
 }
 
 impl From<metricbus::SubscriptionStats> for SubscriptionStats {
@@ -363,6 +400,8 @@ impl From<metricbus::SubscriptionStats> for SubscriptionStats {
             series_matched: stats.series_matched,
             delivered: stats.delivered,
             dropped: stats.dropped,
+            failed: stats.panicked,
+            hung: stats.hung,
         }
     }
 }
@@ -371,8 +410,8 @@ impl From<metricbus::SubscriptionStats> for SubscriptionStats {
 impl SubscriptionStats {
     fn __repr__(&self) -> String {
         format!(
-            "SubscriptionStats(series_matched={}, delivered={}, dropped={})",
-            self.series_matched, self.delivered, self.dropped
+            "SubscriptionStats(series_matched={}, delivered={}, dropped={}, failed={}, hung={})",
+            self.series_matched, self.delivered, self.dropped, self.failed, self.hung
         )
     }
 }

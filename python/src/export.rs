@@ -17,11 +17,14 @@ use crate::{
     convert,
     error::{Raise, raise},
     fork::{Counted, Forked, Kind},
-    gate, runtime,
+    hooks, runtime,
 };
 
 /// How long a scrape waits for hooks where nothing else is said.
 pub(crate) const HOOKS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How much later the exporter itself would give up.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// What is exposed, and how.
 #[pyclass(frozen, weakref, module = "metricbus")]
@@ -54,12 +57,14 @@ impl Plan {
 
     fn build(&self) -> PyResult<export::Exporter> {
         let weak = Arc::downgrade(&self.bus);
+        let deadline = self.hooks_deadline;
         let mut builder = export::Exporter::builder(self.bus.current()?)
             .process_metrics(self.process_metrics)
             .created_lines(self.created_lines)
-            .collect_hook("python", self.hooks_deadline, move || {
+            // Each hook has the deadline; all of them together take no longer.
+            .collect_hook("python", deadline.saturating_add(GRACE), move || {
                 if let Some(bus) = weak.upgrade() {
-                    run_hooks(&bus);
+                    hooks::run(&bus, deadline);
                 }
             });
         if let Some(max) = self.native_buckets_max {
@@ -70,25 +75,6 @@ impl Plan {
         }
         Ok(builder.build())
     }
-}
-
-/// Runs what is to be run before a scrape. Not while the interpreter ends: then there is nobody to run it.
-pub(crate) fn run_hooks(bus: &Bus) {
-    gate::attach(|py| {
-        let hooks = bus.hooks(py);
-        if hooks.is_empty() {
-            return;
-        }
-        let run = || -> PyResult<()> {
-            let run = py.import("metricbus._timing")?.getattr("run_hooks")?;
-            let over: Vec<String> = run.call1((hooks,))?.extract()?;
-            bus.drop_hooks(&over);
-            Ok(())
-        };
-        if let Err(error) = run() {
-            error.write_unraisable(py, None);
-        }
-    });
 }
 
 impl Exporter {
@@ -187,8 +173,7 @@ impl Exporter {
     ) -> PyResult<Answer> {
         let request = request(path, method, accept, accept_encoding)?;
         let exporter = self.current()?.clone();
-        let runtime = runtime::get()?;
-        let (status, headers, body) = py.detach(|| runtime.block_on(ask(exporter, request)));
+        let (status, headers, body) = runtime::wait(py, ask(exporter, request))?;
         Ok((status, headers, PyBytes::new(py, &body).unbind()))
     }
 
@@ -210,10 +195,11 @@ impl Exporter {
     /// Serves in the background, from threads that never take the interpreter's lock but for hooks.
     #[pyo3(signature = (address="127.0.0.1:9090"))]
     fn serve(&self, py: Python<'_>, address: &str) -> PyResult<Server> {
-        let exporter = self.current()?;
-        let server = py
-            .detach(|| exporter.serve_in_background(address))
-            .or_raise()?;
+        let exporter = self.current()?.clone();
+        let address = address.to_owned();
+        // A name may have to be looked up.
+        let serve = move || exporter.serve_in_background(address.as_str());
+        let server = runtime::wait_blocking(py, serve)?.or_raise()?;
         Ok(Server {
             address: server.local_addr().to_string(),
             port: server.local_addr().port(),
@@ -255,16 +241,17 @@ impl Server {
     }
 
     /// Stops serving; scrapes on their way are answered first.
-    fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
         let Some(running) = self.running.here() else {
-            return;
+            return Ok(());
         };
         let server = running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some((server, _counted)) = server {
-            py.detach(|| server.shutdown());
+        match server {
+            Some((server, _counted)) => runtime::wait_blocking(py, move || server.shutdown()),
+            None => Ok(()),
         }
     }
 
@@ -300,8 +287,12 @@ impl Server {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) {
-        self.close(py);
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exception: &Bound<'_, pyo3::types::PyTuple>,
+    ) -> PyResult<()> {
+        self.close(py)
     }
 
     fn __repr__(&self) -> String {

@@ -1,11 +1,19 @@
-//! The interpreter's lock, for threads that are not Python's: hooks before a scrape, futures, log lines.
+//! Code of Python's that runs with Rust below it, and how the interpreter ends meanwhile.
 //!
-//! While the interpreter ends, a thread that asks for its lock is ended by it, in the midst of Rust code, which takes the
-//! process with it. So each of them goes through this gate, which is closed when the interpreter begins to end, after those
-//! inside have come out. Whoever comes later is told that there is no interpreter any more.
+//! While the interpreter ends, a daemon thread that asks for its lock is ended by CPython before 3.14, wherever it is. pyo3 sees to the
+//! places where Rust asks for it: there the thread hangs instead. But where Rust calls Python code, that code gives the lock away
+//! whenever another thread wants it, and is ended in the midst of Rust code when it wants it back, which aborts the process. So
+//! nothing that takes its time runs so: callbacks, hooks, merged registries and handlers of the log run in Python's own threads, with
+//! no Rust below them. What is left (a number or a label that is no `float` or `str`, the making of an object of a class that is written
+//! in Python, the end of a future) is short, and goes through this gate. It is closed when the interpreter begins to end, after
+//! those inside have come out. A thread that comes later waits for the end of the process.
 
 use std::{
-    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    thread::ThreadId,
     time::{Duration, Instant},
 };
 
@@ -16,51 +24,70 @@ use crate::fork::Forked;
 /// How long the interpreter's end waits for those inside. One that hangs would hang the process.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether it is closed.
-type Gate = RwLock<bool>;
+#[derive(Default)]
+struct Gate {
+    inside: AtomicUsize,
+    closed: AtomicBool,
+    /// The thread that ends the interpreter: it goes on.
+    closer: OnceLock<ThreadId>,
+}
 
 fn gate() -> &'static Gate {
     static GATE: OnceLock<Forked<Gate>> = OnceLock::new();
-    let forked = GATE.get_or_init(|| Forked::new(RwLock::new(false)));
-    match forked.get_or(|| Ok::<_, std::convert::Infallible>(RwLock::new(false))) {
+    let forked = GATE.get_or_init(|| Forked::new(Gate::default()));
+    match forked.get_or(|| Ok::<_, std::convert::Infallible>(Gate::default())) {
         Ok(gate) => gate,
         Err(never) => match never {},
     }
 }
 
-/// May ask for the interpreter's lock as long as it lives.
-pub(crate) struct Inside(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, bool>);
+/// May run Python code as long as it lives.
+pub(crate) struct Inside(&'static Gate);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, SeqCst);
+    }
+}
 
 /// `None`: the interpreter ends.
 pub(crate) fn enter() -> Option<Inside> {
-    let guard = gate().read().unwrap_or_else(PoisonError::into_inner);
-    (!*guard).then_some(Inside(guard))
+    let gate = gate();
+    // Counted before it looks: either the one who closes sees it, or it sees that the gate is closed.
+    gate.inside.fetch_add(1, SeqCst);
+    let inside = Inside(gate);
+    let open = !gate.closed.load(SeqCst) || gate.closer.get() == Some(&std::thread::current().id());
+    open.then_some(inside)
 }
 
-/// Runs `f` with the interpreter's lock, if there is an interpreter.
+/// Runs `f` with the interpreter's lock, if there is an interpreter; for threads that are not Python's.
 pub(crate) fn attach<R>(f: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     let _inside = enter()?;
     Python::try_attach(f)
 }
 
-/// Called when the interpreter begins to end.
+/// Runs `f`, which calls Python code, in a thread of Python's. Does not come back where the interpreter ends.
+pub(crate) fn foreign<R>(py: Python<'_>, f: impl FnOnce() -> R) -> R {
+    let Some(_inside) = enter() else {
+        py.detach(|| {
+            loop {
+                std::thread::park();
+            }
+        })
+    };
+    f()
+}
+
+/// Called when the interpreter begins to end, by the thread that ends it.
 #[pyfunction]
 pub(crate) fn close_gate(py: Python<'_>) {
+    let gate = gate();
+    let _ = gate.closer.set(std::thread::current().id());
+    gate.closed.store(true, SeqCst);
     py.detach(|| {
         let end = Instant::now() + PATIENCE;
-        loop {
-            match gate().try_write() {
-                Ok(mut closed) => {
-                    *closed = true;
-                    return;
-                }
-                Err(TryLockError::Poisoned(closed)) => {
-                    *closed.into_inner() = true;
-                    return;
-                }
-                Err(TryLockError::WouldBlock) if Instant::now() >= end => return,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
-            }
+        while gate.inside.load(SeqCst) > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
         }
     });
 }

@@ -14,6 +14,7 @@ mod events;
 mod export;
 mod fork;
 mod gate;
+mod hooks;
 mod logs;
 mod metric;
 mod nats;
@@ -25,6 +26,7 @@ mod series;
 mod snapshot;
 mod source;
 mod text;
+mod thread_pool;
 mod window;
 
 use pyo3::prelude::*;
@@ -44,6 +46,8 @@ mod _metricbus {
         export::{Exporter, Server},
         fork::{after_fork_in_child, claim_interpreter, stayed_with_parent},
         gate::close_gate,
+        hooks::{HookRun, hook_pool, hook_run},
+        logs::next_log_lines,
         metric::{Counter, Exemplar, Gauge, Histogram},
         nats::{
             AlertForwarding, ConnectionStatus, Fleet, FleetStatus, FleetWindow, ForwarderStatus,
@@ -61,6 +65,7 @@ mod _metricbus {
         series::Series,
         snapshot::{FamilySnapshot, HistogramSnapshot, SeriesSnapshot, Snapshot},
         source::{Origin, SourceId},
+        thread_pool::ThreadPool,
         window::{Window, WindowStats},
     };
 

@@ -1,12 +1,12 @@
 //! What the library has to say to an operator, as records of Python's `logging`, under the name `metricbus`.
 //!
-//! A line is handed over to a thread of its own, since it may come from any thread, and taking the interpreter's lock is
+//! A line is handed over to a thread of its own (`metricbus/_threads.py`), since it may come from any thread, and taking the interpreter's lock is
 //! nothing for the ones that mutate, send or serve. What that thread can't keep up with is dropped and counted.
 
 use std::{
     fmt::{self, Write},
     sync::{
-        OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -19,7 +19,7 @@ use tracing::{
     span,
 };
 
-use crate::{fork::Forked, gate};
+use crate::{deliver::lock, fork::Forked, gate};
 
 /// Lines that may wait.
 const LINES_MAX: usize = 1024;
@@ -70,7 +70,7 @@ impl Subscriber for ToPython {
             },
             text: text.message + &text.fields,
         };
-        let sent = sender().is_some_and(|sender| sender.try_send(line).is_ok());
+        let sent = lines().is_some_and(|lines| lines.sender.try_send(line).is_ok());
         if !sent {
             DROPPED.fetch_add(1, Relaxed);
         }
@@ -98,43 +98,61 @@ impl Visit for Text {
     }
 }
 
-fn sender() -> Option<&'static SyncSender<Line>> {
-    static SENDER: OnceLock<Forked<Option<SyncSender<Line>>>> = OnceLock::new();
-    let forked = SENDER.get_or_init(|| Forked::new(make()));
+fn lines() -> Option<&'static Lines> {
+    static LINES: OnceLock<Forked<Option<Lines>>> = OnceLock::new();
+    let forked = LINES.get_or_init(|| Forked::new(make()));
     match forked.get_or(|| Ok::<_, std::convert::Infallible>(make())) {
-        Ok(sender) => sender.as_ref(),
+        Ok(lines) => lines.as_ref(),
         Err(never) => match never {},
     }
 }
 
-fn make() -> Option<SyncSender<Line>> {
-    let (sender, lines) = sync_channel(LINES_MAX);
-    let thread = std::thread::Builder::new().name("metricbus-log".into());
-    thread.spawn(move || write(&lines)).ok()?;
-    Some(sender)
+/// The lines of this process that wait.
+struct Lines {
+    sender: SyncSender<Line>,
+    receiver: Mutex<Receiver<Line>>,
 }
 
-fn write(lines: &Receiver<Line>) {
-    while let Ok(line) = lines.recv() {
-        let written = gate::attach(|py| {
-            let log = || -> PyResult<()> {
-                let logger = py
-                    .import("logging")?
-                    .call_method1("getLogger", ("metricbus",))?;
-                let dropped = DROPPED.swap(0, Relaxed);
-                if dropped > 0 {
-                    let text = format!("metricbus: {dropped} lines of this log were dropped");
-                    logger.call_method1("log", (30, "%s", text))?;
-                }
-                logger.call_method1("log", (line.level, "%s", line.text))?;
-                Ok(())
+fn make() -> Option<Lines> {
+    let (sender, receiver) = sync_channel(LINES_MAX);
+    // The thread that calls handlers is one of Python's, which the interpreter's end may end wherever it is: a handler may hang.
+    // It is begun in one of ours, as whoever has something to say must not wait for the interpreter's lock.
+    let thread = std::thread::Builder::new().name("metricbus-log".into());
+    let begin = || {
+        gate::attach(|py| {
+            let start = || -> PyResult<()> {
+                let start = py.import("metricbus._threads")?.getattr("start_log")?;
+                start.call0().map(drop)
             };
-            if let Err(error) = log() {
+            if let Err(error) = start() {
                 error.write_unraisable(py, None);
             }
         });
-        if written.is_none() {
-            return;
+    };
+    thread.spawn(begin).ok()?;
+    Some(Lines {
+        sender,
+        receiver: Mutex::new(receiver),
+    })
+}
+
+/// Waits for lines to be logged, in a thread that does nothing else: their levels, as `logging` counts, and their texts.
+#[pyfunction]
+pub(crate) fn next_log_lines(py: Python<'_>) -> Vec<(u8, String)> {
+    let Some(lines) = lines() else {
+        return Vec::new();
+    };
+    py.detach(|| {
+        let receiver = lock(&lines.receiver);
+        let first = receiver.recv().ok();
+        let lines = first.into_iter().chain(receiver.try_iter());
+        let lines = lines.map(|line| (line.level, line.text));
+        let mut lines: Vec<_> = lines.take(LINES_MAX).collect();
+        let dropped = DROPPED.swap(0, Relaxed);
+        if dropped > 0 {
+            let text = format!("metricbus: {dropped} lines of this log were dropped");
+            lines.insert(0, (30, text));
         }
-    }
+        lines
+    })
 }

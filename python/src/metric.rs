@@ -8,6 +8,7 @@ use metricbus::{
     Selector, Series as CoreSeries, backend::Mirror,
 };
 use pyo3::{
+    call::PyCallArgs,
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
     types::{PyDict, PyString, PyTuple},
@@ -15,9 +16,10 @@ use pyo3::{
 
 use crate::{
     bus::{Bus, MetricBus, Root, Scope},
-    convert,
+    convert::{self, Real},
     error::{Raise, raise},
     fork::Forked,
+    gate,
     series::Series,
     snapshot::HistogramSnapshot,
 };
@@ -199,15 +201,12 @@ impl<M: Kind> Handle<M> {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Vec<String>> {
-        let text = |value: &Bound<'_, PyAny>| -> PyResult<String> {
-            match value.cast::<PyString>() {
-                Ok(text) => Ok(text.to_str()?.to_owned()),
-                Err(_) => Ok(value.str()?.to_str()?.to_owned()),
-            }
-        };
         let names = &self.declared.names;
         match kwargs.filter(|kwargs| !kwargs.is_empty()) {
-            None => args.iter_borrowed().map(|value| text(&value)).collect(),
+            None => args
+                .iter_borrowed()
+                .map(|value| convert::text(&value))
+                .collect(),
             Some(kwargs) => {
                 let wrong = |why: String| {
                     let names = names.join(", ");
@@ -225,7 +224,7 @@ impl<M: Kind> Handle<M> {
                     return Err(wrong(format!("there is no label {odd}")));
                 }
                 let value = |name: &String| match kwargs.get_item(name)? {
-                    Some(value) => text(&value),
+                    Some(value) => convert::text(&value),
                     None => Err(wrong(format!("label {name:?} has no value"))),
                 };
                 names.iter().map(value).collect()
@@ -397,8 +396,9 @@ pub(crate) fn buckets(bounds: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Buck
 }
 
 /// A class of `metricbus/_timing.py`.
-fn timing<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    py.import("metricbus._timing")?.getattr(name)
+fn timing<'py>(py: Python<'py>, name: &str, args: impl PyCallArgs<'py>) -> PyResult<Py<PyAny>> {
+    let class = py.import("metricbus._timing")?.getattr(name)?;
+    gate::foreign(py, || Ok(class.call1(args)?.unbind()))
 }
 
 /// One increment, or one observation, with labels of its own.
@@ -494,7 +494,8 @@ impl Counter {
     /// Counts up, by 1 unless told otherwise; by a finite amount of 0 or more. `exemplar`: labels of this one increment, mostly
     /// the id of a trace, which OpenMetrics shows. One that can't be is an error, though it is counted.
     #[pyo3(signature = (amount=None, exemplar=None))]
-    fn inc(&self, amount: Option<f64>, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn inc(&self, amount: Option<Real>, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let amount = amount.map(|amount| amount.0);
         let counter = self.0.one()?;
         if let Some(exemplar) = exemplar {
             return count_with(counter, amount.unwrap_or(1.0), exemplar);
@@ -530,9 +531,7 @@ impl Counter {
         exception: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        Ok(timing(py, "CountExceptions")?
-            .call1((slf, exception))?
-            .unbind())
+        timing(py, "CountExceptions", (slf, exception))
     }
 }
 
@@ -573,34 +572,34 @@ impl Gauge {
     }
 
     /// Sets it. NaN is taken as a value.
-    fn set(&self, value: f64) -> PyResult<()> {
-        self.0.one()?.set(value);
+    fn set(&self, value: Real) -> PyResult<()> {
+        self.0.one()?.set(value.0);
         Ok(())
     }
 
     /// Raises it, by 1 unless told otherwise.
     #[pyo3(signature = (amount=None))]
-    fn inc(&self, amount: Option<f64>) -> PyResult<()> {
-        self.0.one()?.add(amount.unwrap_or(1.0));
+    fn inc(&self, amount: Option<Real>) -> PyResult<()> {
+        self.0.one()?.add(amount.map_or(1.0, |amount| amount.0));
         Ok(())
     }
 
     /// Lowers it, by 1 unless told otherwise.
     #[pyo3(signature = (amount=None))]
-    fn dec(&self, amount: Option<f64>) -> PyResult<()> {
-        self.0.one()?.sub(amount.unwrap_or(1.0));
+    fn dec(&self, amount: Option<Real>) -> PyResult<()> {
+        self.0.one()?.sub(amount.map_or(1.0, |amount| amount.0));
         Ok(())
     }
 
     /// Raises it to `value`, if it is lower.
-    fn set_max(&self, value: f64) -> PyResult<()> {
-        self.0.one()?.set_max(value);
+    fn set_max(&self, value: Real) -> PyResult<()> {
+        self.0.one()?.set_max(value.0);
         Ok(())
     }
 
     /// Lowers it to `value`, if it is higher.
-    fn set_min(&self, value: f64) -> PyResult<()> {
-        self.0.one()?.set_min(value);
+    fn set_min(&self, value: Real) -> PyResult<()> {
+        self.0.one()?.set_min(value.0);
         Ok(())
     }
 
@@ -615,11 +614,12 @@ impl Gauge {
 
     /// Sets it to the seconds since 1970.
     fn set_to_current_time(&self, py: Python<'_>) -> PyResult<()> {
-        let now: f64 = py.import("time")?.call_method0("time")?.extract()?;
+        let now = py.import("time")?.call_method0("time")?.extract()?;
         self.set(now)
     }
 
-    /// Before each scrape, `function` says the value.
+    /// Before each scrape, push and export, `function` says the value; in a thread of its own, as with `MetricBus.on_collect`. Where it
+    /// raises, or is not done in time, the gauge keeps the value that it had.
     fn set_function(slf: &Bound<'_, Self>, function: &Bound<'_, PyAny>) -> PyResult<()> {
         let this = slf.get();
         if !function.is_callable() {
@@ -628,20 +628,19 @@ impl Gauge {
         this.0.one()?;
         let key = this.0.series()?.shown();
         let bus = this.0.declared.root.bus();
-        let setter = timing(slf.py(), "Setter")?.call1((slf, function))?;
-        bus.set_hook(key, setter.unbind());
+        bus.set_hook(key, timing(slf.py(), "Setter", (slf, function))?);
         Ok(())
     }
 
     /// Is raised by 1 while a block or a decorated function (also a coroutine function) runs.
     fn track_inprogress(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        Ok(timing(slf.py(), "InProgress")?.call1((slf,))?.unbind())
+        timing(slf.py(), "InProgress", (slf,))
     }
 
     /// Is set to the seconds that a block or a decorated function took.
     fn time(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let report = slf.getattr("set")?;
-        Ok(timing(slf.py(), "Timer")?.call1((report,))?.unbind())
+        timing(slf.py(), "Timer", (report,))
     }
 }
 
@@ -700,7 +699,8 @@ impl Histogram {
     /// Counts one observation. `exemplar`: labels of this one observation, mostly the id of a trace, which OpenMetrics shows.
     /// One that can't be is an error, though it is counted.
     #[pyo3(signature = (amount, exemplar=None))]
-    fn observe(&self, amount: f64, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn observe(&self, amount: Real, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let amount = amount.0;
         let histogram = self.0.one()?;
         let Some(exemplar) = exemplar else {
             histogram.observe(amount);
@@ -736,7 +736,7 @@ impl Histogram {
     /// Observes the seconds that a block or a decorated function took.
     fn time(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let report = slf.getattr("observe")?;
-        Ok(timing(slf.py(), "Timer")?.call1((report,))?.unbind())
+        timing(slf.py(), "Timer", (report,))
     }
 }
 

@@ -1,9 +1,6 @@
 //! Pushes to a Prometheus Pushgateway.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use metricbus::export::{self, Format, PushError};
 use pyo3::{exceptions::PyValueError, prelude::*};
@@ -11,8 +8,9 @@ use pyo3::{exceptions::PyValueError, prelude::*};
 use crate::{
     bus::{Bus, MetricBus},
     convert::{self, OneOrMore},
-    error::{Raise, raise},
-    runtime,
+    error::Raise,
+    export::HOOKS_DEADLINE,
+    hooks, runtime,
 };
 
 /// What sends the metrics of a bus to a Prometheus Pushgateway, for batch jobs that are over before anybody scrapes them.
@@ -40,45 +38,35 @@ async fn run(
 }
 
 impl Push {
-    /// What is to run before a scrape (`on_collect`, `Gauge.set_function`) runs in the calling thread.
-    fn bus(bus: &Arc<Bus>) -> PyResult<metricbus::MetricBus> {
-        crate::export::run_hooks(bus);
+    /// What is to run before a scrape (`on_collect`, `Gauge.set_function`) runs first, in threads of its own.
+    fn bus(py: Python<'_>, bus: &Arc<Bus>) -> PyResult<metricbus::MetricBus> {
+        hooks::run_here(py, bus, HOOKS_DEADLINE)?;
         bus.current().cloned()
     }
 
     fn wait(&self, py: Python<'_>, what: What, bus: Option<metricbus::MetricBus>) -> PyResult<()> {
         let push = self.0.clone();
-        let (told, hear) = mpsc::channel();
-        let request = runtime::get()?.spawn(async move {
-            let _ = told.send(run(push, what, bus).await);
-        });
-        let hear = Mutex::new(hear);
-        loop {
-            let heard = py.detach(|| {
-                let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
-                hear.recv_timeout(runtime::SIGNALS)
-            });
-            match heard {
-                Ok(sent) => return sent.or_raise(),
-                // A Ctrl-C is heard meanwhile, and nothing more is sent then.
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    py.check_signals().inspect_err(|_| request.abort())?;
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(raise("PushError", "the push broke off"));
-                }
-            }
-        }
+        // After a Ctrl-C nothing more is sent.
+        runtime::wait(py, run(push, what, bus))?.or_raise()
     }
 
     fn wait_async<'py>(
         &self,
         py: Python<'py>,
         what: What,
-        bus: Option<metricbus::MetricBus>,
+        bus: Option<&MetricBus>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let push = self.0.clone();
-        runtime::awaitable(py, async move { run(push, what, bus).await.or_raise() })
+        let bus = bus.map(|bus| PyResult::Ok((bus.0.clone(), bus.current()?.clone())));
+        let bus = bus.transpose()?;
+        runtime::awaitable(py, async move {
+            if let Some((bus, _)) = &bus {
+                // The event loop goes on meanwhile.
+                let bus = bus.clone();
+                let _ = tokio::task::spawn_blocking(move || hooks::run(&bus, HOOKS_DEADLINE)).await;
+            }
+            run(push, what, bus.map(|(_, bus)| bus)).await.or_raise()
+        })
     }
 }
 
@@ -135,12 +123,12 @@ impl Push {
 
     /// Replaces the whole group by the metrics of the bus: what it had before and the bus has not is gone.
     fn push(&self, py: Python<'_>, bus: &MetricBus) -> PyResult<()> {
-        self.wait(py, What::Push, Some(Push::bus(&bus.0)?))
+        self.wait(py, What::Push, Some(Push::bus(py, &bus.0)?))
     }
 
     /// As `push`, but of what the group had before only metrics of the same names are replaced.
     fn add(&self, py: Python<'_>, bus: &MetricBus) -> PyResult<()> {
-        self.wait(py, What::Add, Some(Push::bus(&bus.0)?))
+        self.wait(py, What::Add, Some(Push::bus(py, &bus.0)?))
     }
 
     /// Deletes the group. There need not be one. A gateway answers as soon as it has noted the wish, and deletes a moment later.
@@ -150,12 +138,12 @@ impl Push {
 
     /// `push`, to be awaited.
     fn push_async<'py>(&self, py: Python<'py>, bus: &MetricBus) -> PyResult<Bound<'py, PyAny>> {
-        self.wait_async(py, What::Push, Some(Push::bus(&bus.0)?))
+        self.wait_async(py, What::Push, Some(bus))
     }
 
     /// `add`, to be awaited.
     fn add_async<'py>(&self, py: Python<'py>, bus: &MetricBus) -> PyResult<Bound<'py, PyAny>> {
-        self.wait_async(py, What::Add, Some(Push::bus(&bus.0)?))
+        self.wait_async(py, What::Add, Some(bus))
     }
 
     /// `delete`, to be awaited.

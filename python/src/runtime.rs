@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
     task::{Context, Poll},
     time::Duration,
 };
@@ -50,6 +50,49 @@ pub(crate) fn get() -> PyResult<&'static Arc<tokio::runtime::Runtime>> {
         }
     };
     forked.get_or(make)
+}
+
+/// Waits for a future, and hears signals meanwhile: what a handler raises is the outcome then, and the future is dropped.
+pub(crate) fn wait<T: Send + 'static>(
+    py: Python<'_>,
+    future: impl Future<Output = T> + Send + 'static,
+) -> PyResult<T> {
+    let (told, hear) = mpsc::channel();
+    let task = get()?.spawn(async move {
+        let _ = told.send(future.await);
+    });
+    hear_from(py, hear).inspect_err(|_| task.abort())
+}
+
+/// Waits for what takes its time, and hears signals meanwhile: what a handler raises is the outcome then, and what was begun goes on.
+pub(crate) fn wait_blocking<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> PyResult<T> {
+    let (told, hear) = mpsc::channel();
+    get()?.spawn_blocking(move || {
+        let _ = told.send(work());
+    });
+    hear_from(py, hear)
+}
+
+fn hear_from<T: Send>(py: Python<'_>, hear: mpsc::Receiver<T>) -> PyResult<T> {
+    let hear = Mutex::new(hear);
+    loop {
+        let heard = py.detach(|| {
+            let hear = hear.lock().unwrap_or_else(PoisonError::into_inner);
+            hear.recv_timeout(SIGNALS)
+        });
+        match heard {
+            Ok(outcome) => return Ok(outcome),
+            Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(PyRuntimeError::new_err(
+                    "metricbus: what was waited for broke off",
+                ));
+            }
+        }
+    }
 }
 
 /// A Rust future as something to await, in the event loop that runs. Nobody hears of its end where that loop is closed by

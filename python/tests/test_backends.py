@@ -308,11 +308,10 @@ class TestErrors:
             ({"METRICBUS_PREFIX": "my app"}, "setting", 'METRICBUS_PREFIX is "my app": no metric\'s name can begin with it'),
             ({"METRICBUS_BACKEND": "libnv"}, "setting", "METRICBUS_LIBNV"),
             (
-                {"METRICBUS_BACKEND": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+                {"METRICBUS_BACKEND": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "collector"},
                 "setting",
-                'OTEL_EXPORTER_OTLP_PROTOCOL is "http/json".*http/protobuf',
+                'OTEL_EXPORTER_OTLP_ENDPOINT is "collector".*http://localhost:4318',
             ),
-            ({"METRICBUS_BACKEND": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "1s"}, "setting", "OTEL_METRIC_EXPORT_INTERVAL"),
         ],
     )
     def test_a_wrong_variable_is_named_with_its_value_and_what_would_be_right(
@@ -324,6 +323,33 @@ class TestErrors:
             mb.BaseComponentMetrics.from_env()
         assert wrong.value.kind == kind
         assert wrong.value.why and wrong.value.why in str(wrong.value)
+
+    def test_words_of_open_telemetry_that_are_not_known_are_logged_and_ignored(
+        self, collector: Collector, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So a deployment's setting for other programs keeps none of ours from starting, nor from exporting."""
+        for name, value in {
+            "METRICBUS_BACKEND": "otlp",
+            "METRICBUS_PREFIX": "odd",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url(),
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "zstd",
+            "OTEL_METRIC_EXPORT_INTERVAL": "1s",
+            "OTEL_SDK_DISABLED": "1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        program = """
+        import logging, sys
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        import metricbus as mb
+        base = mb.BaseComponentMetrics.from_env()
+        base.container.create_counter("jobs_total", "Jobs.").inc(3)
+        base.container.shutdown(20)
+        """
+        said = run(program).stdout
+        for name in ("PROTOCOL", "COMPRESSION", "INTERVAL", "DISABLED"):
+            assert name in said, said
+        collector.until(lambda points: any(point.name == "odd_jobs_total" and point.value == 3 for point in points))
 
     def test_a_variable_that_is_no_text_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("METRICBUS_BACKEND", os.fsdecode(b"null\xff"))

@@ -134,9 +134,9 @@ const PAGE: &str = "<!doctype html>\n\
 /// gives so many transitions of each rule: 10 unless told otherwise, at most 1 000, and no more than the rule
 /// [remembers](crate::Rule::history). Any other question is answered with 400, and what would be right.
 ///
-/// On `/metrics` each rule has `metricbus_rule_groups` by `state`, `_value`, `_threshold` by `bound`, `_series`,
-/// `_last_evaluation_seconds`, `_fired_total`, `_resolved_total` and `_missed_total`; beyond 2 000 rules the others are
-/// counted in `metricbus_rules_left_out`. `metricbus_rules_unmatched` is the number of rules that have never matched a
+/// On `/metrics` each rule has `metricbus_rule_groups` by `state`, `metricbus_rule_value`, `metricbus_rule_threshold` by `bound`,
+/// `metricbus_rule_series`, `metricbus_rule_since_evaluation_seconds`, `metricbus_rule_fired_total`, `metricbus_rule_resolved_total` and
+/// `metricbus_rule_missed_total`; beyond 2 000 rules the others are counted in `metricbus_rules_left_out`. `metricbus_rules_unmatched` is the number of rules that have never matched a
 /// series; alert on it.
 ///
 /// # Where it runs

@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// The most native buckets of one series that are not empty, unless told otherwise; beyond it they are merged by two. What
-/// Prometheus's own libraries recommend.
+/// Prometheus's Go library recommends.
 pub(super) const NATIVE_BUCKETS_MAX: usize = 160;
 
 /// The schema of the sketch, and the lowest that Prometheus knows.
 const SCHEMA: i32 = 5;
 const SCHEMA_MIN: i32 = -4;
 
-/// Of the zero bucket, as in Prometheus's own libraries: 2^−128, a bound of every schema. What is not 0 but nearer to it
+/// Of the zero bucket, as in Prometheus's Go library: 2^−128, a bound of every schema. What is not 0 but nearer to it
 /// counts there, too.
 const ZERO_THRESHOLD: f64 = f64::from_bits((1023 - 128) << 52);
 

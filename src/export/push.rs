@@ -330,7 +330,8 @@ impl Push {
     ///
     /// # Errors
     ///
-    /// [`PushError`]. Where it says that the gateway refused it, the group is as it was.
+    /// [`PushError`]. Where the gateway refused it, it took nothing of it; a group that was not there before may be shown without metrics
+    /// of ours from then on (docs/prometheus.md).
     ///
     /// # Panics
     ///

@@ -14,7 +14,7 @@ use crate::{
 /// Observations counted in buckets, with their sum: latencies, sizes.
 ///
 /// Clones are the same histogram. A bucket holds what is at most its bound. NaN counts in the last bucket (+Inf) and
-/// makes the sum NaN, as in Prometheus's own libraries.
+/// makes the sum NaN, as in Prometheus's Go library (`prometheus_client` for Python counts it in no bucket).
 ///
 /// ```
 /// use metricbus::{Buckets, MetricBus};

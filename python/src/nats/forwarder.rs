@@ -132,17 +132,13 @@ fn last_words(py: Python<'_>) -> PyResult<()> {
     let Some(all) = all.filter(|all| !all.is_empty()) else {
         return Ok(());
     };
-    let runtime = runtime::get()?;
-    py.detach(|| {
-        runtime.block_on(async move {
-            let mut ends = JoinSet::new();
-            for live in all {
-                ends.spawn(async move { live.forwarder.shutdown(LAST_WORDS).await });
-            }
-            while ends.join_next().await.is_some() {}
-        });
-    });
-    Ok(())
+    runtime::wait(py, async move {
+        let mut ends = JoinSet::new();
+        for live in all {
+            ends.spawn(async move { live.forwarder.shutdown(LAST_WORDS).await });
+        }
+        while ends.join_next().await.is_some() {}
+    })
 }
 
 fn delivery(

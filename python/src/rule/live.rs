@@ -12,6 +12,7 @@ use crate::{
     deliver::{Source, listen},
     error::{Raise, raise},
     fork::Forked,
+    runtime,
 };
 
 /// A rule that runs. Others for the same rule are as good; it does not end with them, but by `remove`, or with its bus.
@@ -433,13 +434,13 @@ impl MetricBus {
         if let Some(period) = every {
             file = file.every(convert::duration("every", period)?);
         }
-        let bus = self.current()?;
-        py.detach(|| bus.keep_rule_state(file)).or_raise()
+        let bus = self.current()?.clone();
+        runtime::wait_blocking(py, move || bus.keep_rule_state(file))?.or_raise()
     }
 
     /// Writes the state of rules now, and waits for it: at shutdown, say.
     fn save_rule_state(&self, py: Python<'_>) -> PyResult<()> {
-        let bus = self.current()?;
-        py.detach(|| bus.save_rule_state()).or_raise()
+        let bus = self.current()?.clone();
+        runtime::wait_blocking(py, move || bus.save_rule_state())?.or_raise()
     }
 }

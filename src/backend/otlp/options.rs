@@ -102,6 +102,8 @@ pub struct OtlpOptions {
     metrics_endpoint: Option<String>,
     /// The variables that they came from, for errors.
     endpoint_origin: &'static str,
+    /// Whether an endpoint without a scheme is reached without TLS.
+    insecure: Option<bool>,
     protocol: OtlpProtocol,
     headers: Vec<(String, String)>,
     timeout: Duration,
@@ -184,6 +186,7 @@ impl OtlpOptions {
             endpoint: None,
             metrics_endpoint: None,
             endpoint_origin: "endpoint",
+            insecure: None,
             protocol: OtlpProtocol::default(),
             headers: Vec::new(),
             timeout: TIMEOUT,
@@ -214,6 +217,7 @@ impl OtlpOptions {
     /// |---|---|
     /// | `OTEL_EXPORTER_OTLP_ENDPOINT` | [`endpoint`](Self::endpoint) |
     /// | `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` | [`metrics_endpoint`](Self::metrics_endpoint) |
+    /// | `OTEL_EXPORTER_OTLP_INSECURE` | `true` or `false`: whether a gRPC endpoint without a scheme is reached without TLS |
     /// | `OTEL_EXPORTER_OTLP_PROTOCOL` | [`protocol`](Self::protocol): `http/protobuf` or `grpc` |
     /// | `OTEL_EXPORTER_OTLP_HEADERS` | [`header`](Self::header): `name=value,name=value`, values percent-encoded |
     /// | `OTEL_EXPORTER_OTLP_TIMEOUT` | [`timeout`](Self::timeout), in milliseconds; 0 is no limit (a day) |
@@ -229,11 +233,14 @@ impl OtlpOptions {
     /// | `OTEL_SDK_DISABLED` | `true`: nothing is exported |
     ///
     /// Those that begin with `OTEL_EXPORTER_OTLP_` also exist for metrics alone, as `OTEL_EXPORTER_OTLP_METRICS_…`, which
-    /// then count instead of the general ones. An empty variable counts as one that is not set.
+    /// then count instead of the general ones. An empty variable counts as one that is not set. So does, with a warning in
+    /// the log, one with a word or a number that is not known, as OpenTelemetry has it; a switch counts as `false` then.
     ///
     /// # Errors
     ///
-    /// A variable with a wrong value, or one that is not Unicode. The error names it, and what would be right.
+    /// An endpoint, headers or certificates that can't be used, since metrics would go to somebody else or without what
+    /// opens the door; `grpc` without the feature `otlp-grpc`; a variable that is not Unicode. The error names the variable, and what
+    /// would be right.
     pub fn from_env() -> Result<OtlpOptions, BackendError> {
         let not_unicode = std::cell::RefCell::new(None);
         let options = OtlpOptions::from_vars(|name| match env::var(name) {
@@ -260,11 +267,11 @@ impl OtlpOptions {
     /// use metricbus::backend::OtlpOptions;
     ///
     /// let wrong = OtlpOptions::from_vars(|name| {
-    ///     (name == "OTEL_EXPORTER_OTLP_PROTOCOL").then(|| "http/json".to_owned())
+    ///     (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| "collector".to_owned())
     /// });
     /// let error = wrong.unwrap_err().to_string();
-    /// assert!(error.starts_with(r#"OTEL_EXPORTER_OTLP_PROTOCOL is "http/json": "#), "{error}");
-    /// assert!(error.contains("http/protobuf"), "{error}");
+    /// assert!(error.starts_with(r#"OTEL_EXPORTER_OTLP_ENDPOINT is "collector": "#), "{error}");
+    /// assert!(error.contains("http://localhost:4318"), "{error}");
     /// ```
     pub fn from_vars(vars: impl Fn(&str) -> Option<String>) -> Result<OtlpOptions, BackendError> {
         let var = |name: &str| vars(name).filter(|value| !value.trim().is_empty());
@@ -281,19 +288,15 @@ impl OtlpOptions {
         let mut options = OtlpOptions::new();
 
         if let Some((name, value)) = of_signal("PROTOCOL") {
-            options.protocol = match &*value.to_ascii_lowercase() {
-                "http/protobuf" => OtlpProtocol::HttpProtobuf,
-                "grpc" if cfg!(feature = "otlp-grpc") => OtlpProtocol::Grpc,
+            match &*value.to_ascii_lowercase() {
+                "http/protobuf" => options.protocol = OtlpProtocol::HttpProtobuf,
+                "grpc" if cfg!(feature = "otlp-grpc") => options.protocol = OtlpProtocol::Grpc,
                 "grpc" => return Err(setting(&name, &value, NO_GRPC)),
-                "http/json" => {
-                    let why = format!("JSON is not supported; {PROTOCOLS} would be right");
-                    return Err(setting(&name, &value, why));
-                }
-                _ => {
-                    let why = format!("there is no such protocol; {PROTOCOLS} would be right");
-                    return Err(setting(&name, &value, why));
-                }
-            };
+                _ => ignored(&name, &value, PROTOCOLS),
+            }
+        }
+        if let Some((name, value)) = of_signal("INSECURE") {
+            options.insecure = Some(boolean(&name, &value));
         }
         const OF_METRICS: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
         const OF_ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -313,20 +316,14 @@ impl OtlpOptions {
             }
         }
         if let Some((name, value)) = of_signal("TIMEOUT") {
-            options.timeout = millis(&name, &value, true)?;
+            options.timeout = millis(&name, &value, true).unwrap_or(options.timeout);
         }
         if let Some((name, value)) = of_signal("COMPRESSION") {
-            options.compression = match &*value.to_ascii_lowercase() {
-                "gzip" => OtlpCompression::Gzip,
-                "none" => OtlpCompression::None,
-                _ => {
-                    return Err(setting(
-                        &name,
-                        &value,
-                        "\"gzip\" or \"none\" would be right",
-                    ));
-                }
-            };
+            match &*value.to_ascii_lowercase() {
+                "gzip" => options.compression = OtlpCompression::Gzip,
+                "none" => options.compression = OtlpCompression::None,
+                _ => ignored(&name, &value, "\"gzip\" or \"none\""),
+            }
         }
         if let Some((name, path)) = of_signal("CERTIFICATE") {
             options = options.root_certificates(path);
@@ -350,61 +347,57 @@ impl OtlpOptions {
             };
         let name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
         if let Some(value) = var(name) {
-            options.temporality = match &*value.trim().to_ascii_lowercase() {
-                "cumulative" => OtlpTemporality::Cumulative,
-                "delta" => OtlpTemporality::Delta,
-                "lowmemory" => OtlpTemporality::LowMemory,
-                _ => {
-                    let why = "\"cumulative\", \"delta\" or \"lowmemory\" would be right";
-                    return Err(setting(name, &value, why));
-                }
-            };
+            match &*value.trim().to_ascii_lowercase() {
+                "cumulative" => options.temporality = OtlpTemporality::Cumulative,
+                "delta" => options.temporality = OtlpTemporality::Delta,
+                "lowmemory" => options.temporality = OtlpTemporality::LowMemory,
+                _ => ignored(name, &value, "\"cumulative\", \"delta\" or \"lowmemory\""),
+            }
         }
         let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
         if let Some(value) = var(name) {
-            options.histograms = match &*value.trim().to_ascii_lowercase() {
-                "explicit_bucket_histogram" => OtlpHistograms::Explicit,
-                "base2_exponential_bucket_histogram" => OtlpHistograms::Exponential,
-                _ => {
-                    let why = "\"explicit_bucket_histogram\" or \"base2_exponential_bucket_histogram\" would be right";
-                    return Err(setting(name, &value, why));
+            match &*value.trim().to_ascii_lowercase() {
+                "explicit_bucket_histogram" => options.histograms = OtlpHistograms::Explicit,
+                "base2_exponential_bucket_histogram" => {
+                    options.histograms = OtlpHistograms::Exponential;
                 }
-            };
+                _ => ignored(
+                    name,
+                    &value,
+                    "\"explicit_bucket_histogram\" or \"base2_exponential_bucket_histogram\"",
+                ),
+            }
         }
         let name = "OTEL_RESOURCE_ATTRIBUTES";
         if let Some(value) = var(name) {
-            for (key, value) in pairs(name, &value, false)? {
-                options = options.resource_attribute(key, value);
+            match pairs(name, &value, false) {
+                Ok(pairs) => {
+                    for (key, value) in pairs {
+                        options = options.resource_attribute(key, value);
+                    }
+                }
+                Err(error) => tracing::warn!("metricbus: {error}; the variable is ignored"),
             }
         }
         options.service_name = var("OTEL_SERVICE_NAME");
         let name = "OTEL_METRIC_EXPORT_INTERVAL";
         if let Some(value) = var(name) {
-            options.interval = millis(name, &value, false)?;
+            options.interval = millis(name, &value, false).unwrap_or(options.interval);
         }
         let name = "OTEL_METRIC_EXPORT_TIMEOUT";
         if let Some(value) = var(name) {
-            options.give_up_after = millis(name, &value, true)?;
+            options.give_up_after = millis(name, &value, true).unwrap_or(options.give_up_after);
         }
         let name = "OTEL_SDK_DISABLED";
         if let Some(value) = var(name) {
-            options.disabled = match &*value.trim().to_ascii_lowercase() {
-                "true" => true,
-                "false" => false,
-                _ => {
-                    return Err(setting(
-                        name,
-                        &value,
-                        "\"true\" or \"false\" would be right",
-                    ));
-                }
-            };
+            options.disabled = boolean(name, &value);
         }
         Ok(options)
     }
 
     /// The collector's URL, to which `/v1/metrics` is added for HTTP: `http://localhost:4318`, or `http://localhost:4317`
-    /// for gRPC, unless told otherwise.
+    /// for gRPC, unless told otherwise. For gRPC a host and a port (`collector:4317`), or a port of this machine (`:4317`), will do: without
+    /// a scheme, TLS is used but for this machine, unless `OTEL_EXPORTER_OTLP_INSECURE` says something else.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = Some(url.into());
         self.endpoint_origin = "endpoint";
@@ -593,6 +586,7 @@ impl OtlpOptions {
         let grpc = self.protocol == OtlpProtocol::Grpc;
         let given = self.metrics_endpoint.as_ref().or(self.endpoint.as_ref());
         let url = match given {
+            Some(url) if grpc => grpc_url(url.trim(), self.insecure),
             Some(url) => url.trim().to_owned(),
             None if grpc => "http://localhost:4317".to_owned(),
             None => "http://localhost:4318".to_owned(),
@@ -748,16 +742,58 @@ fn uuid() -> String {
     )
 }
 
-fn millis(name: &str, value: &str, zero_is_endless: bool) -> Result<Duration, BackendError> {
+/// A word or a number that is not known. OpenTelemetry has it that a variable which can't be understood is warned of, and counts as
+/// one that is not set: a deployment's setting for other programs must not keep this one from starting.
+fn ignored(name: &str, value: &str, right: &str) {
+    tracing::warn!("metricbus: {name} is {value:?}, which is ignored; {right} would be right");
+}
+
+/// Whatever is not `true` is `false`.
+fn boolean(name: &str, value: &str) -> bool {
+    let value = value.trim();
+    if !value.eq_ignore_ascii_case("true") && !value.eq_ignore_ascii_case("false") {
+        ignored(name, value, "\"true\" or \"false\" (as which it counts)");
+    }
+    value.eq_ignore_ascii_case("true")
+}
+
+fn millis(name: &str, value: &str, zero_is_endless: bool) -> Option<Duration> {
     match value.trim().parse::<u64>() {
-        Ok(0) if zero_is_endless => Ok(LONGEST),
-        Ok(0) => Err(setting(name, value, "it must be at least 1 millisecond")),
-        Ok(millis) => Ok(Duration::from_millis(millis)),
-        Err(_) => {
-            let why = "it takes a whole number of milliseconds, such as 10000";
-            Err(setting(name, value, why))
+        Ok(0) if zero_is_endless => Some(LONGEST),
+        Ok(millis) if millis > 0 => Some(Duration::from_millis(millis)),
+        _ => {
+            let right = "a whole number of milliseconds, such as 10000,";
+            ignored(name, value, right);
+            None
         }
     }
+}
+
+/// What a gRPC client takes as an endpoint, as a URL: `collector:4317`, `:4317` and `4317` have no scheme. As OpenTelemetry has it, they are
+/// reached by TLS unless `insecure`; on this machine, where no collector has a certificate, without it unless `insecure` is `false`.
+fn grpc_url(given: &str, insecure: Option<bool>) -> String {
+    if given.contains("://") {
+        return given.to_owned();
+    }
+    let authority = match given.strip_prefix(':') {
+        Some(port) => format!("localhost:{port}"),
+        None if given.parse::<u16>().is_ok() => format!("localhost:{given}"),
+        None => given.to_owned(),
+    };
+    let host = authority
+        .rsplit_once(':')
+        .map_or(&*authority, |(host, _)| host)
+        .trim_matches(['[', ']']);
+    let here = host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    let scheme = if insecure.unwrap_or(here) {
+        "http"
+    } else {
+        "https"
+    };
+    format!("{scheme}://{authority}")
 }
 
 /// `key=value,key=value`, percent-encoded. `secret`: values are not shown in errors.
@@ -870,6 +906,17 @@ mod tests {
         from(vars).unwrap().ready().unwrap()
     }
 
+    /// What is logged meanwhile, and what comes of it.
+    fn logged<T>(run: impl FnOnce() -> T) -> (String, T) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let log = Arc::new(file.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(log).finish();
+        let made = tracing::subscriber::with_default(subscriber, run);
+        let mut log = String::new();
+        std::io::Read::read_to_string(&mut file, &mut log).unwrap();
+        (log, made)
+    }
+
     #[test]
     fn without_variables_it_is_as_open_telemetry_has_it() {
         let ready = ready(&[]);
@@ -950,26 +997,14 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_value_is_an_error_that_names_the_variable_and_what_would_be_right() {
+    fn what_says_where_and_as_whom_is_an_error_that_names_the_variable_and_what_would_be_right() {
         for (name, value, why) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "http://"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", ":4318", "http://"),
             (
                 "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
                 "ftp://c",
                 "neither http nor https",
-            ),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "\"http/protobuf\""),
-            (
-                "OTEL_EXPORTER_OTLP_PROTOCOL",
-                "http/json",
-                "\"http/protobuf\"",
-            ),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "milliseconds"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds"),
-            (
-                "OTEL_EXPORTER_OTLP_COMPRESSION",
-                "zstd",
-                "\"gzip\" or \"none\"",
             ),
             (
                 "OTEL_EXPORTER_OTLP_CLIENT_KEY",
@@ -981,25 +1016,59 @@ mod tests {
                 "c.pem",
                 "METRICS_CLIENT_KEY is not set",
             ),
-            (
-                "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
-                "none",
-                "\"lowmemory\"",
-            ),
-            (
-                "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
-                "x",
-                "\"explicit_bucket_histogram\"",
-            ),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a", "key=value"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=%ff", "UTF-8"),
-            ("OTEL_METRIC_EXPORT_INTERVAL", "0", "at least 1"),
-            ("OTEL_METRIC_EXPORT_TIMEOUT", "x", "milliseconds"),
-            ("OTEL_SDK_DISABLED", "yes", "\"true\" or \"false\""),
         ] {
             let error = from(&[(name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{name} is ")), "{error}");
             assert!(error.contains(value) && error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn words_and_numbers_that_are_not_known_are_warned_of_and_count_as_not_set() {
+        for (name, value, right) in [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "milliseconds"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "-1", "milliseconds"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1e3", "milliseconds"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip"),
+            (
+                "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+                "none",
+                "lowmemory",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+                "x",
+                "explicit_bucket_histogram",
+            ),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b", "key=value"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=%ff", "UTF-8"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "0", "milliseconds"),
+            ("OTEL_METRIC_EXPORT_TIMEOUT", "x", "milliseconds"),
+            ("OTEL_SDK_DISABLED", "1", "true"),
+            ("OTEL_SDK_DISABLED", "yes", "true"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "on", "true"),
+        ] {
+            let (log, read) = logged(|| ready(&[(name, value)]));
+            let mut expected = ready(&[]);
+            // A random one each.
+            let id = read
+                .resource
+                .iter()
+                .find(|(key, _)| key == "service.instance.id");
+            for attribute in &mut expected.resource {
+                if attribute.0 == "service.instance.id" {
+                    attribute.1 = id.unwrap().1.clone();
+                }
+            }
+            assert_eq!(
+                format!("{read:?}"),
+                format!("{expected:?}"),
+                "{name}={value}"
+            );
+            assert!(log.contains(name) && log.contains("ignored"), "{log}");
+            assert!(log.contains(right), "{log}");
         }
     }
 
@@ -1103,7 +1172,31 @@ mod tests {
         let url = ready(&[protocol]).url;
         assert_eq!(url.port_u16(), Some(4317));
         assert!(url.path().ends_with("MetricsService/Export"));
-        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1/v1/metrics");
+        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        for (given, insecure, expected) in [
+            ("c:1", None, "https://c:1/"),
+            ("c:1", Some("true"), "http://c:1/"),
+            ("c", None, "https://c/"),
+            ("localhost:1", None, "http://localhost:1/"),
+            ("localhost:1", Some("false"), "https://localhost:1/"),
+            ("127.0.0.2:1", None, "http://127.0.0.2:1/"),
+            ("[::1]:1", None, "http://[::1]:1/"),
+            ("[2001:db8::1]:1", None, "https://[2001:db8::1]:1/"),
+            (":1", None, "http://localhost:1/"),
+            ("4317", None, "http://localhost:4317/"),
+            // With a scheme the variable says nothing.
+            ("http://c:1", Some("false"), "http://c:1/"),
+            ("https://c:1", Some("true"), "https://c:1/"),
+        ] {
+            let mut vars = vec![protocol, (ENDPOINT, given)];
+            vars.extend(insecure.map(|insecure| ("OTEL_EXPORTER_OTLP_INSECURE", insecure)));
+            let url = ready(&vars).url.to_string();
+            assert!(url.starts_with(expected), "{given}, {insecure:?}: {url}");
+        }
+        for wrong in [":0", ":x", "c:99999", "c:1/path"] {
+            from(&[protocol, (ENDPOINT, wrong)]).unwrap_err();
+        }
+        let endpoint = (ENDPOINT, "http://c:1/v1/metrics");
         let error = from(&[protocol, endpoint]).unwrap_err().to_string();
         assert!(error.contains("a path of its own"), "{error}");
     }
