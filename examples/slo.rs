@@ -425,7 +425,9 @@ impl Rates {
     fn now(&self, at: f64) -> Result<Burn, SelectorError> {
         let value = |name| {
             let found = self.bus.series(name)?;
-            let value = found.first().map(|series| series.value().as_f64());
+            let value = found
+                .first()
+                .and_then(|series| Some(series.value()?.as_f64()));
             // NaN: no data.
             Ok(value.filter(|value| !value.is_nan()))
         };

@@ -16,7 +16,7 @@ use crate::{
     error::{DeclareError, SelectorError},
     hub::Mailboxes,
     lint::{Lint, lint},
-    metric::{Counter, Family, FamilyCore, Gauge, Histogram, Made, Metric, Plan, Slot},
+    metric::{Counter, Family, FamilyCore, Gauge, Histogram, Metric, Plan, Slot},
     own::Own,
     rule::{self, Rules},
     scope::{Component, Metrics, Scope},
@@ -445,7 +445,7 @@ impl Inner {
             });
         }
         let (family, plan) = self.enter::<M>(scope, desc)?;
-        Ok(M::from_spec(Made(family.child(&plan.constant_text()))))
+        Ok(plan.metric(family.child(&plan.constant_text())))
     }
 
     pub(crate) fn family<M: Metric, L>(
@@ -529,6 +529,7 @@ impl Inner {
         let plan = Plan {
             slots,
             variable: desc.variable,
+            initial: desc.initial,
         };
         Ok((family, plan))
     }
@@ -558,6 +559,14 @@ impl Inner {
                 why: format!(
                     "a derived gauge takes its labels from what it is derived from; leave out labels {:?}",
                     desc.variable
+                ),
+            });
+        }
+        if let Some(initial) = desc.initial {
+            return Err(DeclareError::Labels {
+                metric: desc.name.clone(),
+                why: format!(
+                    "a derived gauge has the value of its expression, and none where that has none; leave out initial({initial})"
                 ),
             });
         }

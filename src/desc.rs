@@ -73,6 +73,7 @@ pub struct Desc {
     pub(crate) series_max: Option<usize>,
     pub(crate) expire_after: Option<Duration>,
     pub(crate) native: Option<bool>,
+    pub(crate) initial: Option<f64>,
 }
 
 impl Desc {
@@ -89,6 +90,7 @@ impl Desc {
             series_max: None,
             expire_after: None,
             native: None,
+            initial: None,
         }
     }
 
@@ -112,6 +114,23 @@ impl Desc {
         I::Item: Into<String>,
     {
         self.variable.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// The value at which a gauge begins, and every child of a family of gauges. Unless told here it has none until it is
+    /// first set, and is not exposed until then. A gauge that has a value already, by an earlier declaration, keeps it. Counters
+    /// begin at 0 anyway, and histograms empty: for them it is an error.
+    ///
+    /// ```
+    /// use metricbus::{Desc, Gauge, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let depth: Gauge = bus.declare(Desc::new("queue_depth", "Requests waiting.").initial(0.0))?;
+    /// assert_eq!(depth.get(), Some(0.0));
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn initial(mut self, value: f64) -> Self {
+        self.initial = Some(value);
         self
     }
 
@@ -457,6 +476,14 @@ pub(crate) fn validate(
         return Err(DeclareError::Labels {
             metric: name.to_owned(),
             why: format!("a {kind} can't be native; only a histogram can"),
+        });
+    }
+    if let Some(initial) = desc.initial
+        && kind != MetricKind::Gauge
+    {
+        return Err(DeclareError::Labels {
+            metric: name.to_owned(),
+            why: format!("a {kind} can't begin at {initial}; only a gauge has an initial value"),
         });
     }
     match (&desc.buckets, kind) {

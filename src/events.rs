@@ -158,7 +158,7 @@ impl sealed::Event for Changed {
             }
         });
         wake_all(&mut wakes);
-        let (value, at) = (core.value(), core.now());
+        let (value, at) = (core.value()?, core.now());
         Some(Changed {
             series: Series::of(core),
             value,
@@ -386,11 +386,10 @@ impl ChangeListener {
         }
     }
 
-    fn drained(&mut self, value: Value) {
-        let known = if self.observes {
-            f64::NAN
-        } else {
-            value.as_f64()
+    fn drained(&mut self, value: Option<Value>) {
+        let known = match value {
+            Some(value) if !self.observes => value.as_f64(),
+            _ => f64::NAN,
         };
         self.state.drained(known);
     }

@@ -183,7 +183,7 @@ fn begin(core: &SeriesCore, initial: &MirrorValue) {
     match (initial, &core.buckets) {
         (MirrorValue::Whole(n), None) => core.cell.add_whole(*n, core),
         (MirrorValue::Amount(d), None) => core.cell.add_amount(*d, core),
-        (MirrorValue::Real(v), None) => core.cell.set_real(*v, core),
+        (MirrorValue::Real(v), None) => core.cell.set_real(*v + 0.0, core),
         (MirrorValue::Histogram { counts, sum, .. }, Some(buckets)) => {
             core.cell.absorb(*sum, &[], core, || buckets.add(counts));
         }
@@ -385,9 +385,9 @@ mod tests {
         old.set(&MirrorValue::Whole(1_003)).unwrap();
         new.set(&MirrorValue::Whole(7)).unwrap();
         assert_eq!(windows.stats().increase, Some(3.0 + 7.0));
-        assert_eq!(old.series().value(), crate::Value::U64(1_003));
+        assert_eq!(old.series().value(), Some(crate::Value::U64(1_003)));
         assert_eq!(old.set(&MirrorValue::Whole(2)), Err(Fell));
-        assert_eq!(old.series().value(), crate::Value::U64(1_003));
+        assert_eq!(old.series().value(), Some(crate::Value::U64(1_003)));
         new.remove();
         assert_eq!(bus.series("c_total").unwrap().len(), 1);
     }

@@ -50,13 +50,19 @@ impl fmt::Display for Value {
     }
 }
 
-/// What a gauge holds until it is first set. It reads as 0, and is exposed so; but nobody has measured it, and nothing
-/// is said of it. (A gauge that is set to −0 is back to that.)
-const UNMEASURED: f64 = -0.0;
+/// What a gauge holds until it has a value: nobody has measured it, nothing is said of it, and no format has a sample of it.
+/// Whoever adds to it starts at 0. No mutation makes one: −0 comes of additions only where both sides are −0, and gauges
+/// take every −0 that they are given for a 0.
+pub(crate) const UNMEASURED: f64 = -0.0;
 
 /// Whether this is what a gauge holds that was never set.
 pub(crate) fn is_unmeasured(value: f64) -> bool {
     value.to_bits() == UNMEASURED.to_bits()
+}
+
+/// Whether bits of a cell are a value of a metric of this type.
+pub(crate) fn is_measured(kind: MetricKind, bits: u64) -> bool {
+    kind != MetricKind::Gauge || !is_unmeasured(f64::from_bits(bits))
 }
 
 /// Named by the sealed traits of metrics, and so `pub`; no path leads here from outside the crate.
@@ -259,20 +265,25 @@ impl SeriesCore {
         }
     }
 
-    /// Bits of this series' cell as a value.
-    pub(crate) fn value_of(&self, bits: u64) -> Value {
+    /// Bits of this series' cell as a value; `None` of a gauge that has none.
+    pub(crate) fn value_of(&self, bits: u64) -> Option<Value> {
         match self.meta.numbers {
-            Numbers::Whole => Value::U64(bits),
-            // Plus zero: the −0 of a gauge that was never set is a 0 to all who look.
-            Numbers::Amount | Numbers::Real => Value::F64(f64::from_bits(bits) + 0.0),
+            Numbers::Whole => Some(Value::U64(bits)),
+            Numbers::Real if !is_measured(self.meta.kind, bits) => None,
+            Numbers::Amount | Numbers::Real => Some(Value::F64(f64::from_bits(bits))),
         }
     }
 
-    pub(crate) fn value(&self) -> Value {
+    pub(crate) fn value(&self) -> Option<Value> {
         match &self.buckets {
-            Some(buckets) => Value::U64(buckets.total()),
+            Some(buckets) => Some(Value::U64(buckets.total())),
             None => self.value_of(self.cell.load()),
         }
+    }
+
+    /// Whether there is a sample of it. Counters and histograms have one from their birth on.
+    pub(crate) fn has_value(&self) -> bool {
+        is_measured(self.meta.kind, self.cell.load())
     }
 
     pub(crate) fn attach(&self, listener: Box<dyn Listener>, wakes: &mut Wakes) -> bool {
@@ -303,7 +314,7 @@ impl SeriesCore {
         &self,
         id: u64,
         wakes: &mut Wakes,
-        f: impl FnOnce(&mut dyn Listener, Value) -> T,
+        f: impl FnOnce(&mut dyn Listener, Option<Value>) -> T,
     ) -> Option<T> {
         self.visit_bits(id, wakes, |listener, bits| f(listener, self.value_of(bits)))
     }
@@ -409,8 +420,19 @@ impl Series {
         labels::value_of(&self.core().text, name)
     }
 
-    /// The present value; of a histogram, the number of observations.
-    pub fn value(&self) -> Value {
+    /// The present value; of a histogram, the number of observations. `None` of a gauge that was never set.
+    ///
+    /// ```
+    /// use metricbus::{MetricBus, Value};
+    ///
+    /// let bus = MetricBus::new();
+    /// let depth = bus.gauge("queue_depth", "Requests waiting.")?;
+    /// assert_eq!(depth.series().value(), None);
+    /// depth.set(3.0);
+    /// assert_eq!(depth.series().value(), Some(Value::F64(3.0)));
+    /// # Ok::<(), metricbus::DeclareError>(())
+    /// ```
+    pub fn value(&self) -> Option<Value> {
         self.core().value()
     }
 
@@ -468,7 +490,10 @@ impl fmt::Display for Series {
 
 impl fmt::Debug for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} = {}", self.value())
+        match self.value() {
+            Some(value) => write!(f, "{self} = {value}"),
+            None => write!(f, "{self} without a value"),
+        }
     }
 }
 

@@ -34,7 +34,8 @@ pub struct FamilySnapshot {
     pub unit: Option<String>,
     /// The type.
     pub kind: MetricKind,
-    /// The series, in the order in which they were made, more or less.
+    /// The series that have a value, in the order in which they were made, more or less. A gauge that was never set is
+    /// not among them.
     pub series: Vec<SeriesSnapshot>,
 }
 
@@ -42,7 +43,7 @@ impl FamilySnapshot {
     pub(crate) fn of(family: &FamilyCore) -> Self {
         let meta = &family.meta;
         let mut series = Vec::new();
-        family.for_each(|core| series.push(SeriesSnapshot::of(core)));
+        family.for_each(|core| series.extend(SeriesSnapshot::of(core)));
         FamilySnapshot {
             name: meta.name.to_string(),
             help: meta.help.clone(),
@@ -63,16 +64,17 @@ pub struct SeriesSnapshot {
 }
 
 impl SeriesSnapshot {
-    fn of(core: &SeriesCore) -> Self {
-        let value = match (&core.buckets, core.meta.kind, core.value()) {
+    /// `None` of a gauge that has no value.
+    fn of(core: &SeriesCore) -> Option<Self> {
+        let value = match (&core.buckets, core.meta.kind, core.value()?) {
             (Some(buckets), ..) => SampleValue::Histogram(HistogramSnapshot::of(core, buckets)),
             (None, MetricKind::Gauge, value) => SampleValue::Gauge(value.as_f64()),
             (None, _, value) => SampleValue::Counter(value),
         };
-        SeriesSnapshot {
+        Some(SeriesSnapshot {
             labels: labels::pairs(&core.text),
             value,
-        }
+        })
     }
 }
 

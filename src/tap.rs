@@ -103,8 +103,8 @@ pub enum Change {
     },
     /// A gauge was set, raised or lowered.
     Set {
-        /// Value before.
-        before: f64,
+        /// Value before; `None` where it had none.
+        before: Option<f64>,
         /// Value after.
         after: f64,
     },
@@ -116,7 +116,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// By how much the value changed; of an observation, the value observed.
+    /// By how much the value changed, from 0 where there was none; of an observation, the value observed.
     pub fn amount(&self) -> f64 {
         match *self {
             Change::Counted {
@@ -124,7 +124,7 @@ impl Change {
                 after: Value::U64(after),
             } => after.wrapping_sub(before) as f64,
             Change::Counted { before, after } => after.as_f64() - before.as_f64(),
-            Change::Set { before, after } => after - before,
+            Change::Set { before, after } => after - before.unwrap_or(0.0),
             Change::Observed { value } => value,
         }
     }
@@ -326,16 +326,17 @@ impl Mutations {
         let change = match letter.recorded {
             Recorded::Observed(value) => Change::Observed { value },
             Recorded::Moved { before, after } => {
-                let (before, after) = (
-                    series.core().value_of(before),
-                    series.core().value_of(after),
-                );
-                match series.kind() {
-                    crate::MetricKind::Gauge => Change::Set {
-                        before: before.as_f64(),
+                let before = series.core().value_of(before);
+                let after = series.core().value_of(after)?;
+                match (series.kind(), before) {
+                    (crate::MetricKind::Gauge, before) => Change::Set {
+                        before: before.map(Value::as_f64),
                         after: after.as_f64(),
                     },
-                    _ => Change::Counted { before, after },
+                    (_, before) => Change::Counted {
+                        before: before?,
+                        after,
+                    },
                 }
             }
         };

@@ -69,8 +69,11 @@ fn mutations(entries: &[Entry]) -> Vec<(f64, String, Change)> {
         .collect()
 }
 
-fn set(before: f64, after: f64) -> Change {
-    Change::Set { before, after }
+fn set(before: impl Into<Option<f64>>, after: f64) -> Change {
+    Change::Set {
+        before: before.into(),
+        after,
+    }
 }
 
 #[test]
@@ -151,7 +154,7 @@ fn what_was_mutated_is_in_the_file_with_its_time() {
         )
     );
     assert_eq!(told[2].1, r#"kv_ratio{worker="b\"\n"}"#);
-    assert!(matches!(told[2].2, Change::Set { before: 0.0, after } if after.is_nan()));
+    assert!(matches!(told[2].2, Change::Set { before: None, after } if after.is_nan()));
     assert_eq!(told[3].2, Change::Observed { value: 0.1 });
     match entries.last() {
         Some(Entry::End { at }) => assert_eq!(at.as_secs_f64(), 2.0),

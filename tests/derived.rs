@@ -19,7 +19,7 @@ fn values(bus: &MetricBus, selector: &str) -> Vec<(String, f64)> {
     let series = bus.series(selector).unwrap();
     let mut values: Vec<_> = series
         .iter()
-        .map(|series| (series.to_string(), series.value().as_f64()))
+        .map(|series| (series.to_string(), series.value().unwrap().as_f64()))
         .collect();
     values.sort_by(|a, b| a.0.cmp(&b.0));
     values
@@ -251,7 +251,7 @@ fn values_set_by_many_threads_at_once_all_arrive_and_the_last_one_stays() {
             });
         }
     });
-    assert_eq!(counter.series().value(), Value::U64(20_000));
+    assert_eq!(counter.series().value(), Some(Value::U64(20_000)));
     // Left to the dispatcher where one thread would have set too many.
     let twice = || values(&bus, "twice")[0].1;
     let mut turns = 0;

@@ -81,7 +81,7 @@ fn an_operand_without_labels_that_is_removed_is_no_data_to_all() {
     assert_eq!(told(&rule), [(Firing, 0, 1), (Resolved, 0, 2)]);
     worker.set(99.0);
     assert_eq!(told(&rule).len(), 2, "{:?}", rule.history());
-    let shown = bus.series("share").unwrap()[0].value().as_f64();
+    let shown = bus.series("share").unwrap()[0].value().unwrap().as_f64();
     assert!(shown.is_nan(), "{shown}");
     // Back again, it counts again.
     bus.gauge("total", "Of a test.").unwrap().set(100.0);

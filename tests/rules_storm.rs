@@ -629,7 +629,7 @@ fn a_derived_gauge_shows_what_came_back_while_it_went() {
         let value = 1.0 + f64::from(round);
         for (name, right) in [("both", 2.0 * value), ("most", value)] {
             let shown = bus.series(name).unwrap();
-            let shown: Vec<_> = shown.iter().map(|s| s.value().as_f64()).collect();
+            let shown: Vec<_> = shown.iter().map(|s| s.value().unwrap().as_f64()).collect();
             assert_eq!(shown, [right], "{name}, round {round}");
         }
     }

@@ -150,7 +150,7 @@ fn at_rest_the_state_of_each_kind_of_group_agrees_with_the_values() {
             // From 1: the share of 0 is no data.
             gauge.set(1.0 + random.below(10) as f64);
         });
-        let values: Vec<f64> = series.iter().map(Gauge::get).collect();
+        let values: Vec<f64> = series.iter().map(|g| g.get().unwrap()).collect();
         let over = values.iter().filter(|v| **v > 5.0).count();
         let max = values.iter().copied().fold(0.0, f64::max);
         let none = Vec::new();
@@ -228,7 +228,7 @@ fn at_rest_no_series_that_came_and_went_is_forgotten_or_left_behind() {
                 let i = series.label("i").unwrap();
                 let gauge = family.with_label_values(&[i]).unwrap();
                 gauge.inc();
-                (series.labels(), gauge.get())
+                (series.labels(), gauge.get().unwrap())
             })
             .collect();
         for i in 0..5 {
@@ -297,7 +297,7 @@ fn holds_that_end_amid_mutations_alternate_and_agree_at_rest() {
             }
         });
         clock.advance(ms(100));
-        let values: Vec<f64> = series.iter().map(Gauge::get).collect();
+        let values: Vec<f64> = series.iter().map(|g| g.get().unwrap()).collect();
         for (i, value) in values.iter().enumerate() {
             assert_eq!(fires(&each, &label(i as u64)), *value > 5.0, "{values:?}");
         }
@@ -475,7 +475,7 @@ fn a_rule_changed_amid_mutations_agrees_with_the_values_at_rest() {
             }
         });
         let bound = *last.lock().unwrap() as f64;
-        assert_eq!(fires(&rule, &label(0)), gauge.get() > bound);
+        assert_eq!(fires(&rule, &label(0)), gauge.get().unwrap() > bound);
     }
     check_sequence(&rule.history());
 }
@@ -509,7 +509,7 @@ fn a_rule_added_amid_mutations_agrees_with_the_values_at_rest() {
             });
             adder.join().unwrap()
         });
-        let values: Vec<f64> = series.iter().map(Gauge::get).collect();
+        let values: Vec<f64> = series.iter().map(|g| g.get().unwrap()).collect();
         let sum = values.iter().sum::<f64>();
         for (i, value) in values.iter().enumerate() {
             let group = label(i as u64);

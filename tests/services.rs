@@ -809,7 +809,7 @@ mod http_metrics {
     fn value(bus: &MetricBus, selector: &str) -> Option<f64> {
         let found = bus.series(selector).unwrap();
         assert!(found.len() <= 1, "{selector}: {found:?}");
-        found.first().map(|series| series.value().as_f64())
+        Some(found.first()?.value()?.as_f64())
     }
 
     #[tokio::test]

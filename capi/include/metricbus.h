@@ -98,6 +98,9 @@ typedef struct mb_bus mb_bus;
 // The bus was made by another copy of the library in the same process.
 #define MB_ERROR_FOREIGN 12
 
+// There is no value: the gauge was never set. Nothing is wrong, and there is nothing to read.
+#define MB_NO_VALUE 13
+
 // No bound at which it clears: it clears when its condition no longer holds.
 #define MB_NONE 0
 
@@ -198,6 +201,8 @@ typedef struct mb_desc {
     size_t bounds_len;
     // How many series the family may have; 0: as many as the bus says, which is 2000. Those beyond it share one.
     size_t series_max;
+    // Of a gauge: where it begins, and each child of a family. NULL: it has no value until it is set, and is not shown.
+    const double *initial;
 } mb_desc;
 
 // A threshold. Set `size`, and zeros for what is not wanted.
@@ -472,7 +477,7 @@ void mb_bus_free(mb_bus *bus);
 int32_t mb_bus_remove(const mb_bus *bus, struct mb_str selector, size_t *removed);
 
 // The value of the one series that a selector matches; of a histogram, how many observations there were. More or fewer
-// than one is MB_ERROR_VALUE.
+// than one is MB_ERROR_VALUE; MB_NO_VALUE is a gauge that was never set.
 int32_t mb_bus_value(const mb_bus *bus, struct mb_str selector, double *value);
 
 // All metrics of the bus in Prometheus's text format 0.0.4, ending in NUL; `len`, if it is not NULL, is the length without
@@ -537,7 +542,7 @@ int32_t mb_gauge_set(const struct mb_gauge *gauge, double value);
 // Adds `amount`, which may be negative.
 int32_t mb_gauge_add(const struct mb_gauge *gauge, double amount);
 
-// The present value.
+// The present value. MB_NO_VALUE where it was never set; `value` is left as it was.
 int32_t mb_gauge_get(const struct mb_gauge *gauge, double *value);
 
 // Declares a family of gauges: `label_names` of the description are the labels whose values are given per child.

@@ -61,6 +61,15 @@ inline void check(std::int32_t status) {
     }
 }
 
+// What was read, if there was anything to read.
+inline std::optional<double> check_value(std::int32_t status, const double &value) {
+    if (status == MB_NO_VALUE) {
+        return std::nullopt;
+    }
+    check(status);
+    return value;
+}
+
 // Whether a library of this version can serve a program that was built with such a header.
 inline bool compatible(std::uint32_t library, std::uint32_t major, std::uint32_t minor) noexcept {
     return library >> 16 == major && (library & 0xffff) >= minor;
@@ -189,6 +198,11 @@ class desc {
         return *this;
     }
     template <class T, detail::if_real<T> = 0> desc &series_max(T) = delete;
+    // Where a gauge begins, and each child of a family; otherwise it has no value until it is set.
+    desc &initial(double value) {
+        initial_ = value;
+        return *this;
+    }
 
     // Calls `f` with the description for the C interface, which lives as long as the call.
     template <class F> void with_raw(F &&f) const {
@@ -206,6 +220,7 @@ class desc {
         raw.bounds = bounds_.data();
         raw.bounds_len = bounds_.size();
         raw.series_max = series_max_;
+        raw.initial = initial_ ? &*initial_ : nullptr;
         f(&raw);
     }
 
@@ -217,6 +232,7 @@ class desc {
     std::vector<std::string> names_;
     std::vector<double> bounds_;
     std::size_t series_max_ = 0;
+    std::optional<double> initial_;
 };
 
 // A value that only grows.
@@ -259,10 +275,10 @@ class gauge {
     void sub(double amount) const { add(-amount); }
     void inc() const { add(1); }
     void dec() const { add(-1); }
-    double get() const {
+    // Nothing where it was never set.
+    std::optional<double> get() const {
         double value = 0;
-        detail::check(mb_gauge_get(handle_.get(), &value));
-        return value;
+        return detail::check_value(mb_gauge_get(handle_.get(), &value), value);
     }
     gauge clone() const {
         mb_gauge *other = nullptr;
@@ -652,11 +668,10 @@ class bus {
         return metricbus::window(window);
     }
 
-    // The value of the one series that the selector matches.
-    double value(std::string_view selector) const {
+    // The value of the one series that the selector matches; nothing of a gauge that was never set.
+    std::optional<double> value(std::string_view selector) const {
         double value = 0;
-        detail::check(mb_bus_value(handle_.get(), detail::str(selector), &value));
-        return value;
+        return detail::check_value(mb_bus_value(handle_.get(), detail::str(selector), &value), value);
     }
 
     // Removes the series that the selector matches; how many there were.

@@ -87,6 +87,8 @@ pub struct mb_desc {
     pub bounds_len: usize,
     /// How many series the family may have; 0: as many as the bus says, which is 2000. Those beyond it share one.
     pub series_max: usize,
+    /// Of a gauge: where it begins, and each child of a family. NULL: it has no value until it is set, and is not shown.
+    pub initial: *const f64,
 }
 
 // SAFETY: repr(C), begins with its size, and numbers and pointers may be any bytes.
@@ -135,6 +137,11 @@ pub(crate) unsafe fn desc(pointer: *const mb_desc) -> Result<Desc, Fault> {
     }
     if given.series_max > 0 {
         desc = desc.series_max(given.series_max);
+    }
+    if !given.initial.is_null() {
+        // SAFETY: as above.
+        let initial = unsafe { several(given.initial, 1, "the initial value") }?;
+        desc = desc.initial(initial[0]);
     }
     Ok(desc)
 }
@@ -228,7 +235,7 @@ pub unsafe extern "C" fn mb_bus_remove(
 }
 
 /// The value of the one series that a selector matches; of a histogram, how many observations there were. More or fewer
-/// than one is MB_ERROR_VALUE.
+/// than one is MB_ERROR_VALUE; MB_NO_VALUE is a gauge that was never set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mb_bus_value(
     bus: *const mb_bus,
@@ -250,8 +257,9 @@ pub unsafe extern "C" fn mb_bus_value(
                 ),
             ));
         };
+        let now = one.value().ok_or_else(|| Fault::no_value(one))?;
         // SAFETY: as above.
-        unsafe { write(value, "the place for the value", one.value().as_f64()) }
+        unsafe { write(value, "the place for the value", now.as_f64()) }
     })
 }
 

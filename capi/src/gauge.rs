@@ -6,7 +6,7 @@ use crate::{
     bus::{desc, mb_bus, mb_desc},
     input::{borrowed, place, taken, texts, write},
     mb_str,
-    status::{guard, guard_quietly},
+    status::{Fault, guard, guard_quietly},
 };
 
 /// A gauge: one series.
@@ -74,12 +74,13 @@ pub unsafe extern "C" fn mb_gauge_add(gauge: *const mb_gauge, amount: f64) -> i3
     })
 }
 
-/// The present value.
+/// The present value. MB_NO_VALUE where it was never set; `value` is left as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mb_gauge_get(gauge: *const mb_gauge, value: *mut f64) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise, here and below.
-        let now = unsafe { borrowed(gauge, "the gauge") }?.0.get();
+        let gauge = &unsafe { borrowed(gauge, "the gauge") }?.0;
+        let now = gauge.get().ok_or_else(|| Fault::no_value(gauge.series()))?;
         // SAFETY: as above.
         unsafe { write(value, "the place for the value", now) }
     })

@@ -38,6 +38,9 @@ pub const MB_ERROR_PANIC: i32 = 11;
 /// The bus was made by another copy of the library in the same process.
 pub const MB_ERROR_FOREIGN: i32 = 12;
 
+/// There is no value: the gauge was never set. Nothing is wrong, and there is nothing to read.
+pub const MB_NO_VALUE: i32 = 13;
+
 /// Why a call failed.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -52,6 +55,16 @@ impl Fault {
             code,
             text: text.into(),
         }
+    }
+
+    #[cold]
+    pub(crate) fn no_value(series: impl std::fmt::Display) -> Self {
+        Fault::new(
+            MB_NO_VALUE,
+            format!(
+                "{series} has no value: it was never set, and was declared without an initial one"
+            ),
+        )
     }
 
     /// Keeps the words for [`mb_last_error`], and gives the number.

@@ -235,7 +235,9 @@ fn the_size_of_a_structure_is_looked_at_before_anything_else() {
         );
     }
     assert!(error().contains("built for a newer one"), "{}", error());
-    for size in [0, size_of::<mb_desc>() - 1, usize::MAX] {
+    // Without `initial`, which came later, it is whole.
+    let least = std::mem::offset_of!(mb_desc, initial);
+    for size in [0, least - 1, usize::MAX] {
         let mut wrong = desc("jobs_total");
         wrong.size = size;
         // SAFETY: no more than the size is read.
@@ -333,6 +335,13 @@ fn the_value_of_a_selector_is_that_of_one_series() {
     let mut removed = 0;
     // SAFETY: handles are alive and freed once.
     unsafe {
+        assert_eq!(mb_gauge_get(gauge, &mut value), MB_NO_VALUE);
+        assert_eq!(mb_bus_value(bus.0, s("depth"), &mut value), MB_NO_VALUE);
+        assert_eq!(
+            error(),
+            "depth has no value: it was never set, and was declared without an initial one"
+        );
+        assert_eq!(value, 0.0);
         mb_gauge_set(gauge, 3.0);
         assert_eq!(mb_bus_value(bus.0, s("depth"), &mut value), MB_OK);
         assert_eq!(value, 3.0);

@@ -71,6 +71,7 @@ mod name;
 /// | `labels("method", "code")` | the labels of a `Family<M>`, whose values are given per child |
 /// | `buckets = [0.1, 1]` | upper bounds of a histogram, or any expression of type `Buckets`; the bus's usual ones otherwise |
 /// | `native = true` | whether a histogram has native buckets as well, for Prometheus; as the bus says otherwise |
+/// | `initial = 0` | the value at which a gauge begins; none until it is set otherwise |
 /// | `series_max = 100` | the cardinality limit |
 /// | `expire_after_secs = 60` | removes a child of a family that had no mutation for so long |
 ///

@@ -29,6 +29,7 @@ const METRIC_ITEMS: &[Item] = &[
     Item::once("labels", "labels(\"method\", \"code\")"),
     Item::once("buckets", "buckets = [0.1, 1.0]"),
     Item::once("native", "native = true"),
+    Item::once("initial", "initial = 0"),
     Item::once("series_max", "series_max = 100"),
     Item::once("expire_after_secs", "expire_after_secs = 60"),
 ];
@@ -91,6 +92,7 @@ struct Metric<'a> {
     family_labels: Vec<LitStr>,
     buckets: Option<Expr>,
     native: Option<Expr>,
+    initial: Option<Expr>,
     series_max: Option<Expr>,
     expire_after_secs: Option<Expr>,
 }
@@ -501,6 +503,7 @@ impl<'a> Metric<'a> {
             family_labels: Vec::new(),
             buckets: None,
             native: None,
+            initial: None,
             series_max: None,
             expire_after_secs: None,
         };
@@ -524,6 +527,7 @@ impl<'a> Metric<'a> {
                     }
                     "buckets" => metric.buckets = Some(meta.value()?.parse()?),
                     "native" => metric.native = Some(meta.value()?.parse()?),
+                    "initial" => metric.initial = Some(meta.value()?.parse()?),
                     "series_max" => metric.series_max = Some(meta.value()?.parse()?),
                     "expire_after_secs" => metric.expire_after_secs = Some(meta.value()?.parse()?),
                     _ => {}
@@ -596,6 +600,17 @@ impl<'a> Metric<'a> {
     }
 
     fn check_numbers(&self, errors: &mut Errors) {
+        let kind = match self.shape.kind() {
+            Kind::Histogram => Some("Histogram"),
+            Kind::Other("Gauge") | Kind::Unknown => None,
+            Kind::Other(kind) => Some(kind),
+        };
+        if let (Some(initial), Some(kind)) = (&self.initial, kind) {
+            errors.push(
+                initial,
+                format!("a {kind} has no initial value; only a Gauge has"),
+            );
+        }
         if let Kind::Other(kind) = self.shape.kind() {
             if let Some(buckets) = &self.buckets {
                 errors.push(
@@ -679,6 +694,7 @@ impl<'a> Metric<'a> {
             }
         });
         let native = self.native.iter();
+        let initial = self.initial.iter().map(as_f64);
         let series_max = self.series_max.iter();
         let expire = self.expire_after_secs.iter();
         let desc = quote! {
@@ -688,6 +704,7 @@ impl<'a> Metric<'a> {
                 #(#family_labels)*
                 #(#buckets)*
                 #(.native(#native))*
+                #(.initial(#initial))*
                 #(.series_max(#series_max))*
                 #(.expire_after(::core::time::Duration::from_secs(#expire)))*
         };

@@ -326,7 +326,10 @@ impl Poller {
         self.over = [false; 2];
         for (quantity, selector) in Quantity::ALL.into_iter().zip(&self.selectors) {
             for series in self.bus.series(&**selector)? {
-                let value = series.value().as_f64();
+                let Some(value) = series.value() else {
+                    continue;
+                };
+                let value = value.as_f64();
                 let key = (quantity, worker_of(&series));
                 let (last, was_over) = self.known.get(&key).copied().unwrap_or_default();
                 let mut over = false;

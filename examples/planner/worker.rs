@@ -409,11 +409,11 @@ mod tests {
         let first = worker.accept(job(750, 10), Duration::ZERO);
         assert_eq!(first, Some(Duration::from_millis(120)));
         assert_eq!(worker.accept(job(1500, 10), Duration::ZERO), None);
-        assert_eq!(worker.metrics.queue_depth.get(), 1.0);
+        assert_eq!(worker.metrics.queue_depth.get(), Some(1.0));
         let (done, second) = worker.finish(Duration::from_millis(120));
         assert_eq!(done.map(|job| job.first_token), first);
         assert_eq!(second, Some(Duration::from_millis(120 + 220)));
-        assert_eq!(worker.metrics.queue_depth.get(), 0.0);
+        assert_eq!(worker.metrics.queue_depth.get(), Some(0.0));
         assert_eq!(
             worker.metrics.time_to_first_token_seconds.snapshot().count,
             1
@@ -434,7 +434,7 @@ mod tests {
         // The first token of each is the prefill's.
         assert_eq!(worker.metrics.output_tokens_total.get(), 10 * 39);
         assert_eq!((worker.blocks_used, worker.blocks_wanted), (0, 0));
-        assert_eq!(worker.metrics.kv_usage_ratio.get(), 0.0);
+        assert_eq!(worker.metrics.kv_usage_ratio.get(), Some(0.0));
     }
 
     #[test]
@@ -444,8 +444,8 @@ mod tests {
         assert_eq!(worker.accept(job(9_000, 20), Duration::ZERO), None);
         let mut done = Vec::new();
         let next = worker.step(next.expect("the first one runs"), &mut done);
-        assert_eq!(worker.metrics.queue_depth.get(), 1.0);
-        assert_eq!(worker.metrics.inflight_requests.get(), 1.0);
+        assert_eq!(worker.metrics.queue_depth.get(), Some(1.0));
+        assert_eq!(worker.metrics.inflight_requests.get(), Some(1.0));
         let (done, _) = run(&mut worker, next);
         assert_eq!(
             done.iter().map(|job| job.generated).collect::<Vec<_>>(),
@@ -511,7 +511,7 @@ mod tests {
         assert!(names(r#"{worker="a"}"#).contains(&"fleet_requests_total".to_owned()));
         assert_eq!(names("fleet_kv_usage_ratio").len(), 1);
         // A worker of that name that comes later is a new one.
-        assert_eq!(worker("a").kv_usage_ratio.get(), 0.0);
+        assert_eq!(worker("a").kv_usage_ratio.get(), Some(0.0));
         assert_eq!(names("fleet_kv_usage_ratio").len(), 2);
     }
 }

@@ -99,6 +99,10 @@ static void metrics() {
     WANT(b.text().find("few_total{n=\"b\"}") == std::string::npos);
 
     auto depth = b.gauge(desc("depth", "Depth.").label("queue", "\xc3\xa9 \"quoted\"\n"));
+    WANT(!depth.get() && !b.value("depth"));
+    WANT(b.text().find("depth{") == std::string::npos);
+    WANT(b.gauge(desc("begun", "Begun.").initial(0)).get() == 0.0);
+    WANT(code_of([&] { b.counter(desc("begun_total", "Begun.").initial(0)); }) == MB_ERROR_DECLARE);
     depth.set(3);
     depth.inc();
     depth.sub(1.5);

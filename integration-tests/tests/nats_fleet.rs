@@ -105,7 +105,7 @@ impl Planner {
             id.namespace, id.component, id.instance
         );
         let series = self.fleet.bus().series(&*selector).ok()?;
-        Some(series.first()?.value().as_f64())
+        Some(series.first()?.value()?.as_f64())
     }
 
     async fn until_value(&self, id: &SourceId, name: &str, wanted: f64) {

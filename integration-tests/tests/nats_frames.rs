@@ -46,7 +46,7 @@ fn by_label(bus: &MetricBus, name: &str, label: &str) -> BTreeMap<String, f64> {
         .map(|series| {
             (
                 series.label(label).unwrap_or_default(),
-                series.value().as_f64(),
+                series.value().unwrap().as_f64(),
             )
         })
         .collect()
@@ -220,7 +220,7 @@ async fn what_does_not_leave_the_deadband_is_not_sent(release: Release) -> Outco
         .start()?;
     let told = |name: &str| {
         let series = fleet.bus().series(name).ok()?;
-        Some(series.first()?.value().as_f64())
+        Some(series.first()?.value()?.as_f64())
     };
     calm.set(0.5);
     until("the first value", || {
@@ -405,7 +405,7 @@ async fn no_more_frames_are_sent_than_allowed(release: Release) -> Outcome {
     gauge.set(-1.0);
     until("the last value", || {
         let series = fleet.bus().series("busy_ratio").ok()?;
-        (series.first()?.value().as_f64() == -1.0).then_some(())
+        (series.first()?.value()?.as_f64() == -1.0).then_some(())
     })
     .await;
     Ok(())
@@ -435,7 +435,7 @@ async fn a_forwarding_that_is_dropped_says_nothing_more(release: Release) -> Out
     dropped.set(1.0);
     let shown = |name: &str| {
         let series = fleet.bus().series(name).ok()?;
-        Some(series.first()?.value().as_f64())
+        Some(series.first()?.value()?.as_f64())
     };
     until("both", || {
         (shown("kept_ratio").is_some() && shown("dropped_ratio").is_some()).then_some(())

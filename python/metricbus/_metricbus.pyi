@@ -114,6 +114,7 @@ class Gauge:
         registry: MetricBus | Scope | None = None,
         multiprocess_mode: str | None = None,
         *,
+        initial: float | None = 0.0,
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
@@ -122,12 +123,14 @@ class Gauge:
     def dec(self, amount: float | None = None) -> None: ...
     def set_max(self, value: float) -> None: ...
     def set_min(self, value: float) -> None: ...
-    def get(self) -> float: ...
+    def get(self) -> float | None:
+        """Its value now; `None` where it was never set. Where it was made in a container of a library, what that has."""
+
     def set_to_current_time(self) -> None: ...
     def set_function(self, function: Callable[[], float]) -> None:
         """Before each scrape, push and export, `function` says the value; in a thread of its own, as with `MetricBus.on_collect`.
 
-        Where it raises, or is not done in time, the gauge keeps the value that it had.
+        Where it raises, or is not done in time, the gauge keeps the value that it had, if it had one.
         """
 
     def track_inprogress(self) -> InProgress: ...
@@ -214,7 +217,9 @@ class Series:
     def labels(self) -> dict[str, str]: ...
     def label(self, name: str) -> str | None: ...
     @property
-    def value(self) -> float: ...
+    def value(self) -> float | None:
+        """Its value now; of a histogram, the number of observations; `None` of a gauge that was never set."""
+
     @property
     def is_removed(self) -> bool: ...
     def window(self, width: _Time) -> Window:
@@ -263,6 +268,7 @@ class MetricBus:
         help: str,
         labels: Iterable[str] | None = None,
         *,
+        initial: float | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,
@@ -458,6 +464,7 @@ class Scope:
         help: str,
         labels: Iterable[str] | None = None,
         *,
+        initial: float | None = None,
         unit: str | None = None,
         expire_after: _Time | None = None,
         max_series: int | None = None,

@@ -43,6 +43,7 @@ class _Field:
     unit: str | None
     buckets: tuple[float, ...] | None
     native: bool | None
+    initial: float | None
     expire_after: float | timedelta | None
     max_series: int | None
 
@@ -73,13 +74,15 @@ def field(
     unit: str | None = None,
     buckets: Iterable[float] | None = None,
     native: bool | None = None,
+    initial: float | None = None,
     expire_after: float | timedelta | None = None,
     max_series: int | None = None,
 ) -> Any:
     """Declares one metric of a `Component`; its type is the attribute's annotation.
 
     `labels` are the names of labels whose values are given per child, `const_labels` are labels with their values. `name` is
-    the metric's name where it is not the attribute's. The rest is as in `MetricBus.counter`, `gauge` and `histogram`.
+    the metric's name where it is not the attribute's. A gauge has no value until it is set, unless `initial` says where it begins.
+    The rest is as in `MetricBus.counter`, `gauge` and `histogram`.
     """
     if not isinstance(help, str) or not help.strip():
         raise TypeError(f'field({help!r}): the help text comes first; field("Requests served.") would be right')
@@ -93,6 +96,7 @@ def field(
         unit=unit,
         buckets=None if buckets is None else tuple(buckets),
         native=native,
+        initial=initial,
         expire_after=expire_after,
         max_series=max_series,
     )
@@ -226,6 +230,8 @@ def _read(cls: type[Component], names: Mapping[str, Any]) -> Iterable[_Declared]
             )
         if isinstance(value, _Field) and value.native is not None and kind is not Histogram:
             raise TypeError(f"{where} is a {kind.__name__} and says native={value.native}; only a Histogram can be native")
+        if isinstance(value, _Field) and value.initial is not None and kind is not Gauge:
+            raise TypeError(f"{where} is a {kind.__name__} and says initial={value.initial}; only a Gauge has an initial value")
         if isinstance(value, _Nested) and not (isinstance(kind, type) and issubclass(kind, Component)):
             raise TypeError(f"{where} is annotated as {_shown(annotation)}; a class that is a Component would be right")
         if isinstance(value, _Field) and value.buckets is not None and kind is not Histogram:
@@ -274,9 +280,18 @@ def _declare(cls: type[Component], scope: Scope) -> dict[str, Counter | Gauge | 
                 expire_after=what.expire_after,
                 max_series=what.max_series,
             )
+        elif declared.type is Gauge:
+            made[declared.attribute] = place.gauge(
+                name,
+                what.help,
+                what.labels,
+                initial=what.initial,
+                unit=what.unit,
+                expire_after=what.expire_after,
+                max_series=what.max_series,
+            )
         else:
-            declare = place.counter if declared.type is Counter else place.gauge
-            made[declared.attribute] = declare(
+            made[declared.attribute] = place.counter(
                 name,
                 what.help,
                 what.labels,

@@ -21,7 +21,7 @@ use pyo3::{
 
 use crate::{
     backend::Reporting,
-    convert,
+    convert::{self, Real},
     deliver::{Source, listen},
     error::{Raise, raise},
     fork::Forked,
@@ -448,18 +448,21 @@ impl MetricBus {
         Scope(self.root()).counter(name, help, labels, unit, expire_after, max_series)
     }
 
-    /// A gauge with exactly this name; otherwise as `counter`.
-    #[pyo3(signature = (name, help, labels=None, *, unit=None, expire_after=None, max_series=None))]
+    /// A gauge with exactly this name; otherwise as `counter`. `initial`: the value at which it begins, and each child of a family;
+    /// without it there is none until it is set, and it is not exposed.
+    #[pyo3(signature = (name, help, labels=None, *, initial=None, unit=None, expire_after=None, max_series=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn gauge(
         &self,
         name: &str,
         help: &str,
         labels: Option<&Bound<'_, PyAny>>,
+        initial: Option<Real>,
         unit: Option<&str>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Gauge> {
-        Scope(self.root()).gauge(name, help, labels, unit, expire_after, max_series)
+        Scope(self.root()).gauge(name, help, labels, initial, unit, expire_after, max_series)
     }
 
     /// A histogram with exactly this name and these upper bounds; otherwise as `counter`. `native`: exponential buckets are
@@ -700,19 +703,25 @@ impl Scope {
         Handle::declare(self.0.clone(), desc, names).map(Counter)
     }
 
-    /// A gauge with exactly this name; otherwise as `counter`.
-    #[pyo3(signature = (name, help, labels=None, *, unit=None, expire_after=None, max_series=None))]
+    /// A gauge with exactly this name; otherwise as `counter`. `initial`: the value at which it begins, and each child of a family;
+    /// without it there is none until it is set, and it is not exposed.
+    #[pyo3(signature = (name, help, labels=None, *, initial=None, unit=None, expire_after=None, max_series=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn gauge(
         &self,
         name: &str,
         help: &str,
         labels: Option<&Bound<'_, PyAny>>,
+        initial: Option<Real>,
         unit: Option<&str>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Gauge> {
         let names = metric::label_names(labels)?;
-        let desc = Scope::desc(name, help, &names, unit, expire_after, max_series)?;
+        let mut desc = Scope::desc(name, help, &names, unit, expire_after, max_series)?;
+        if let Some(initial) = initial {
+            desc = desc.initial(initial.0);
+        }
         Handle::declare(self.0.clone(), desc, names).map(Gauge)
     }
 

@@ -150,7 +150,7 @@ pub(crate) struct Mutation {
     at: f64,
     /// `"counted"`, `"set"` or `"observed"`.
     kind: &'static str,
-    /// The value before; `None` of a histogram.
+    /// The value before; `None` of a histogram, and of a gauge that had none.
     before: Option<f64>,
     /// The value after; `None` of a histogram.
     after: Option<f64>,
@@ -166,6 +166,7 @@ impl Mutation {
             (Some(before), Some(after)) => {
                 format!("<Mutation {series} {} {before} -> {after}>", self.kind)
             }
+            (None, Some(after)) => format!("<Mutation {series} {} {after}>", self.kind),
             _ => format!("<Mutation {series} {} {}>", self.kind, self.amount),
         }
     }
@@ -192,7 +193,7 @@ impl Letter for metricbus::Mutation {
             Change::Counted { before, after } => {
                 ("counted", Some(Value::as_f64(before)), Some(after.as_f64()))
             }
-            Change::Set { before, after } => ("set", Some(before), Some(after)),
+            Change::Set { before, after } => ("set", before, Some(after)),
             Change::Observed { .. } => ("observed", None, None),
             // `Change` may grow.
             _ => ("other", None, None),

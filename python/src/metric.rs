@@ -338,6 +338,7 @@ struct Wanted<'a, 'py> {
     expire_after: Option<&'a Bound<'py, PyAny>>,
     max_series: Option<usize>,
     native: Option<bool>,
+    initial: Option<f64>,
 }
 
 impl Wanted<'_, '_> {
@@ -356,6 +357,9 @@ impl Wanted<'_, '_> {
         }
         if let Some(native) = self.native {
             desc = desc.native(native);
+        }
+        if let Some(initial) = self.initial {
+            desc = desc.initial(initial);
         }
         if let Some(max) = self.max_series {
             desc = desc.series_max(max);
@@ -487,6 +491,7 @@ impl Counter {
             expire_after,
             max_series,
             native: None,
+            initial: None,
         };
         wanted.declare(None).map(Counter)
     }
@@ -542,7 +547,7 @@ pub(crate) struct Gauge(pub(crate) Handle<metricbus::Gauge>);
 #[pymethods]
 impl Gauge {
     #[new]
-    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, multiprocess_mode=None, *, expire_after=None, max_series=None))]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, multiprocess_mode=None, *, initial=Some(Real(0.0)), expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         name: &str,
@@ -553,6 +558,7 @@ impl Gauge {
         unit: &str,
         registry: Option<&Bound<'_, PyAny>>,
         multiprocess_mode: Option<&str>,
+        initial: Option<Real>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Gauge> {
@@ -567,6 +573,7 @@ impl Gauge {
             expire_after,
             max_series,
             native: None,
+            initial: initial.map(|initial| initial.0),
         };
         wanted.declare(None).map(Gauge)
     }
@@ -603,11 +610,11 @@ impl Gauge {
         Ok(())
     }
 
-    /// Its value now; 0 where it was never set. Where it was made in a container of a library, what that has.
-    fn get(&self) -> PyResult<f64> {
+    /// Its value now; `None` where it was never set. Where it was made in a container of a library, what that has.
+    fn get(&self) -> PyResult<Option<f64>> {
         let one = self.0.here()?;
         Ok(match one.read() {
-            Some(SampleValue::Gauge(value)) => value,
+            Some(SampleValue::Gauge(value)) => Some(value),
             _ => one.metric.get(),
         })
     }
@@ -619,7 +626,7 @@ impl Gauge {
     }
 
     /// Before each scrape, push and export, `function` says the value; in a thread of its own, as with `MetricBus.on_collect`. Where it
-    /// raises, or is not done in time, the gauge keeps the value that it had.
+    /// raises, or is not done in time, the gauge keeps the value that it had, if it had one.
     fn set_function(slf: &Bound<'_, Self>, function: &Bound<'_, PyAny>) -> PyResult<()> {
         let this = slf.get();
         if !function.is_callable() {
@@ -680,6 +687,7 @@ impl Histogram {
             expire_after,
             max_series,
             native,
+            initial: None,
         };
         let buckets = match self::buckets(buckets)? {
             None => Buckets::new(DEFAULT_BUCKETS).or_raise()?,

@@ -68,10 +68,10 @@ impl Series {
         Ok(self.inner()?.label(name))
     }
 
-    /// Its value now; of a histogram, the number of observations.
+    /// Its value now; of a histogram, the number of observations; `None` of a gauge that was never set.
     #[getter]
-    fn value(&self) -> PyResult<f64> {
-        Ok(self.inner()?.value().as_f64())
+    fn value(&self) -> PyResult<Option<f64>> {
+        Ok(self.inner()?.value().map(metricbus::Value::as_f64))
     }
 
     /// Whether it was removed: nobody sees it any more.

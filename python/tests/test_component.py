@@ -213,7 +213,7 @@ def test_annotations_may_be_names_of_the_enclosing_function(bus: mb.MetricBus) -
     class InFunction(mb.Component):
         depth: Local = mb.field("D.")  # type: ignore[valid-type]
 
-    assert InFunction(bus).depth.get() == 0  # type: ignore[attr-defined]
+    assert InFunction(bus).depth.get() is None  # type: ignore[attr-defined]
 
 
 def test_annotations_need_not_be_texts(run: Any) -> None:

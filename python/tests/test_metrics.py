@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 
 import metricbus
-from metricbus import Counter, Gauge, Histogram, MetricBus
+from metricbus import Counter, Gauge, Histogram, MetricBus, Mutation, generate_latest
 
 
 def test_a_counter_goes_up_and_never_down(bus: MetricBus) -> None:
@@ -27,8 +27,30 @@ def test_a_counter_goes_up_and_never_down(bus: MetricBus) -> None:
     assert requests.get() == 3.5
 
 
+def test_a_gauge_that_was_never_set_has_no_value_unless_it_is_declared_as_with_prometheus_client(bus: MetricBus) -> None:
+    never = bus.gauge("never", "G.")
+    family = bus.gauge("some", "G.", ["a"], initial=2)
+    theirs = Gauge("theirs", "G.", registry=bus)
+    none = Gauge("none", "G.", registry=bus, initial=None)
+    assert (never.get(), none.get(), never.series.value) == (None, None, None)
+    assert (family.labels("x").get(), theirs.get()) == (2, 0)
+    samples = [line for line in generate_latest(bus).decode().splitlines() if line.startswith(("never", "some", "theirs", "none"))]
+    assert samples == ['some{a="x"} 2', "theirs 0"]
+    assert bus.snapshot().value("never") is None
+    assert bus.get_sample_value("never") is None
+    with bus.subscribe("never") as tap:
+        never.set(-0.0)
+        mutation = tap.get(5)
+        assert isinstance(mutation, Mutation)
+        assert (mutation.before, mutation.after) == (None, 0)
+    assert never.get() == 0
+    assert Gauge("never", "G.", registry=bus, initial=3).get() == 0
+
+
 def test_a_gauge_goes_anywhere(bus: MetricBus) -> None:
     depth = bus.gauge("queue_depth", "Waiting.")
+    assert depth.get() is None
+    depth.set(0)
     assert depth.get() == 0
     depth.set(5)
     depth.inc()

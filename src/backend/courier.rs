@@ -413,8 +413,12 @@ impl Listener for Ear {
 
     /// What was counted before: the waker is out already.
     fn begin(&mut self, bits: u64, _stamp: &mut Stamp<'_>) {
-        let counted = self.courier.meta.kind != MetricKind::Histogram && bits != 0;
-        if counted && !is_unmeasured(f64::from_bits(bits)) {
+        let counted = match self.courier.meta.kind {
+            MetricKind::Counter => bits != 0,
+            MetricKind::Gauge => !is_unmeasured(f64::from_bits(bits)),
+            MetricKind::Histogram => false,
+        };
+        if counted {
             self.courier.bring(Word::Value(bits));
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     metric::HistogramSnapshot,
     raw::Shape,
     selector::{IntoSelector, Selector},
-    series::{Series, SeriesCore, Value, is_unmeasured},
+    series::{Series, SeriesCore, UNMEASURED, Value},
     stats::next_id,
     tap::{Change, Lagged, Mutation, Mutations},
     time::{Stamp, Time},
@@ -317,7 +317,7 @@ struct Logged {
 enum Event {
     Born(Series),
     /// It was there when the recording began, with this value then.
-    Found(Series, u64),
+    Found(Series),
     Gone(Series),
 }
 
@@ -348,7 +348,7 @@ impl Births {
                     at,
                     match newborn {
                         true => Event::Born(handle),
-                        false => Event::Found(handle, series.cell.load()),
+                        false => Event::Found(handle),
                     },
                 );
                 Box::new(Life {
@@ -368,7 +368,7 @@ impl Births {
         }
     }
 
-    /// The series so far, once the tap is in place, each with its value from before that and its value now.
+    /// The series so far, once the tap is in place, each with its value now.
     fn close_present(&self) -> Vec<Present> {
         let entries = {
             let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -377,14 +377,7 @@ impl Births {
         let mut present: Vec<Present> = Vec::new();
         for Logged { event, .. } in entries {
             match event {
-                Event::Found(series, before) => present.push(Present::of(series, before)),
-                Event::Born(series) => {
-                    let before = match series.kind() {
-                        MetricKind::Gauge => (-0.0_f64).to_bits(),
-                        _ => 0,
-                    };
-                    present.push(Present::of(series, before));
-                }
+                Event::Found(series) | Event::Born(series) => present.push(Present::of(series)),
                 Event::Gone(series) => present.retain(|p| p.series != series),
             }
         }
@@ -437,24 +430,18 @@ impl Listener for Life {
 /// A series that was there before the first mutation was recorded.
 struct Present {
     series: Series,
-    /// Whether nobody had set it before the tap was in place.
-    unset: bool,
     value: Base,
 }
 
 impl Present {
-    fn of(series: Series, before: u64) -> Present {
+    fn of(series: Series) -> Present {
         let core = series.core();
         // Through the series' lock: a mutation seen in the value has been told to the tap.
         let mut wakes = Wakes::new();
         let value = present_value(core);
         core.visit(u64::MAX, &mut wakes, |_, _| {});
         wake_all(&mut wakes);
-        Present {
-            unset: core.meta.kind == MetricKind::Gauge && is_unmeasured(f64::from_bits(before)),
-            value,
-            series,
-        }
+        Present { value, series }
     }
 }
 
@@ -688,7 +675,7 @@ impl<W: Sink> Scribe<W> {
                 break;
             };
             match event {
-                Event::Born(series) | Event::Found(series, _) => {
+                Event::Born(series) | Event::Found(series) => {
                     if !self.known.contains_key(&series) {
                         let base = newborn(&series);
                         self.define(&series, at.as_nanos(), &base)?;
@@ -811,9 +798,7 @@ fn before(change: &Change, present: &Present) -> Base {
             (Value::F64(before), Base::Value(read)) => before.min(f64::from_bits(*read)).to_bits(),
             (_, Base::Histogram { .. }) => return present.value.clone(),
         },
-        // A mutation tells 0 for what nobody has set.
-        Change::Set { before: 0.0, .. } if present.unset => (-0.0_f64).to_bits(),
-        Change::Set { before, .. } => before.to_bits(),
+        Change::Set { before, .. } => before.unwrap_or(UNMEASURED).to_bits(),
         Change::Observed { .. } => return present.value.clone(),
     };
     Base::Value(bits)
@@ -882,7 +867,7 @@ mod tests {
             gauge.set(i as f64);
         }
         gauge.set(7.0);
-        assert_eq!(gauge.get(), 7.0);
+        assert_eq!(gauge.get(), Some(7.0));
         let error = recorder.finish().unwrap_err().to_string();
         assert!(error.contains("full.rec"), "{error}");
         assert!(error.contains("can be read"), "{error}");

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     desc::{MetricKind, Numbers},
-    series::Value,
+    series::{Value, is_measured},
     tap::Change,
     time::Time,
 };
@@ -38,7 +38,7 @@ use crate::{
 /// for entry in Recording::open(&path)?.entries()? {
 ///     if let Entry::Mutation { series, change, .. } = entry? {
 ///         assert_eq!(series.to_string(), "queue_depth");
-///         assert_eq!(change, Change::Set { before: 0.0, after: 3.0 });
+///         assert_eq!(change, Change::Set { before: None, after: 3.0 });
 ///     }
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -289,14 +289,13 @@ impl Entries {
 }
 
 fn change(series: &RecordedSeries, before: u64, after: u64) -> Change {
-    // As a tap tells it: the −0 of a gauge that was never set reads as 0.
-    let real = |bits: u64| f64::from_bits(bits) + 0.0;
+    let real = |bits: u64| f64::from_bits(bits);
     match (series.shape.kind, series.shape.numbers) {
         (MetricKind::Histogram, _) => Change::Observed {
             value: f64::from_bits(after),
         },
         (MetricKind::Gauge, _) => Change::Set {
-            before: real(before),
+            before: is_measured(MetricKind::Gauge, before).then(|| real(before)),
             after: real(after),
         },
         (_, Numbers::Whole) => Change::Counted {

@@ -449,7 +449,7 @@ impl MetricGauge for Mirrored<Gauge> {
     fn get_value(&self) -> f64 {
         match self.read() {
             Some(SampleValue::Gauge(value)) => value,
-            _ => self.metric.get(),
+            _ => MetricGauge::get_value(&self.metric),
         }
     }
 }

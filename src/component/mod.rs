@@ -370,7 +370,7 @@ pub trait MetricGauge: Send + Sync + fmt::Debug {
     fn inc(&self, by: f64);
     /// Lowers it.
     fn dec(&self, by: f64);
-    /// The value now; NaN for a backend that can't be read back.
+    /// The value now; NaN where it was never set, and for a backend that can't be read back.
     fn get_value(&self) -> f64;
 }
 
@@ -451,7 +451,7 @@ impl MetricGauge for Gauge {
     }
 
     fn get_value(&self) -> f64 {
-        self.get()
+        self.get().unwrap_or(f64::NAN)
     }
 }
 

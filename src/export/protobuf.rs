@@ -118,6 +118,9 @@ pub(super) fn encode_family(family: &FamilyCore, scratch: &mut Scratch, out: &mu
             out,
         );
         family.for_each(|series| {
+            if !series.has_value() {
+                return;
+            }
             any = true;
             message(field::FAMILY_METRIC, out, |out| {
                 for (name, value) in raw_pairs(&series.text) {
@@ -160,7 +163,7 @@ fn metric(series: &SeriesCore, scratch: &mut Scratch, out: &mut Vec<u8>) {
             created.write(field::HISTOGRAM_CREATED, out);
         }),
         (None, MetricKind::Gauge) => message(field::METRIC_GAUGE, out, |out| {
-            double(field::VALUE, f64::from_bits(bits) + 0.0, out);
+            double(field::VALUE, f64::from_bits(bits), out);
         }),
         (None, _) => message(field::METRIC_COUNTER, out, |out| {
             let value = match meta.numbers {

@@ -163,6 +163,9 @@ fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut V
     let created = open && style.created && meta.kind != MetricKind::Gauge;
     let mut begun = false;
     family.for_each(|series| {
+        if !series.has_value() {
+            return;
+        }
         if !begun {
             begun = true;
             line.begin(

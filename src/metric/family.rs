@@ -43,6 +43,8 @@ pub struct Family<M, L = ()> {
 pub(crate) struct Plan {
     pub(crate) slots: Vec<(Arc<str>, Slot)>,
     pub(crate) variable: Vec<String>,
+    /// What a child begins at.
+    pub(crate) initial: Option<f64>,
 }
 
 pub(crate) enum Slot {
@@ -71,6 +73,15 @@ fn with_text<T>(f: impl FnOnce(&mut String) -> T) -> T {
 }
 
 impl Plan {
+    /// A series of this declaration, at its initial value if it has none yet.
+    pub(crate) fn metric<M: Metric>(&self, core: Arc<SeriesCore>) -> M {
+        let metric = M::from_spec(Made(core));
+        if let Some(initial) = self.initial {
+            metric.begin_at(initial);
+        }
+        metric
+    }
+
     /// The labels of a declaration that has no variable ones.
     pub(crate) fn constant_text(&self) -> String {
         let mut text = String::new();
@@ -138,7 +149,7 @@ impl<M: Metric, L> Family<M, L> {
             self.plan.render_values(text, values);
             self.core.child(text)
         });
-        Ok(M::from_spec(Made(core)))
+        Ok(self.plan.metric(core))
     }
 
     /// Removes the child with these values: it is exposed no more, its subscribers hear that it is gone, and late
@@ -202,7 +213,7 @@ impl<M: Metric, L: Labels> Family<M, L> {
             self.plan.render_typed(text, labels);
             self.core.child(text)
         });
-        M::from_spec(Made(core))
+        self.plan.metric(core)
     }
 
     /// As [`remove`](Family::remove), by typed labels.

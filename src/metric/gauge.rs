@@ -7,24 +7,29 @@ use crate::{
     cell::{Listener, Wakes, wake_all},
     desc::{MetricKind, Numbers},
     interest::{ExtremesState, Interval},
-    series::{SeriesCore, is_unmeasured},
+    series::{SeriesCore, Value, is_unmeasured},
     time::{Stamp, Time},
 };
 
 /// A value that goes up and down: queue depth, cache usage, requests in flight. Always a double.
 ///
-/// Clones are the same gauge. NaN and ±∞ can be set and are exposed as such.
+/// Clones are the same gauge. NaN and ±∞ can be set and are exposed as such; −0 is 0.
+///
+/// A gauge that was never set has no value: [`get`](Gauge::get) gives `None`, and no exposition, snapshot, rule or other
+/// process is told of a 0 that nobody measured. [`inc`](Gauge::inc), [`dec`](Gauge::dec), [`add`](Gauge::add) and
+/// [`sub`](Gauge::sub) begin at 0. [`Desc::initial`](crate::Desc::initial) gives a gauge a value from its birth on.
 ///
 /// ```
 /// use metricbus::MetricBus;
 ///
 /// let bus = MetricBus::new();
 /// let inflight = bus.gauge("inflight_requests", "Requests being served.")?;
+/// assert_eq!(inflight.get(), None);
 /// {
 ///     let _one = inflight.track_inprogress();
-///     assert_eq!(inflight.get(), 1.0);
+///     assert_eq!(inflight.get(), Some(1.0));
 /// }
-/// assert_eq!(inflight.get(), 0.0);
+/// assert_eq!(inflight.get(), Some(0.0));
 /// # Ok::<(), metricbus::DeclareError>(())
 /// ```
 #[derive(Clone)]
@@ -36,50 +41,53 @@ impl Gauge {
     /// Makes `value` the value.
     #[inline]
     pub fn set(&self, value: f64) {
-        self.core.cell.set_real(value, &*self.core);
+        // Plus zero, here and in `add`: a −0 that somebody sets is a 0, and not the mark of a gauge without a value.
+        self.core.cell.set_real(value + 0.0, &*self.core);
     }
 
-    /// Adds 1.
+    /// Adds 1. A gauge that was never set begins at 0.
     #[inline]
     pub fn inc(&self) {
         self.add(1.0);
     }
 
-    /// Takes 1 away.
+    /// Takes 1 away. A gauge that was never set begins at 0.
     #[inline]
     pub fn dec(&self) {
         self.add(-1.0);
     }
 
-    /// Adds `amount`, which may be negative.
+    /// Adds `amount`, which may be negative, to the value, or to 0 where there is none.
     #[inline]
     pub fn add(&self, amount: f64) {
-        self.core.cell.add_real(amount, &*self.core);
+        self.core.cell.add_real(amount + 0.0, &*self.core);
     }
 
-    /// Takes `amount` away.
+    /// Takes `amount` away from the value, or from 0 where there is none.
     #[inline]
     pub fn sub(&self, amount: f64) {
         self.add(-amount);
     }
 
-    /// Raises the value to `value` where it is lower or NaN. A NaN `value` does nothing.
+    /// Raises the value to `value` where it is lower or NaN, or there is none. A NaN `value` does nothing.
     pub fn set_max(&self, value: f64) {
+        let value = value + 0.0;
         self.core.cell.set_real_if(value, &*self.core, |now| {
-            value > now || (now.is_nan() && !value.is_nan())
+            value > now || (is_nothing(now) && !value.is_nan())
         });
     }
 
-    /// Lowers the value to `value` where it is higher or NaN. A NaN `value` does nothing.
+    /// Lowers the value to `value` where it is higher or NaN, or there is none. A NaN `value` does nothing.
     pub fn set_min(&self, value: f64) {
+        let value = value + 0.0;
         self.core.cell.set_real_if(value, &*self.core, |now| {
-            value < now || (now.is_nan() && !value.is_nan())
+            value < now || (is_nothing(now) && !value.is_nan())
         });
     }
 
-    /// The present value.
-    pub fn get(&self) -> f64 {
-        self.core.value().as_f64()
+    /// The present value; `None` where it was never set.
+    pub fn get(&self) -> Option<f64> {
+        self.core.value().map(Value::as_f64)
     }
 
     /// Adds 1 now and takes it away when the guard is dropped.
@@ -126,6 +134,11 @@ impl Gauge {
     }
 }
 
+/// Whether any number is better.
+fn is_nothing(value: f64) -> bool {
+    value.is_nan() || is_unmeasured(value)
+}
+
 impl Metric for Gauge {
     fn spec() -> Spec {
         Spec {
@@ -136,6 +149,12 @@ impl Metric for Gauge {
 
     fn from_spec(Made(core): Made) -> Self {
         Gauge { core }
+    }
+
+    fn begin_at(&self, initial: f64) {
+        self.core
+            .cell
+            .set_real_if(initial + 0.0, &*self.core, is_unmeasured);
     }
 }
 
@@ -183,8 +202,9 @@ impl PeakGauge {
             let seen = extremes.state.get()?;
             extremes.state.reset();
             // The value held belongs to both; it may be newer than the last step, whose mutator is on its way.
-            extremes.state.step(value.as_f64());
-            Some((seen.0.min(value.as_f64()), seen.1.max(value.as_f64())))
+            let value = value?.as_f64();
+            extremes.state.step(value);
+            Some((seen.0.min(value), seen.1.max(value)))
         });
         wake_all(&mut wakes);
         seen.flatten()

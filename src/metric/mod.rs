@@ -33,6 +33,11 @@ pub trait Metric: sealed::Sealed + Sized {
     fn spec() -> Spec;
     #[doc(hidden)]
     fn from_spec(made: Made) -> Self;
+    /// Gives it this value, if it has none.
+    #[doc(hidden)]
+    fn begin_at(&self, initial: f64) {
+        let _ = initial;
+    }
 }
 
 /// What a type of metric asks of its series.

@@ -56,7 +56,7 @@ impl MetricBus {
     /// total.set(200.0);
     /// used.with_label_values(&["a"])?.set(150.0);
     /// let share = &bus.series(r#"kv_usage_ratio{worker="a"}"#)?[0];
-    /// assert_eq!(share.value().as_f64(), 0.75);
+    /// assert_eq!(share.value(), Some(metricbus::Value::F64(0.75)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -273,11 +273,11 @@ impl Setter {
             return;
         };
         let mut series = series.unwrap_or_else(|| self.family.child(&self.text));
-        series.cell.set_real(value, &*series);
+        series.cell.set_real(value + 0.0, &*series);
         if series.cell.is_retired() {
             // By the user.
             series = self.family.child(&self.text);
-            series.cell.set_real(value, &*series);
+            series.cell.set_real(value + 0.0, &*series);
         }
         if gauges.closed.load(Ordering::SeqCst) {
             return self.remove(Some(series));

@@ -50,7 +50,7 @@ use crate::{
 ///
 /// service.call(Request::new(())).await?;
 /// let requests = &bus.series(r#"http_requests_total{method="GET",code="2xx"}"#)?[0];
-/// assert_eq!(requests.value().as_f64(), 1.0);
+/// assert_eq!(requests.value(), Some(metricbus::Value::U64(1)));
 /// # Ok(())
 /// # }
 /// ```

@@ -443,7 +443,7 @@ impl GaugeFeeder {
             .is_some_and(|p| p.begun.get().is_some());
         if let Some((pane, at)) = self.feed.end(at, &ExtremesState::new()) {
             if !begun {
-                held.begin(pane.series.value().as_f64(), at);
+                held.begin(f64::from_bits(pane.series.cell.load()), at);
             }
             if let State::Gauge(left) = &pane.state {
                 *lock(left) = Some(held);

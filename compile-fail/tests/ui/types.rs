@@ -48,6 +48,9 @@ struct Misfit {
     /// Only histograms can be native.
     #[metric(native = true)]
     usage: Gauge,
+    /// Only gauges have an initial value.
+    #[metric(initial = 0)]
+    served: Counter,
     /// Also in families.
     #[metric(labels("method"), buckets = [1.0, 2.0])]
     requests: Family<Counter<f64>>,

@@ -474,7 +474,7 @@ impl OtlpOptions {
     /// let exporter = OtlpExporter::start(&bus, options)?;
     /// // Nobody listens there, but it was measured.
     /// exporter.shutdown(Duration::from_secs(1)).unwrap_err();
-    /// assert!(threads.get() >= 1.0);
+    /// assert!(threads.get() >= Some(1.0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn before_collect(mut self, hook: Arc<dyn Fn() + Send + Sync>) -> Self {

@@ -362,7 +362,7 @@ impl Engine {
         let series = member.series.upgrade().filter(|_| self.plan.single);
         match (self.plan.leaves.first(), series) {
             (Some(Leaf::Direct { .. }), Some(series)) if series.buckets.is_none() => {
-                judged.map(|_| series.value().as_f64())
+                judged.and_then(|_| Some(series.value()?.as_f64()))
             }
             _ => judged,
         }

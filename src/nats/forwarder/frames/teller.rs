@@ -582,7 +582,7 @@ mod tests {
                 let counter = counters.with_label_values(&[&l]).unwrap().get();
                 sum += counter;
                 assert_eq!(told[&format!("c_total{l}")], whole("", counter).1);
-                let gauge = gauges.with_label_values(&[&l]).unwrap().get();
+                let gauge = gauges.with_label_values(&[&l]).unwrap().get().unwrap();
                 assert_eq!(told[&format!("g{l}")], real("", gauge).1);
             }
             assert_eq!(sum, 3 * EACH);
