@@ -52,7 +52,7 @@ use smallvec::SmallVec;
 
 use super::{
     AlertCause, Quality, Rule, RuleState,
-    compute::{Judge, Program, Reading, Truth},
+    compute::{Program, Reading},
     log::{Log, Turn},
     plan::{Leaf, Plan},
 };
@@ -172,6 +172,8 @@ impl Engine {
     /// What members and groups would have to remember, should it end here.
     #[cfg(feature = "persist")]
     pub(crate) fn memory(&self) -> Memory {
+        use super::compute::{Judge, Truth};
+
         let state = lock(&self.state);
         // Who is not known yet goes on remembering.
         let mut memory = state

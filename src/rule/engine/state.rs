@@ -281,6 +281,7 @@ pub(crate) struct Memory {
 
 /// What a leaf remembers.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(not(feature = "persist"), allow(dead_code))]
 pub(crate) enum Recalled {
     /// It is beyond its bound, and has not come back over the clear bound.
     Raised,
