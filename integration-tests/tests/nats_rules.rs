@@ -1,6 +1,6 @@
 //! Rules that a planner sends to the pods: kept in a KV bucket, evaluated at each source, so that transitions travel alone.
 
-use std::{error::Error, time::Duration};
+use std::error::Error;
 
 use async_nats::jetstream::kv::Operation;
 use metricbus::{
