@@ -17,7 +17,7 @@ use crate::{
     convert,
     error::{Raise, raise},
     fork::{Counted, Forked, Kind},
-    hooks, runtime,
+    gate, hooks, runtime,
 };
 
 /// How long a scrape waits for hooks where nothing else is said.
@@ -310,6 +310,13 @@ impl Drop for Server {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take();
             if let Some(server) = server {
+                if !gate::is_closed() {
+                    tracing::warn!(
+                        "metricbus: nobody keeps the server at {}, so it stops; keep it, close it, or let it run as long as the \
+                         process with forget()",
+                        self.address
+                    );
+                }
                 std::thread::spawn(move || drop(server));
             }
         }
