@@ -54,6 +54,7 @@ impl DoubleDouble {
     }
 
     /// What is lost when it is rounded to the nearest double.
+    #[cfg(feature = "nats")]
     pub(crate) fn rest(self) -> f64 {
         self.lo
     }
