@@ -581,6 +581,13 @@ impl Cell {
         lock(&self.desk).as_ref().is_some_and(|desk| desk.retired)
     }
 
+    /// As [`is_retired`](Cell::is_retired), for those who may hold a desk: `false` where somebody is at it.
+    pub(crate) fn is_known_retired(&self) -> bool {
+        self.desk
+            .try_lock()
+            .is_ok_and(|desk| desk.as_ref().is_some_and(|desk| desk.retired))
+    }
+
     /// Runs `f` at the desk, if there is one.
     fn at_desk(
         &self,

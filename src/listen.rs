@@ -31,11 +31,13 @@ use crate::{
 pub trait Event: sealed::Event {}
 
 pub(crate) mod sealed {
+    use crate::backlog::Subject;
+
     /// What the machinery needs of an event.
     pub trait Event: Sized + Send + 'static {
         /// What is put into the mailbox.
         #[doc(hidden)]
-        type Letter: Send + 'static;
+        type Letter: Subject + Send + 'static;
 
         #[doc(hidden)]
         fn open(letter: Self::Letter, listener: u64) -> Option<Self>;
@@ -52,13 +54,17 @@ pub(crate) const CAPACITY_MAX: usize = 1 << 20;
 ///
 /// | | runs | when slow |
 /// |---|---|---|
-/// | [`call`](Listen::call) | on the dispatcher's threads | drops the oldest, counted |
-/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops the oldest, counted |
-/// | [`stream`](Listen::stream) | wherever it is polled | drops the oldest, counted |
+/// | [`call`](Listen::call) | on the dispatcher's threads | drops what is superseded, counted |
+/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops what is superseded, counted |
+/// | [`stream`](Listen::stream) | wherever it is polled | drops what is superseded, counted |
 /// | [`inline`](Listen::inline) | in the mutating thread, after its mutation | slows that thread down |
 ///
 /// Each subscription gets its events one at a time and in order per series. A callback may mutate metrics, also the one
 /// it listens to.
+///
+/// Where more events wait than [`capacity`](Listen::capacity) says, the oldest goes of those behind which a later one of the same series (or
+/// of the same rule and group) waits. The last event of each always arrives, however many series a subscription is about: so what
+/// waits is bounded by the capacity and the number of series.
 ///
 /// A callback that panics is caught and counted. After [three panics in a row](Subscription::is_detached) it is
 /// detached, with a `tracing` error. One that hangs keeps a thread of the dispatcher and holds up nobody else.
@@ -186,8 +192,9 @@ impl<E: Event> Listen<E> {
         }
     }
 
-    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When it is full the oldest is dropped and
-    /// counted, so the last state always arrives.
+    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When there are as many, the oldest
+    /// goes that a later one of its series supersedes, and is counted. Where each is the last one of its series all of them stay, and so does
+    /// the next: there may be as many as there are series. Of series that were removed as many stay as the capacity says.
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events.min(CAPACITY_MAX);
         self
@@ -306,7 +313,7 @@ impl<E: Event> Listen<E> {
         let inner = self.bus.inner();
         let id = next_id();
         let shared = Shared::new(inner.stats.clone());
-        let mailbox = Arc::new(Mailbox::new(self.capacity));
+        let mailbox = Arc::new(Mailbox::of_states(self.capacity));
         let wire = begin(Begin {
             inner,
             id,

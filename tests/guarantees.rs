@@ -16,8 +16,8 @@ use std::{
 
 use futures::{StreamExt, executor::block_on};
 use metricbus::{
-    Cause, Change, Clock, Counter, Crossed, Crossing, Delta, Desc, Gauge, Lagged, MetricBus,
-    Series, Threshold, Value,
+    Alert, Cause, Change, Clock, Condition, Counter, Crossed, Crossing, Delta, Desc, Gauge, Lagged,
+    MetricBus, Rule, Series, Threshold, Value,
 };
 use proptest::prelude::*;
 
@@ -442,6 +442,233 @@ fn g3_a_gap_in_epochs_is_the_number_missed_and_the_last_state_arrives() {
     assert_eq!(left[3].state, Crossed::Raised);
     assert_eq!(crossings.subscription().stats().dropped, 95);
     assert_eq!(own(&bus, "metricbus_events_dropped_total"), 95.0);
+}
+
+/// A callback that stands still until it is let go, and then notes what it is told.
+fn held_back<E: Send + 'static>() -> (Arc<Barrier>, Arc<Mutex<Vec<E>>>, impl FnMut(E) + Send) {
+    let (begun, told) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(Vec::new())));
+    let (barrier, notes) = (begun.clone(), told.clone());
+    let mut first = true;
+    let callback = move |event| {
+        if std::mem::take(&mut first) {
+            // It has begun, and may go on.
+            barrier.wait();
+            barrier.wait();
+        }
+        notes.lock().unwrap().push(event);
+    };
+    (begun, told, callback)
+}
+
+/// One subscription about many more series than its mailbox has places for.
+#[test]
+fn g3_the_last_state_of_every_series_arrives_however_many_there_are() {
+    let bus = MetricBus::new();
+    let series = 1_000;
+    let gauges: Vec<Gauge> = (0..series)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    let (begun, told, callback) = held_back::<Crossing>();
+    let threshold = Threshold::above(0.9).clear_below(0.8);
+    let subscription = bus
+        .on_threshold("kv", threshold)
+        .capacity(16)
+        .call(callback)
+        .unwrap();
+    gauges[0].set(1.0);
+    begun.wait();
+    // It has one crossing at hand. Each worker crosses up, down, up, and half of them down again.
+    for (worker, gauge) in gauges.iter().enumerate() {
+        for value in [1.0, 0.0, 1.0] {
+            gauge.set(value);
+        }
+        if worker % 2 == 1 {
+            gauge.set(0.0);
+        }
+    }
+    begun.wait();
+    until("all is told", || {
+        let stats = subscription.stats();
+        let crossings = 3 * series + series / 2;
+        stats.delivered + stats.dropped == crossings as u64
+    });
+    until("it is noted", || {
+        told.lock().unwrap().len() as u64 == subscription.stats().delivered
+    });
+    let told = told.lock().unwrap();
+    let mut last: HashMap<String, (Crossed, u64)> = HashMap::new();
+    let mut missed = 0;
+    for crossing in told.iter() {
+        let seen = last
+            .entry(crossing.series.to_string())
+            .or_insert((Crossed::Cleared, 0));
+        assert!(crossing.epoch > seen.1, "{crossing:?} after {seen:?}");
+        missed += crossing.epoch - seen.1 - 1;
+        *seen = (crossing.state, crossing.epoch);
+    }
+    assert_eq!(last.len(), series);
+    for (worker, gauge) in gauges.iter().enumerate() {
+        let (state, epoch) = last[&gauge.series().to_string()];
+        let (up, crossings) = if worker % 2 == 0 {
+            (true, 3)
+        } else {
+            (false, 4)
+        };
+        assert_eq!(
+            (state == Crossed::Raised, epoch),
+            (up, crossings),
+            "worker {worker}"
+        );
+    }
+    // The gaps say how many were missed, of each series and so in all.
+    assert_eq!(missed, subscription.stats().dropped);
+    assert!(missed > 0);
+}
+
+#[test]
+fn g3_the_last_move_of_every_series_arrives_and_gaps_in_epochs_are_what_was_missed() {
+    let bus = MetricBus::new();
+    let gauges: Vec<Gauge> = (0..100)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    gauges.iter().for_each(|gauge| gauge.set(0.0));
+    let moves = bus
+        .on_delta("kv", Delta::absolute(1.0))
+        .capacity(4)
+        .stream()
+        .unwrap();
+    for value in 1..=5 {
+        gauges.iter().for_each(|gauge| gauge.set(f64::from(value)));
+    }
+    let dropped = moves.subscription().stats().dropped;
+    drop(bus);
+    let moves: Vec<_> = block_on(moves.collect());
+    let mut epochs = HashMap::new();
+    for one in &moves {
+        epochs.insert(one.series.to_string(), (one.to, one.epoch));
+    }
+    assert!(epochs.len() == 100 && epochs.values().all(|last| *last == (5.0, 5)));
+    assert_eq!(moves.len() as u64 + dropped, 500);
+}
+
+/// A rule about many series, and one about groups of them; to a callback, and to a stream.
+#[test]
+fn g3_the_last_alert_of_every_group_arrives_however_many_there_are() {
+    let bus = MetricBus::new();
+    let gauges: Vec<Gauge> = (0..1_000)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    let full = Condition::when("kv", Threshold::above(0.9).clear_below(0.8));
+    let rule = bus.add_rule(Rule::new("Full", full)).unwrap();
+    let (begun, told, callback) = held_back::<Alert>();
+    let callback = rule.on_alert().capacity(16).call(callback).unwrap();
+    let stream = bus.on_alert().capacity(16).stream().unwrap();
+    gauges[0].set(1.0);
+    begun.wait();
+    for (worker, gauge) in gauges.iter().enumerate() {
+        for value in [1.0, 0.0, 1.0] {
+            gauge.set(value);
+        }
+        if worker % 2 == 1 {
+            gauge.set(0.0);
+        }
+    }
+    begun.wait();
+    let all = 3_500;
+    until("all is told", || {
+        let stats = callback.stats();
+        stats.delivered + stats.dropped == all
+            && told.lock().unwrap().len() as u64 == stats.delivered
+    });
+    let dropped = stream.subscription().stats().dropped;
+    assert_eq!(rule.status().missed, dropped + callback.stats().dropped);
+    drop((rule, bus));
+    let streamed: Vec<Alert> = block_on(stream.collect());
+    assert_eq!(streamed.len() as u64 + dropped, all);
+    for told in [&*told.lock().unwrap(), &streamed] {
+        let mut last = HashMap::new();
+        for alert in told {
+            last.insert(
+                alert.series.clone().unwrap().to_string(),
+                (alert.is_firing(), alert.epoch),
+            );
+        }
+        for (worker, gauge) in gauges.iter().enumerate() {
+            let expected = if worker % 2 == 0 {
+                (true, 3)
+            } else {
+                (false, 4)
+            };
+            assert_eq!(
+                last.get(&gauge.series().to_string()),
+                Some(&expected),
+                "worker {worker}"
+            );
+        }
+    }
+}
+
+/// Workers that come, cross, and go, for ever, before a reader that stands still.
+#[test]
+fn g5_last_words_of_removed_series_do_not_pile_up() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Gauge>(Desc::new("kv", "k").labels(["worker"]))
+        .unwrap();
+    let above = Threshold::above(0.9).clear_below(0.8);
+    let crossings = bus.on_threshold("kv", above).capacity(8).stream().unwrap();
+    let moves = bus
+        .on_delta("kv", Delta::absolute(0.5))
+        .capacity(8)
+        .stream()
+        .unwrap();
+    let stays = family.with_label_values(&["stays"]).unwrap();
+    stays.set(0.0);
+    stays.set(1.0);
+    for worker in 0..5_000 {
+        let worker = worker.to_string();
+        let gauge = family.with_label_values(&[&worker]).unwrap();
+        gauge.set(0.0);
+        gauge.set(1.0);
+        gauge.set(0.0);
+        family.remove(&[&worker]).unwrap();
+    }
+    let dropped = [
+        crossings.subscription().stats().dropped,
+        moves.subscription().stats().dropped,
+    ];
+    drop((stays, family, bus));
+    let crossings: Vec<_> = block_on(crossings.collect());
+    let moves: Vec<_> = block_on(moves.collect());
+    assert!(
+        crossings.len() < 64 && moves.len() < 64,
+        "{} and {}",
+        crossings.len(),
+        moves.len()
+    );
+    assert_eq!(crossings.len() as u64 + dropped[0], 10_001);
+    assert_eq!(moves.len() as u64 + dropped[1], 10_001);
+    // It is still there, and so is its last word.
+    assert!(
+        crossings
+            .iter()
+            .any(|c| c.series.label("worker").as_deref() == Some("stays"))
+    );
 }
 
 #[test]

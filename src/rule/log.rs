@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,6 +15,7 @@ use super::{
     live::Told,
 };
 use crate::{
+    backlog::Subject,
     cell::Wakes,
     clock::Clock,
     listen::{Event, Post, sealed},
@@ -80,6 +82,37 @@ impl Letter {
             missed: None,
         }
     }
+}
+
+/// Groups of rules of all sources, told apart. By a table that nobody outside knows, so that nobody can make two be one.
+static TABLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// An alert tells the state of a group of a rule, of one source where it came from another process.
+impl Subject for Alert {
+    fn subject(&self) -> Option<u64> {
+        let source = self.origin.as_ref().map(|origin| &origin.source);
+        Some(TABLE.hash_one((&self.rule, &self.group, source)))
+    }
+
+    /// Nobody knows which groups will come again.
+    fn is_final(&self) -> bool {
+        !self.is_firing()
+    }
+
+    const FINAL_KEPT: usize = 1 << 16;
+}
+
+impl Subject for Letter {
+    /// Nothing supersedes the mark.
+    fn subject(&self) -> Option<u64> {
+        self.alert.as_ref().and_then(|alert| alert.subject())
+    }
+
+    fn is_final(&self) -> bool {
+        self.alert.as_ref().is_some_and(|alert| alert.is_final())
+    }
+
+    const FINAL_KEPT: usize = Alert::FINAL_KEPT;
 }
 
 impl Drop for Letter {

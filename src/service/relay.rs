@@ -27,6 +27,7 @@ use tower_service::Service;
 use super::error::{BoxError, LayerError};
 use crate::{
     MetricBus,
+    backlog::Subject,
     bus::Inner,
     clock::{Clock, TimerKey},
     inbox::{Inbox, Item},
@@ -39,7 +40,7 @@ use crate::{
 
 /// What a layer makes of alerts. Pure: told what comes and what time it is, it says what is to be sent.
 pub(super) trait Machine: Send + 'static {
-    type Out: Send + 'static;
+    type Out: Subject + Send + 'static;
     const NAME: &'static str;
 
     fn take(&mut self, alert: Alert, now: Time, effects: &mut Effects<Self::Out>);
@@ -162,7 +163,7 @@ impl<M: Machine> Relay<M> {
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
     {
-        let mailbox = Arc::new(Mailbox::new(ground.capacity));
+        let mailbox = Arc::new(Mailbox::of_states(ground.capacity));
         let tally = Arc::new(Tally {
             own: LayerCounts::default(),
             all: ground.stats.layer(M::NAME),
