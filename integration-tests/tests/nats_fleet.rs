@@ -269,6 +269,51 @@ async fn a_worker_silent_for_too_long_is_gone_and_comes_back_whole(release: Rele
     Ok(())
 }
 
+async fn what_a_source_that_was_cut_off_had_firing_is_resolved_once(release: Release) -> Outcome {
+    let server = NatsServer::start(release);
+    let proxy = Proxy::before(server.address());
+    let id = source("pod-1");
+    let planner = Planner::with(&server.url(), |fleet| {
+        fleet.gone_after(Duration::from_millis(600))
+    })
+    .await?;
+    let pod = Pod::start(&proxy.url(), id.clone()).await?;
+    planner
+        .seen
+        .until(&id, "it", |c| *c == SourceChange::Born)
+        .await;
+    let kv = pod.kv.with_label_values(&["a"])?;
+    kv.set(0.95);
+    until("the alert", || (planner.heard.count() == 1).then_some(())).await;
+    proxy.refuse();
+    proxy.cut();
+    let is_gone = |c: &SourceChange| matches!(c, SourceChange::Gone { .. });
+    planner.seen.until(&id, "it to be gone", is_gone).await;
+    until("it to be withdrawn", || {
+        (planner.heard.count() == 2).then_some(())
+    })
+    .await;
+    // Nobody hears that it is over by itself, and it was told to be.
+    kv.set(0.5);
+    proxy.pass();
+    planner
+        .seen
+        .until(&id, "it to be back", |c| *c == SourceChange::Back)
+        .await;
+    kv.set(0.96);
+    until("it to fire again", || {
+        let all = planner.heard.all();
+        all.iter()
+            .any(|alert| alert.value == Some(0.96))
+            .then_some(())
+    })
+    .await;
+    let all = planner.heard.all();
+    let fires: Vec<_> = all.iter().map(metricbus::Alert::is_firing).collect();
+    assert_eq!(fires, [true, false, true], "{all:#?}");
+    Ok(())
+}
+
 async fn a_restarted_planner_is_complete_after_synced(release: Release) -> Outcome {
     let server = NatsServer::start(release);
     let ids: Vec<SourceId> = (0..3).map(|i| source(&format!("pod-{i}"))).collect();
@@ -579,6 +624,7 @@ on_each_server!(
     a_worker_that_says_goodbye_is_gone_at_once,
     a_frozen_worker_becomes_stale_with_its_values_and_is_live_when_it_thaws,
     a_worker_silent_for_too_long_is_gone_and_comes_back_whole,
+    what_a_source_that_was_cut_off_had_firing_is_resolved_once,
     a_restarted_planner_is_complete_after_synced,
     a_counter_that_starts_anew_with_its_process_is_no_fall,
     series_of_the_same_name_are_kept_apart_and_judged_together,

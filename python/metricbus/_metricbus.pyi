@@ -1695,6 +1695,11 @@ class OutboxStatus:
     def too_large(self) -> int:
         """Lost because they are larger than the server takes, or the outbox."""
     @property
+    def unstored(self) -> int:
+        """Of those that are confirmed: sent to a stream that did not take them, so that only those who listened have
+        them.
+        """
+    @property
     def looped(self) -> int:
         """Refused because they came from another process."""
 

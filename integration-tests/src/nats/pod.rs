@@ -220,19 +220,47 @@ impl Told {
     pub fn by_group(&self) -> BTreeMap<String, Vec<Transition>> {
         let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for alert in self.said() {
-            // A fleet adds the source's labels, and an alert at its source has none.
-            let own = alert.group.iter().filter(|(name, _)| !is_of_source(name));
-            let key = own.fold(alert.rule.to_string(), |key, (name, value)| {
-                format!("{key} {name}={value}")
-            });
-            groups.entry(key).or_default().push(Transition {
-                state: alert.state,
-                epoch: alert.epoch,
-                value: alert.value.map(f64::to_bits),
-            });
+            groups
+                .entry(group_of(&alert))
+                .or_default()
+                .push(Transition {
+                    state: alert.state,
+                    epoch: alert.epoch,
+                    value: alert.value.map(f64::to_bits),
+                });
         }
         groups
     }
+
+    /// Ends that a fleet has not told, by group and epoch: when the source said so, what it had firing had been withdrawn and
+    /// so told as resolved already.
+    pub fn withdrawn(&self) -> BTreeSet<(String, u64)> {
+        let mut open = BTreeMap::new();
+        let mut ends = BTreeSet::new();
+        for alert in self.all() {
+            let group = group_of(&alert);
+            match alert.cause {
+                AlertCause::Removed => drop(open.insert(group, alert.epoch)),
+                // It was told again, and so is its end.
+                AlertCause::Initial => drop(open.remove(&group)),
+                _ => {
+                    let before = open.remove(&group);
+                    ends.extend(before.map(|epoch| (group, epoch + 1)));
+                }
+            }
+        }
+        let last = open.into_iter().map(|(group, epoch)| (group, epoch + 1));
+        ends.extend(last);
+        ends
+    }
+}
+
+/// Rule and group of an alert. A fleet adds the source's labels, and an alert at its source has none.
+fn group_of(alert: &Alert) -> String {
+    let own = alert.group.iter().filter(|(name, _)| !is_of_source(name));
+    own.fold(alert.rule.to_string(), |key, (name, value)| {
+        format!("{key} {name}={value}")
+    })
 }
 
 /// One alert, as far as it must be the same wherever it is heard.

@@ -138,6 +138,8 @@ pub(crate) struct OutboxStatus {
     dropped: u64,
     /// Lost because they are larger than the server takes, or the outbox.
     too_large: u64,
+    /// Of those that are confirmed: sent to a stream that did not take them, so that only those who listened have them.
+    unstored: u64,
     /// Refused because they came from another process.
     looped: u64,
 }
@@ -158,6 +160,7 @@ impl From<nats::OutboxStatus> for OutboxStatus {
             confirmed: status.confirmed,
             dropped: status.dropped,
             too_large: status.too_large,
+            unstored: status.unstored,
             looped: status.looped,
         }
     }

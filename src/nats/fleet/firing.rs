@@ -5,6 +5,17 @@
 //! [`Gone`](Quality::Gone). Should the source come back and still have it firing, it is told again, with the cause
 //! [`Initial`](AlertCause::Initial). Both have the epoch and the origin of the alert they are about: they are not the source's
 //! own.
+//!
+//! Firing and resolved alternate, for each rule's group of a source. So what a source says is told only where it is news:
+//!
+//! | last told | it says | told |
+//! |---|---|---|
+//! | nothing, or resolved | firing | firing |
+//! | nothing, or resolved | resolved: it was withdrawn before, or its firing was lost | nothing |
+//! | firing | resolved | resolved |
+//! | firing | firing at another level, or a repetition | firing |
+//! | firing | the same firing again | nothing |
+//! | firing | a later firing: what was between was lost | resolved, with the cause `Removed`, and firing |
 
 use std::{
     collections::HashMap,
@@ -16,7 +27,7 @@ use crate::{
     rule::Pairs, sync::lock,
 };
 
-/// How many are remembered: of one source, and of all together. What is beyond is told like any, but a late subscriber
+/// How many are remembered: of one source, and of all together. What is beyond is told as it is said, but a late subscriber
 /// does not hear of it, and it is not resolved when its source is gone.
 const OF_ONE_MAX: usize = 10_000;
 const MAX: usize = 100_000;
@@ -32,9 +43,16 @@ pub(super) struct Alerts {
 
 #[derive(Default)]
 struct Firing {
-    sources: HashMap<SourceId, HashMap<Key, Entry>>,
+    sources: HashMap<SourceId, OfSource>,
     len: usize,
     forgotten: u64,
+}
+
+#[derive(Default)]
+struct OfSource {
+    groups: HashMap<Key, Entry>,
+    /// Some that were told are not among them.
+    forgotten: bool,
 }
 
 struct Entry {
@@ -67,14 +85,32 @@ impl Alerts {
         (firing.len, firing.forgotten)
     }
 
-    /// It is news.
+    /// The source has just said it. Only one task tells: nothing comes in between.
     pub(super) fn deliver(&self, source: &SourceId, alert: Alert) {
-        self.hub
-            .tell(&alert, || lock(&self.firing).note(source, &alert, true));
+        let news = lock(&self.firing).news(source, &alert);
+        match news {
+            News::None => lock(&self.firing).note(source, &alert, true),
+            News::Told => {
+                self.hub
+                    .tell(&alert, || lock(&self.firing).note(source, &alert, true));
+            }
+            News::After(before) => {
+                let key = (before.rule.clone(), before.group.clone());
+                let over = resolved(*before, self.bus.clock());
+                self.hub
+                    .tell(&over, || lock(&self.firing).set_told(source, &key, false));
+                self.hub
+                    .tell(&alert, || lock(&self.firing).note(source, &alert, true));
+            }
+        }
     }
 
     /// It was said before we came.
     pub(super) fn recall(&self, source: &SourceId, alert: &Alert) {
+        if lock(&self.firing).ends(source, alert) {
+            // Of what was told it is told that it is over.
+            return self.deliver(source, alert.clone());
+        }
         lock(&self.firing).note(source, alert, false);
     }
 
@@ -103,45 +139,91 @@ impl Alerts {
     }
 }
 
+/// What there is to be told of an alert.
+enum News {
+    None,
+    Told,
+    /// First that this one, which was told, has ended.
+    After(Box<Alert>),
+}
+
 impl Firing {
+    fn news(&self, source: &SourceId, alert: &Alert) -> News {
+        let of_source = self.sources.get(source);
+        let key = (alert.rule.clone(), alert.group.clone());
+        let entry = of_source.and_then(|of_source| of_source.groups.get(&key));
+        let fires = alert.state == AlertState::Firing;
+        match entry.filter(|entry| entry.told) {
+            Some(Entry { alert: before, .. }) if fires => {
+                let goes_on = alert.repeat > 0
+                    || alert.previous_level.is_some()
+                    || alert.level != before.level;
+                match alert.epoch == before.epoch {
+                    _ if goes_on => News::Told,
+                    true => News::None,
+                    false => News::After(Box::new(before.clone())),
+                }
+            }
+            Some(_) => News::Told,
+            // Where some were forgotten nobody knows.
+            None if fires || entry.is_none() && of_source.is_some_and(|of| of.forgotten) => {
+                News::Told
+            }
+            None => News::None,
+        }
+    }
+
+    /// Whether it is the end of what was told, and newer.
+    fn ends(&self, source: &SourceId, alert: &Alert) -> bool {
+        let key = (alert.rule.clone(), alert.group.clone());
+        let of_source = self.sources.get(source);
+        let entry = of_source.and_then(|of_source| of_source.groups.get(&key));
+        alert.state == AlertState::Resolved
+            && entry.is_some_and(|entry| entry.told && place(&entry.alert) < place(alert))
+    }
+
     fn note(&mut self, source: &SourceId, alert: &Alert, told: bool) {
         let key = (alert.rule.clone(), alert.group.clone());
         if alert.state == AlertState::Resolved {
-            if let Some(of_one) = self.sources.get_mut(source)
+            if let Some(OfSource { groups, .. }) = self.sources.get_mut(source)
                 && (told
-                    || of_one
+                    || groups
                         .get(&key)
                         .is_some_and(|entry| place(&entry.alert) < place(alert)))
-                && of_one.remove(&key).is_some()
+                && groups.remove(&key).is_some()
             {
                 self.len -= 1;
             }
             return;
         }
-        let of_one = match self.sources.get_mut(source) {
+        let OfSource { groups, forgotten } = match self.sources.get_mut(source) {
             // Mostly so: its name need not be copied.
-            Some(of_one) => of_one,
+            Some(of_source) => of_source,
             None => self.sources.entry(source.clone()).or_default(),
         };
         // What was said before we came may be told late, after newer things.
         let newer = |entry: &Entry| place(&entry.alert) >= place(alert);
-        if !told && of_one.get(&key).is_some_and(newer) {
+        if !told && groups.get(&key).is_some_and(newer) {
             return;
         }
-        let full = of_one.len() >= OF_ONE_MAX || self.len >= MAX;
-        if full && !of_one.contains_key(&key) {
+        let full = groups.len() >= OF_ONE_MAX || self.len >= MAX;
+        if full && !groups.contains_key(&key) {
             self.forgotten += 1;
+            *forgotten = true;
             return;
         }
         let alert = alert.clone();
-        if of_one.insert(key, Entry { alert, told }).is_none() {
+        // That it fires is not told twice.
+        let told = told || groups.get(&key).is_some_and(|entry| entry.told);
+        if groups.insert(key, Entry { alert, told }).is_none() {
             self.len += 1;
         }
     }
 
     fn of(&self, source: &SourceId, told: bool) -> Vec<(Key, Alert)> {
-        let of_one = self.sources.get(source).into_iter().flatten();
-        let mut all: Vec<_> = of_one
+        let of_source = self.sources.get(source).into_iter();
+        let mut all: Vec<_> = of_source
+            .flat_map(|of_source| &of_source.groups)
             .filter(|(_, entry)| entry.told == told)
             .map(|(key, entry)| (key.clone(), entry.alert.clone()))
             .collect();
@@ -150,15 +232,15 @@ impl Firing {
     }
 
     fn set_told(&mut self, source: &SourceId, key: &Key, told: bool) {
-        let of_one = self.sources.get_mut(source);
-        if let Some(entry) = of_one.and_then(|of_one| of_one.get_mut(key)) {
+        let of_source = self.sources.get_mut(source);
+        if let Some(entry) = of_source.and_then(|of_source| of_source.groups.get_mut(key)) {
             entry.told = told;
         }
     }
 
     fn forget(&mut self, source: &SourceId) {
-        if let Some(of_one) = self.sources.remove(source) {
-            self.len -= of_one.len();
+        if let Some(of_source) = self.sources.remove(source) {
+            self.len -= of_source.groups.len();
         }
     }
 
@@ -166,7 +248,7 @@ impl Firing {
         let mut all: Vec<Alert> = self
             .sources
             .values()
-            .flat_map(HashMap::values)
+            .flat_map(|of_source| of_source.groups.values())
             .filter(|entry| entry.told)
             .map(|entry| initial(entry.alert.clone()))
             .collect();
@@ -211,6 +293,7 @@ fn resolved(alert: Alert, clock: &Clock) -> Alert {
 #[cfg(test)]
 mod tests {
     use futures::{FutureExt, StreamExt};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::{Origin, Time, listen::Events};
@@ -307,10 +390,96 @@ mod tests {
         // Back, with what it said meanwhile.
         alerts.deliver(&pod(), alert("A", Resolved, 3));
         alerts.tell(&pod());
-        assert_eq!(
-            hear(&mut events),
-            ["A resolved condition", "B firing initial"]
-        );
+        assert_eq!(hear(&mut events), ["B firing initial"], "A was resolved");
+    }
+
+    #[test]
+    fn firing_and_resolved_alternate_whatever_was_lost_between() {
+        let (_bus, alerts) = world();
+        let mut events = alerts.listen().initial(false).stream().unwrap();
+        let numbered = |state, sequence, epoch| Alert {
+            epoch,
+            ..alert("A", state, sequence)
+        };
+        alerts.deliver(&pod(), numbered(Resolved, 2, 2));
+        assert_eq!(hear(&mut events), [""; 0], "nobody heard that it fired");
+        alerts.deliver(&pod(), numbered(Firing, 3, 3));
+        alerts.deliver(&pod(), numbered(Firing, 4, 3));
+        assert_eq!(hear(&mut events), ["A firing condition"], "told again");
+        alerts.deliver(&pod(), numbered(Firing, 6, 5));
+        let told = ["A resolved removed", "A firing condition"];
+        assert_eq!(hear(&mut events), told);
+        alerts.deliver(&pod(), numbered(Resolved, 7, 6));
+        alerts.deliver(&pod(), numbered(Resolved, 9, 8));
+        assert_eq!(hear(&mut events), ["A resolved condition"]);
+        assert_eq!(alerts.counts(), (0, 0));
+        // Recalled, and over before it was told.
+        alerts.recall(&pod(), &numbered(Firing, 11, 9));
+        alerts.deliver(&pod(), numbered(Resolved, 12, 10));
+        alerts.tell(&pod());
+        assert_eq!(hear(&mut events), [""; 0]);
+    }
+
+    #[test]
+    fn another_level_and_a_repetition_of_what_fires_are_told() {
+        let (_bus, alerts) = world();
+        let mut events = alerts.listen().initial(false).stream().unwrap();
+        let numbered = |sequence, epoch, level: Option<&str>, previous: Option<&str>| Alert {
+            epoch,
+            level: level.map(Into::into),
+            previous_level: previous.map(Into::into),
+            ..alert("A", Firing, sequence)
+        };
+        alerts.deliver(&pod(), numbered(1, 1, None, None));
+        alerts.deliver(&pod(), numbered(2, 2, Some("page"), None));
+        alerts.deliver(&pod(), numbered(3, 3, None, Some("page")));
+        let again = Alert {
+            repeat: 1,
+            ..numbered(4, 3, None, Some("page"))
+        };
+        alerts.deliver(&pod(), again);
+        assert_eq!(hear(&mut events), ["A firing condition"; 4]);
+    }
+
+    proptest! {
+        /// Whatever is said, lost, recalled and withdrawn: a listener hears firing and resolved in turn, and at rest the last
+        /// that it heard is what the fleet holds.
+        #[test]
+        fn each_listener_hears_them_in_turn(steps in prop::collection::vec((0..7u8, any::<bool>()), 0..60)) {
+            let (_bus, alerts) = world();
+            let mut early = alerts.listen().stream().unwrap();
+            let mut late = None;
+            let (mut sequence, mut epoch) = (0, 0);
+            for (step, lost) in steps {
+                sequence += 1;
+                let state = if step % 2 == 0 { Firing } else { Resolved };
+                match step {
+                    0..=3 => {
+                        epoch += 1;
+                        let said = Alert { epoch, ..alert("A", state, sequence) };
+                        if !lost {
+                            alerts.deliver(&pod(), said);
+                        }
+                    }
+                    4 => {
+                        let state = if lost { Resolved } else { Firing };
+                        alerts.recall(&pod(), &Alert { epoch, ..alert("A", state, sequence) });
+                        alerts.tell(&pod());
+                    }
+                    5 => alerts.withdraw(&pod(), lost),
+                    _ => drop(late.get_or_insert_with(|| alerts.listen().stream().unwrap()).next().now_or_never()),
+                }
+            }
+            for events in [Some(&mut early), late.as_mut()].into_iter().flatten() {
+                let mut told = hear(events);
+                for pair in told.windows(2) {
+                    prop_assert_ne!(pair[0].contains("firing"), pair[1].contains("firing"), "{:?}", told);
+                }
+                let fires = told.pop().map(|last| last.contains("firing"));
+                let holds = lock(&alerts.firing).all_told().len() == 1;
+                prop_assert!(fires.is_none_or(|fires| fires == holds));
+            }
+        }
     }
 
     #[test]

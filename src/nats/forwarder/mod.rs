@@ -82,14 +82,20 @@ const DEATH: Duration = Duration::from_millis(500);
 /// How alerts get to the server.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Delivery {
-    /// Through JetStream where a stream takes the alert's subject, which is looked up at each connect; else as
-    /// [`Core`](Delivery::Core). So goes, too, what is larger than the stream's `max_msg_size` even when it is shortened.
+    /// Through JetStream where a stream takes the alert's subject; else as [`Core`](Delivery::Core). Which streams there are
+    /// is looked up at each connect, when one refuses an alert, and each minute while there are alerts. As over core goes,
+    /// too, what a stream can't take: a sealed one anything, a full one what comes until it has room, any what is larger than
+    /// its `max_msg_size` even when it is shortened. And a stream with `no_ack`, as one on `>` has to be, is given alerts
+    /// that are confirmed as over core.
     #[default]
     Auto,
     /// To those who listen at the time. Confirmed once the server has processed it; whether anybody heard it is not known.
     Core,
-    /// Into this stream of JetStream; confirmed once the stream has it. What is larger than its `max_msg_size` even when it
-    /// is shortened is lost, and counted.
+    /// Into this stream of JetStream; confirmed once the stream has it, or with `no_ack`, where it never says so, as over
+    /// core NATS. What it refuses, as when it is full, is tried again, after 5 s at first and 5 minutes at most, and at once
+    /// when something else is taken; new alerts are sent meanwhile. To a sealed stream, a mirror, or one with other subjects
+    /// nothing is sent until it is another one. What is larger than its `max_msg_size` even when it is shortened is lost,
+    /// and counted.
     JetStream {
         /// Its name.
         stream: String,
@@ -298,7 +304,8 @@ impl NatsForwarder {
     }
 
     /// Takes no more alerts, waits until those it has are confirmed, but not longer than `deadline`, says that it ends, and
-    /// closes the connection. What is not confirmed by then is lost. It goes on where this future is dropped before.
+    /// closes the connection. What is not confirmed by then is lost. What a stream has refused, or the server, is tried once
+    /// more, and not waited for. It goes on where this future is dropped before.
     pub async fn shutdown(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let core = self.0.core.clone();
@@ -483,6 +490,7 @@ impl NatsForwarderBuilder {
                 self.outbox,
                 self.outbox_bytes,
                 Bucket::new(self.alerts_per_second, now),
+                now,
             )),
             born: AtomicU64::new(0),
             bell: Notify::new(),
@@ -680,8 +688,16 @@ async fn close(core: Arc<Core>, reason: &str, until: Instant) {
         let _ = timeout_at(until.into(), core.ended()).await;
         return;
     }
+    // Waiting is no use for what its stream refuses, or the server.
+    lock(&core.desk).close();
+    core.bell.notify_one();
+    let done = || {
+        let desk = lock(&core.desk);
+        desk.outbox.unconfirmed() == 0 || desk.is_in_vain()
+    };
+    core.until(until, done).await;
     // Unconfirmed alerts are in the status and the metrics until the very end, and told here.
-    if let Err(error) = core.flush(until).await {
+    if let Err(error) = core.flush(Instant::now()).await {
         tracing::warn!("metricbus forwarder of {}: at its end {error}", core.source);
     }
     let nobody = || core.staying.load(Ordering::Acquire) == 0;
@@ -829,6 +845,8 @@ pub struct OutboxStatus {
     pub dropped: u64,
     /// Lost because they are larger than the server takes, or the stream that is demanded, or the outbox.
     pub too_large: u64,
+    /// Of those that are confirmed: sent to a stream that did not take them, so that only those who listened have them.
+    pub unstored: u64,
     /// Refused because they came from another process.
     pub looped: u64,
 }

@@ -16,6 +16,7 @@ pub(crate) struct Stats {
     pub(crate) confirmed: AtomicU64,
     pub(crate) looped: AtomicU64,
     pub(crate) too_large: AtomicU64,
+    pub(crate) unstored: AtomicU64,
     pub(crate) publish_errors: AtomicU64,
     pub(crate) births: AtomicU64,
     pub(crate) heartbeats: AtomicU64,
@@ -59,6 +60,7 @@ impl Core {
                 confirmed: get(&stats.confirmed),
                 dropped: outbox.dropped(),
                 too_large: get(&stats.too_large),
+                unstored: get(&stats.unstored),
                 looped: get(&stats.looped),
             },
             frames: FramesStatus {
@@ -166,6 +168,11 @@ impl Counts for Core {
             "alerts_sent_total",
             "Times that an alert was sent.",
             outbox.sent,
+        );
+        page.total(
+            "alerts_unstored_total",
+            "Alerts that were sent to a stream and not taken by it: only those who listened have them.",
+            outbox.unstored,
         );
         page.total(
             "births_total",

@@ -39,6 +39,12 @@ pub(super) struct Stream {
     pub(super) subjects: Vec<String>,
     /// Bytes of a message, with its headers, that it takes; `None`: whatever the server does.
     pub(super) message_max: Option<usize>,
+    /// It tells publishers what it has. With `no_ack`, which a server demands of a stream on `>`, it never does.
+    pub(super) acks: bool,
+    /// It takes nothing any more.
+    pub(super) sealed: bool,
+    /// It takes only what this other stream has.
+    pub(super) mirror: Option<String>,
 }
 
 /// How one alert gets there.
@@ -50,6 +56,8 @@ pub(super) enum Way {
         name: String,
         /// As of the [`Stream`].
         message_max: Option<usize>,
+        /// As of the [`Stream`]. Without, it is confirmed as over core NATS.
+        acks: bool,
         /// Core NATS is no way for what the stream does not take.
         demanded: bool,
     },
@@ -66,9 +74,15 @@ impl Route {
         };
         let takes = |stream: &&Stream| stream.subjects.iter().any(|s| matches(s, subject));
         match streams.iter().find(takes) {
+            Some(stream) if stream.sealed && demanded => Way::Nowhere(format!(
+                "stream {:?} is sealed, and takes nothing any more: make another one, or use another Delivery",
+                stream.name
+            )),
+            Some(stream) if stream.sealed => Way::Core,
             Some(stream) => Way::Stream {
                 name: stream.name.clone(),
                 message_max: stream.message_max,
+                acks: stream.acks,
                 demanded,
             },
             None if demanded => Way::Nowhere(not_taken(streams, subject)),
@@ -82,20 +96,39 @@ impl Route {
             Route::Unknown => "not known yet".to_owned(),
             Route::Core => "core NATS".to_owned(),
             Route::Streams { streams, .. } => {
-                let names: Vec<_> = streams.iter().map(|stream| &*stream.name).collect();
+                let names: Vec<_> = streams.iter().map(Stream::words).collect();
                 format!("stream {}", names.join(", "))
             }
         }
     }
 }
 
+impl Stream {
+    /// For people.
+    fn words(&self) -> String {
+        let name = &self.name;
+        match self {
+            _ if self.sealed => format!("{name} (sealed: it takes nothing)"),
+            _ if !self.acks => format!("{name} (no_ack: confirmed as over core NATS)"),
+            _ => name.clone(),
+        }
+    }
+}
+
 fn not_taken(streams: &[Stream], subject: &str) -> String {
-    let of = |stream: &Stream| format!("{} takes {}", stream.name, stream.subjects.join(", "));
+    let of = |stream: &Stream| match &stream.mirror {
+        Some(of) => format!(
+            "{} is a mirror, and takes only what {of} has: name that one",
+            stream.name
+        ),
+        None => format!(
+            "{} takes {}; add the subject to it",
+            stream.name,
+            stream.subjects.join(", ")
+        ),
+    };
     let streams: Vec<_> = streams.iter().map(of).collect();
-    format!(
-        "no stream takes {subject:?}: {}; add the subject to it",
-        streams.join("; ")
-    )
+    format!("no stream takes {subject:?}: {}", streams.join("; "))
 }
 
 /// Whether a pattern of subjects matches one.
@@ -249,6 +282,9 @@ fn read_stream(config: &Value) -> Stream {
         message_max: config["max_msg_size"]
             .as_u64()
             .map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
+        acks: config["no_ack"] != true,
+        sealed: config["sealed"] == true,
+        mirror: config["mirror"]["name"].as_str().map(str::to_owned),
     }
 }
 
@@ -319,6 +355,8 @@ const NOT_ENABLED: u64 = 10076;
 const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
 const STREAM_NOT_FOUND: u64 = 10059;
 pub(super) const MESSAGE_TOO_LARGE: u64 = 10054;
+/// No leader is there yet, or another stream takes the subject by now: it helps to ask again.
+pub(super) const PASSING: [u64; 3] = [10008, 10009, 10060];
 
 /// The error that an answer of JetStream tells, and its code.
 pub(super) fn read_error(answer: &Value) -> Option<(String, u64)> {
@@ -356,6 +394,9 @@ mod tests {
             name: "S".to_owned(),
             subjects: vec!["a.*.firing".to_owned()],
             message_max: None,
+            acks: true,
+            sealed: false,
+            mirror: None,
         }]
         .into();
         let route = |demanded| Route::Streams {
@@ -365,6 +406,7 @@ mod tests {
         let stream = Way::Stream {
             name: "S".to_owned(),
             message_max: None,
+            acks: true,
             demanded: false,
         };
         assert_eq!(route(false).way("a.b.firing"), stream);
@@ -384,6 +426,37 @@ mod tests {
         assert_eq!(of(json!(2048)), Some(2048));
         assert_eq!(of(json!(-1)), None);
         assert_eq!(of(Value::Null), None);
+    }
+
+    #[test]
+    fn what_a_stream_takes_and_whether_it_says_so_is_read() {
+        let route = |more: Value, demanded| {
+            let mut config = json!({"name": "S", "subjects": ["a.>"]});
+            let fields = config.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            Route::Streams {
+                streams: [read_stream(&config)].into(),
+                demanded,
+            }
+        };
+        let way = |more: Value, demanded| route(more, demanded).way("a.b");
+        let acks = |way| matches!(way, Way::Stream { acks: true, .. });
+        assert!(acks(way(json!({}), true)));
+        assert!(acks(way(json!({"no_ack": false, "sealed": false}), true)));
+        for demanded in [false, true] {
+            let way = way(json!({"no_ack": true}), demanded);
+            assert!(matches!(way, Way::Stream { acks: false, .. }), "{way:?}");
+        }
+        assert_eq!(way(json!({"sealed": true}), false), Way::Core);
+        let Way::Nowhere(why) = way(json!({"sealed": true}), true) else {
+            panic!("it has no way");
+        };
+        assert!(why.contains("sealed"), "{why}");
+        let mirror = json!({"subjects": null, "mirror": {"name": "ORIGIN"}});
+        let Way::Nowhere(why) = way(mirror, true) else {
+            panic!("it has no way");
+        };
+        assert!(why.contains("ORIGIN"), "{why}");
     }
 
     #[test]

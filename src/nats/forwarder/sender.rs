@@ -2,6 +2,11 @@
 //! JetStream, or on core NATS by a round trip on the same connection that was sent after it. After a reconnect whatever is
 //! unconfirmed goes again, in order, with the same id.
 //!
+//! A stream may refuse an alert (it is full, sealed, without a leader), or not answer. What has been refused, or has no way,
+//! goes again after a pause of its own that grows, a few at a time and only when nothing new is to be sent; the first that
+//! is taken lets the others follow. Where no stream is demanded core NATS does for it, and what the stream refused has been
+//! sent to who listens. Meanwhile it is asked what the streams are by now, beside everything else.
+//!
 //! Whoever hands in an alert sends it at once, in the same thread, where nothing is before it; one task does all the rest.
 //! Only one of them publishes at a time: it has the pen.
 
@@ -16,7 +21,7 @@ use std::{
 
 use async_nats::{HeaderMap, StatusCode, Subscriber};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use tokio::time::sleep_until;
 
 use super::{
@@ -34,14 +39,31 @@ use crate::{
     sync::lock,
 };
 
-/// How many may be on their way at a time: what the client's queue bears, with room for others.
+/// How many may be on their way to the server at a time: what the client's queue bears, with room for others. What has got
+/// there and waits for its stream does not count.
 const FLIGHT_MAX: usize = 256;
 /// For JetStream to acknowledge.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to gather before a confirmation is asked for: nobody waits for it, and one does for all before it.
 const GATHER: Duration = Duration::from_millis(1);
-/// What was denied, or has no way, is tried again after this.
+/// When so many are on their way that no more may be, and a stream says nothing: it is asked whether they have got there.
+const SILENCE: Duration = Duration::from_millis(100);
+/// What was denied is tried again after this; what was refused, or has no way, after this at first, twice as long each time …
 const HOLD: Duration = Duration::from_secs(5);
+/// … up to this, …
+const HOLD_MAX: Duration = Duration::from_secs(300);
+/// … so many of all those together …
+const RETRIES: usize = 16;
+/// … in such a time.
+const RETRIES_EVERY: Duration = Duration::from_secs(1);
+/// How often an alert is sent to a stream that says nothing, before core NATS does for it where no stream is demanded.
+const UNANSWERED_MAX: u32 = 3;
+/// How often it is asked which streams there are, at most, …
+const LOOK_MIN: Duration = Duration::from_secs(1);
+/// … and at least, while there are alerts.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// In vain so often it is asked at the end, before alerts are given up.
+const LOOKS_AT_THE_END: u32 = 3;
 /// After failures: from this on, twice as long each time, …
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// … up to this.
@@ -61,12 +83,27 @@ pub(crate) struct Desk {
     /// What is on its way was sent on this connection.
     generation: u64,
     route: Route,
-    /// Something had no way: see whether there is one when it is tried again.
-    look_again: bool,
+    /// When the route was last asked for, and when it is to be asked for again.
+    looked: Instant,
+    look_at: Option<Instant>,
     flight: BTreeMap<u64, Flight>,
-    /// Not to be sent before; and the same by when that is.
+    /// How many of them may not have got there.
+    underway: usize,
+    /// Not to be sent before; and the same by when that is: of what was denied, and of what was refused or had no way.
     held: HashMap<u64, Instant>,
-    held_until: BTreeSet<(Instant, u64)>,
+    denied_until: BTreeSet<(Instant, u64)>,
+    refused_until: BTreeSet<(Instant, u64)>,
+    /// How often each was refused, or had no way.
+    tries: HashMap<u64, u32>,
+    /// How many of those may go again now, and when some more may.
+    retries: usize,
+    retries_at: Instant,
+    /// Before everything else.
+    beginning: Instant,
+    /// Each is tried once more, and no longer.
+    closing: bool,
+    /// We may not hear what would confirm them.
+    deaf: bool,
     /// Subjects that were denied, with when to try again. The value moves on when somebody tries.
     blocked: HashMap<Arc<str>, Instant>,
     /// Confirmed a moment ago, and may turn out to have been denied.
@@ -88,6 +125,8 @@ struct Flight {
     acked: bool,
     /// The client has it: what is sent from now on comes after it.
     gone: bool,
+    /// The server has it, though its stream may not.
+    there: bool,
     since: Instant,
 }
 
@@ -109,6 +148,17 @@ enum TooLarge {
     Dropped,
 }
 
+/// What becomes of an alert that its stream has not taken.
+#[derive(Debug, PartialEq)]
+enum Refused {
+    /// It was confirmed before, or is gone.
+    Known,
+    /// It goes again later.
+    Held,
+    /// To core NATS it is confirmed.
+    Confirmed,
+}
+
 /// Why nothing is sent at the moment.
 #[derive(Debug, PartialEq)]
 enum Wait {
@@ -118,16 +168,25 @@ enum Wait {
 }
 
 impl Desk {
-    pub(super) fn new(items_max: usize, bytes_max: usize, bucket: Bucket) -> Desk {
+    pub(super) fn new(items_max: usize, bytes_max: usize, bucket: Bucket, now: Instant) -> Desk {
         Desk {
             outbox: Outbox::new(items_max, bytes_max),
             pen: false,
             generation: 0,
             route: Route::Unknown,
-            look_again: false,
+            looked: now,
+            look_at: None,
             flight: BTreeMap::new(),
+            underway: 0,
             held: HashMap::new(),
-            held_until: BTreeSet::new(),
+            denied_until: BTreeSet::new(),
+            refused_until: BTreeSet::new(),
+            tries: HashMap::new(),
+            retries: RETRIES,
+            retries_at: now,
+            beginning: now,
+            closing: false,
+            deaf: false,
             blocked: HashMap::new(),
             recent: VecDeque::new(),
             refused: BTreeSet::new(),
@@ -164,7 +223,12 @@ impl Desk {
         self.generation = generation;
         self.route = Route::Unknown;
         let flight = std::mem::take(&mut self.flight);
-        self.release_all();
+        self.underway = 0;
+        self.release_denied();
+        // The streams may be others now.
+        self.retry_now();
+        self.look_at = None;
+        self.deaf = false;
         // Permissions may be others now.
         self.blocked.clear();
         self.recent.clear();
@@ -183,10 +247,13 @@ impl Desk {
         if self.pen
             || generation != self.generation
             || self.route == Route::Unknown
-            || self.flight.len() >= FLIGHT_MAX
+            || self.underway >= FLIGHT_MAX
             || self.outbox.unsent() == 0
         {
             return Err(Wait::Event);
+        }
+        if now.saturating_duration_since(self.looked) >= LOOK_EVERY {
+            self.look_again(now);
         }
         if let Some(pause) = self.pause.filter(|&pause| pause > now) {
             return Err(Wait::Until(pause));
@@ -221,9 +288,29 @@ impl Desk {
     fn leaves(&mut self, sequence: u64, flight: Flight) -> bool {
         let wanted = self.outbox.is_unconfirmed(sequence);
         if wanted {
+            self.land(sequence);
+            self.underway += 1;
             self.flight.insert(sequence, flight);
         }
         wanted
+    }
+
+    /// It is not on its way any more.
+    fn land(&mut self, sequence: u64) -> Option<Flight> {
+        let flight = self.flight.remove(&sequence)?;
+        self.underway -= usize::from(!flight.there);
+        Some(flight)
+    }
+
+    /// The server has these, whatever their streams make of them.
+    fn are_there(&mut self, sequences: &[u64]) {
+        for sequence in sequences {
+            if let Some(flight) = self.flight.get_mut(sequence)
+                && !std::mem::replace(&mut flight.there, true)
+            {
+                self.underway -= 1;
+            }
+        }
     }
 
     /// It went out. Whether it had before.
@@ -238,34 +325,102 @@ impl Desk {
 
     /// It was not sent.
     fn stays(&mut self, sequence: u64) {
-        self.flight.remove(&sequence);
+        self.land(sequence);
         self.outbox.again(sequence);
         self.bucket.give_back();
     }
 
     fn hold(&mut self, sequence: u64, until: Instant) {
-        self.flight.remove(&sequence);
+        self.land(sequence);
         self.let_go(sequence);
         if self.outbox.is_unconfirmed(sequence) {
             self.held.insert(sequence, until);
-            self.held_until.insert((until, sequence));
+            let by = match self.tries.contains_key(&sequence) {
+                true => &mut self.refused_until,
+                false => &mut self.denied_until,
+            };
+            by.insert((until, sequence));
         }
     }
 
     fn let_go(&mut self, sequence: u64) {
         if let Some(until) = self.held.remove(&sequence) {
-            self.held_until.remove(&(until, sequence));
+            self.denied_until.remove(&(until, sequence));
+            self.refused_until.remove(&(until, sequence));
         }
+    }
+
+    /// It goes again after a pause of its own.
+    fn hold_longer(&mut self, sequence: u64, now: Instant) {
+        if self.tries.len() > self.outbox.items_max() {
+            let outbox = &self.outbox;
+            self.tries.retain(|&tried, _| outbox.is_unconfirmed(tried));
+        }
+        let tries = self.tries.entry(sequence).or_insert(0);
+        let pause = HOLD_MAX.min(HOLD * 2u32.pow((*tries).min(10)));
+        *tries = tries.saturating_add(1);
+        self.hold(sequence, now + pause);
+        self.retries = 0;
+        self.retries_at = now + RETRIES_EVERY;
+    }
+
+    /// Its stream does not take it (`passing`: for now), or has not said that it does.
+    fn refused(&mut self, sequence: u64, passing: bool, or_core: bool, now: Instant) -> Refused {
+        if self.land(sequence).is_none() {
+            return Refused::Known;
+        }
+        // The stream may be another one by now, or none.
+        self.look_again(now);
+        let tries = self.tries.get(&sequence).map_or(0, |tries| *tries) + 1;
+        if or_core && (!passing || tries >= UNANSWERED_MAX) {
+            // Whoever listened has it, and that is what core NATS does.
+            return match self.confirm(sequence) {
+                true => Refused::Confirmed,
+                false => Refused::Known,
+            };
+        }
+        self.hold_longer(sequence, now);
+        Refused::Held
+    }
+
+    /// It is to be asked which streams there are.
+    fn look_again(&mut self, now: Instant) {
+        let at = now.max(self.looked + LOOK_MIN);
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Whether that is to be done now. Then it counts as done.
+    fn looks(&mut self, now: Instant) -> bool {
+        let due = self.route != Route::Unknown && self.look_at.is_some_and(|at| at <= now);
+        if due {
+            self.look_at = None;
+            self.looked = now;
+        }
+        due
+    }
+
+    /// Which way alerts go from now on. Whether that is another one.
+    fn found(&mut self, route: Route) -> bool {
+        let other = self.route != route;
+        if other {
+            self.route = route;
+            self.retry_now();
+        }
+        other
     }
 
     /// The server has it. `false`: that was known.
     fn confirm(&mut self, sequence: u64) -> bool {
         self.let_go(sequence);
         self.refused.remove(&sequence);
-        if let Some(flight) = self.flight.remove(&sequence) {
+        if let Some(flight) = self.land(sequence) {
+            if self.tries.remove(&sequence).is_some() && flight.acked {
+                // It is taken now: let the others go, too.
+                self.retry_now();
+            }
             if self.blocked.remove(&flight.subject).is_some() {
                 // It is allowed now: let the others go, too.
-                self.release_all();
+                self.release_denied();
             }
             if !flight.acked {
                 if self.recent.len() == RECENT_MAX {
@@ -274,6 +429,7 @@ impl Desk {
                 self.recent.push_back((sequence, flight.subject));
             }
         }
+        self.tries.remove(&sequence);
         let confirmed = self.outbox.confirm(sequence);
         if confirmed {
             self.failures = 0;
@@ -285,7 +441,7 @@ impl Desk {
     /// Its stream takes nothing that large. Others must not wait for that: it is written anew, once, when it is known what
     /// the stream takes by now; if that does not help, it is done with.
     fn too_large(&mut self, sequence: u64, or_core: bool) -> TooLarge {
-        if self.flight.remove(&sequence).is_none() {
+        if self.land(sequence).is_none() {
             return TooLarge::Known;
         }
         self.route = Route::Unknown;
@@ -336,30 +492,83 @@ impl Desk {
         }
     }
 
-    /// Those whose time has come are to be sent again.
+    /// Those whose time has come are to be sent again: what was denied, and of what was refused one, where nothing else is to
+    /// be sent.
     fn release(&mut self, now: Instant) {
-        while let Some(&(until, sequence)) = self.held_until.first() {
-            if until > now {
-                return;
-            }
+        while let Some(&(until, sequence)) = self.denied_until.first()
+            && until <= now
+        {
             self.let_go(sequence);
             self.outbox.again(sequence);
-            if std::mem::take(&mut self.look_again) {
-                self.route = Route::Unknown;
+        }
+        while let Some(&(until, sequence)) = self.refused_until.first()
+            && until <= now
+            && self.outbox.unsent() == 0
+            && self.may_retry(now)
+        {
+            self.retries = self.retries.saturating_sub(1);
+            self.let_go(sequence);
+            if !self.outbox.again(sequence) {
+                self.tries.remove(&sequence);
             }
         }
     }
 
-    fn release_all(&mut self) {
-        self.held_until.clear();
-        for sequence in std::mem::take(&mut self.held).into_keys() {
+    fn may_retry(&mut self, now: Instant) -> bool {
+        if self.retries == 0 && !self.closing && self.retries_at <= now {
+            self.retries = RETRIES;
+            self.retries_at = now + RETRIES_EVERY;
+        }
+        self.retries > 0
+    }
+
+    fn release_denied(&mut self) {
+        for (_, sequence) in std::mem::take(&mut self.denied_until) {
+            self.held.remove(&sequence);
             self.outbox.again(sequence);
         }
+    }
+
+    /// What was refused may be taken by now: it goes again when nothing else is to be sent, all of it unless one is refused.
+    fn retry_now(&mut self) {
+        for (_, sequence) in std::mem::take(&mut self.refused_until) {
+            self.hold(sequence, self.beginning);
+        }
+        self.retries = usize::MAX;
     }
 
     /// When the first of them is to be tried again.
-    fn held_next(&self) -> Option<Instant> {
-        self.held_until.first().map(|&(until, _)| until)
+    fn held_next(&self, now: Instant) -> Option<Instant> {
+        let denied = self.denied_until.first().map(|&(until, _)| until);
+        let refused = self.refused_until.first().map(|&(until, _)| until);
+        let refused = refused.and_then(|until| match until > now {
+            true => Some(until),
+            // What is to be sent before it brings us back.
+            false if self.outbox.unsent() > 0 => None,
+            false if self.retries > 0 => Some(until),
+            false => (!self.closing).then_some(self.retries_at),
+        });
+        denied.into_iter().chain(refused).min()
+    }
+
+    /// It ends: what was denied or refused is tried once more.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.failures = 0;
+        self.pause = None;
+        self.blocked.clear();
+        self.release_denied();
+        self.retry_now();
+        self.retries = RETRIES;
+    }
+
+    /// Whether there is nothing to be hoped for the rest any more, at the end.
+    pub(super) fn is_in_vain(&self) -> bool {
+        let first = self.refused_until.first();
+        let untried = self.retries > 0 && first.is_some_and(|&(until, _)| until <= self.beginning);
+        let tried = self.flight.is_empty() && self.outbox.unsent() == 0 && !untried;
+        let nowhere = self.route == Route::Unknown && self.failures >= LOOKS_AT_THE_END;
+        self.closing && (self.deaf || tried || nowhere)
     }
 
     /// Something does not work: wait, longer each time.
@@ -367,6 +576,18 @@ impl Desk {
         let exponent = self.failures.min(10);
         self.failures = self.failures.saturating_add(1);
         self.pause = Some(now + jittered(PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(exponent))));
+    }
+
+    /// On their way to streams that say nothing, where no more may be: those that may have got there, with the time of the
+    /// oldest.
+    fn silent(&self) -> (Vec<u64>, Option<Instant>) {
+        if self.underway < FLIGHT_MAX {
+            return (Vec::new(), None);
+        }
+        let waits = |flight: &Flight| flight.gone && flight.acked && !flight.there;
+        let silent = || self.flight.iter().filter(|(_, flight)| waits(flight));
+        let sequences = silent().map(|(&sequence, _)| sequence).collect();
+        (sequences, silent().map(|(_, flight)| flight.since).min())
     }
 
     /// On their way over core NATS, with the time of the oldest.
@@ -383,8 +604,8 @@ impl Desk {
         acked.map(|flight| flight.since + ACK_TIMEOUT).min()
     }
 
-    /// What was not acknowledged in time goes again.
-    fn overdue_again(&mut self, now: Instant) -> usize {
+    /// What was not acknowledged in time is refused: how many, and how many of those are confirmed all the same.
+    fn overdue(&mut self, or_core: bool, now: Instant) -> (usize, usize) {
         let overdue = |flight: &Flight| flight.acked && flight.since + ACK_TIMEOUT <= now;
         let sequences: Vec<_> = self
             .flight
@@ -392,11 +613,11 @@ impl Desk {
             .filter(|(_, flight)| overdue(flight))
             .map(|(&sequence, _)| sequence)
             .collect();
-        for sequence in &sequences {
-            self.flight.remove(sequence);
-            self.outbox.again(*sequence);
-        }
-        sequences.len()
+        let fates = sequences
+            .iter()
+            .map(|&sequence| self.refused(sequence, true, or_core, now));
+        let confirmed = fates.filter(|fate| *fate == Refused::Confirmed).count();
+        (sequences.len(), confirmed)
     }
 }
 
@@ -487,20 +708,25 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
         Way::Stream {
             name,
             message_max,
+            acks,
             demanded,
         } => {
-            headers.insert(async_nats::header::NATS_EXPECTED_STREAM, name);
-            let reply = format!("{inbox}.{sequence}");
-            (Some(reply), message_max.unwrap_or(usize::MAX), !demanded)
+            // Where nobody answers, nobody would say that it is another stream by now.
+            let reply = acks.then(|| format!("{inbox}.{sequence}"));
+            if acks {
+                headers.insert(async_nats::header::NATS_EXPECTED_STREAM, name);
+            }
+            (reply, message_max.unwrap_or(usize::MAX), !demanded)
         }
         Way::Nowhere(why) => {
             {
                 let mut desk = lock(&core.desk);
                 desk.bucket.give_back();
-                desk.hold(*sequence, now + HOLD);
-                desk.look_again = true;
+                desk.hold_longer(*sequence, now);
+                desk.look_again(now + HOLD);
             }
             core.note_of_alerts(why);
+            core.progress.notify_waiters();
             return None;
         }
     };
@@ -518,7 +744,7 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
         core.letterhead.encode(alert, *sequence, room)
     };
     let mut encoded = encode(&headers, max.min(room));
-    if encoded.is_err() && reply.is_some() && or_core {
+    if encoded.is_err() && room < max && or_core {
         // Not into the stream, then, but to who listens.
         core.note_of_alerts(words_too_large("goes to those who listen only"));
         headers = core.letterhead.headers(*sequence);
@@ -553,6 +779,7 @@ fn prepare(core: &Core, letter: &Letter, now: Instant) -> Option<Message> {
             subject: subject.clone(),
             acked: reply.is_some(),
             gone: false,
+            there: false,
             since: now,
         };
         if !desk.leaves(*sequence, flight) {
@@ -618,12 +845,24 @@ async fn run(core: Arc<Core>, mut acks: Subscriber) {
     let mut link = core.connection.watch();
     let mut phase = core.phase.subscribe();
     let mut denied_seen = 0;
+    // Which streams there are, as it is being asked.
+    let mut looking: Option<(u64, BoxFuture<'_, Result<Route, String>>)> = None;
     loop {
         if *phase.borrow_and_update() == Phase::Ended {
             return;
         }
         link.borrow_and_update();
         let wait = work(&core, &mut acks, &mut denied_seen).await;
+        if looking.is_none() && lock(&core.desk).looks(Instant::now()) {
+            let generation = core.connection.generation();
+            looking = Some((generation, route::find(&core).boxed()));
+        }
+        let found = async {
+            match &mut looking {
+                Some((_, looking)) => looking.await,
+                None => std::future::pending().await,
+            }
+        };
         let timer = async {
             match wait {
                 Wait::Until(at) => sleep_until(at.into()).await,
@@ -637,9 +876,37 @@ async fn run(core: Arc<Core>, mut acks: Subscriber) {
                 Some(ack) => acknowledged(&core, &ack),
                 None => return,
             },
+            found = found => {
+                if let Some((generation, _)) = looking.take() {
+                    looked(&core, generation, found);
+                }
+            }
             () = core.bell.notified() => {}
             () = timer => {}
         }
+    }
+}
+
+/// What came of asking again which streams there are.
+fn looked(core: &Core, generation: u64, found: Result<Route, String>) {
+    match found {
+        Ok(route) => {
+            let words = route.words();
+            let other = {
+                let mut desk = lock(&core.desk);
+                // Else it is asked anyway.
+                let valid = desk.generation == generation && desk.route != Route::Unknown;
+                valid && desk.found(route)
+            };
+            if other {
+                tracing::info!(
+                    "metricbus forwarder of {}: alerts go by {words}",
+                    core.source
+                );
+            }
+        }
+        // It goes on as it was: what is refused is held.
+        Err(why) => core.note_of_alerts(why),
     }
 }
 
@@ -666,8 +933,11 @@ async fn work(core: &Core, acks: &mut Subscriber, denied_seen: &mut u64) -> Wait
     tokio::task::yield_now().await;
     let gather = confirm_core(core, generation, denied_seen).await;
     let due = ask_for_acks(core, generation).await;
-    let held = lock(&core.desk).held_next();
-    let next = [gather, due, held].into_iter().flatten().min();
+    let (held, look) = {
+        let desk = lock(&core.desk);
+        (desk.held_next(Instant::now()), desk.look_at)
+    };
+    let next = [gather, due, held, look].into_iter().flatten().min();
     match (wait, next) {
         (Wait::Until(one), Some(other)) => Wait::Until(one.min(other)),
         (Wait::Event, Some(at)) | (Wait::Until(at), None) => Wait::Until(at),
@@ -700,7 +970,9 @@ async fn find_route(core: &Core, generation: u64) -> Option<Wait> {
     match found {
         Ok(route) => {
             let words = route.words();
-            desk.route = route;
+            desk.found(route);
+            desk.looked = now;
+            desk.look_at = None;
             drop(desk);
             let words = format!("alerts go by {words}");
             if core.connection.says(&words) {
@@ -713,6 +985,7 @@ async fn find_route(core: &Core, generation: u64) -> Option<Wait> {
             let pause = desk.pause;
             drop(desk);
             core.note_of_alerts(why);
+            core.progress.notify_waiters();
             Some(Wait::Until(pause.unwrap_or(now)))
         }
     }
@@ -753,11 +1026,16 @@ async fn publish_all(core: &Core, generation: u64) -> Wait {
 
 /// Confirms what was sent over core NATS; gives when to do so, where it is too early.
 async fn confirm_core(core: &Core, generation: u64, denied_seen: &mut u64) -> Option<Instant> {
-    let (sequences, oldest) = lock(&core.desk).unconfirmed_core();
-    let gathered = oldest? + GATHER;
+    let ((sequences, oldest), (silent, silent_since)) = {
+        let desk = lock(&core.desk);
+        (desk.unconfirmed_core(), desk.silent())
+    };
+    let gathered = oldest.map(|oldest| oldest + GATHER);
+    let heard = silent_since.map(|since| since + SILENCE);
+    let due = gathered.into_iter().chain(heard).min()?;
     let now = Instant::now();
-    if gathered > now && sequences.len() < FLIGHT_MAX / 2 {
-        return Some(gathered);
+    if due > now && sequences.len() < FLIGHT_MAX / 2 {
+        return Some(due);
     }
     match core.connection.confirm_since(generation).await {
         Ok(()) => {
@@ -766,6 +1044,8 @@ async fn confirm_core(core: &Core, generation: u64, denied_seen: &mut u64) -> Op
             {
                 let mut desk = lock(&core.desk);
                 if desk.generation == generation {
+                    desk.deaf = false;
+                    desk.are_there(&silent);
                     for sequence in sequences {
                         // What was denied is not on its way any more.
                         if desk.flight.contains_key(&sequence) {
@@ -786,6 +1066,7 @@ async fn confirm_core(core: &Core, generation: u64, denied_seen: &mut u64) -> Op
         }
         Err(error @ NatsError::Denied { .. }) => {
             core.note_of_alerts(format!("alerts can't be confirmed: {error}"));
+            is_deaf(core);
             Some(Instant::now() + HOLD)
         }
         // The link tells what comes next.
@@ -804,26 +1085,39 @@ async fn ask_for_acks(core: &Core, generation: u64) -> Option<Instant> {
         if let NatsError::TimedOut { .. } | NatsError::Denied { .. } = error {
             core.note_of_alerts(format!("alerts are not acknowledged: {error}"));
         }
+        if let NatsError::Denied { .. } = error {
+            is_deaf(core);
+            return Some(Instant::now() + HOLD);
+        }
         return Some(Instant::now() + PAUSE_MIN);
     }
     let now = Instant::now();
-    let overdue = {
-        let mut desk = lock(&core.desk);
-        let overdue = desk.overdue_again(now);
-        if overdue > 0 {
-            // The stream may be gone.
-            desk.route = Route::Unknown;
-            desk.fail(now);
-        }
-        overdue
-    };
+    let (overdue, confirmed) = lock(&core.desk).overdue(or_core(core), now);
     if overdue > 0 {
         core.stats.publish_errors.fetch_add(overdue as u64, Relaxed);
+        core.stats.confirmed.fetch_add(confirmed as u64, Relaxed);
+        core.stats.unstored.fetch_add(confirmed as u64, Relaxed);
+        let fate = match overdue - confirmed {
+            0 => "they went to those who listened only".to_owned(),
+            again => format!("sending {again} of them again"),
+        };
         core.note_of_alerts(format!(
-            "JetStream did not acknowledge {overdue} alerts within {ACK_TIMEOUT:?}; sending them again"
+            "JetStream did not acknowledge {overdue} alerts within {ACK_TIMEOUT:?}; {fate}"
         ));
+        core.progress.notify_waiters();
     }
     Some(now)
+}
+
+/// We may not hear what would confirm alerts.
+fn is_deaf(core: &Core) {
+    lock(&core.desk).deaf = true;
+    core.progress.notify_waiters();
+}
+
+/// Whether core NATS does for what a stream does not take.
+fn or_core(core: &Core) -> bool {
+    !matches!(core.delivery, Delivery::JetStream { .. })
 }
 
 /// An answer of JetStream to an alert.
@@ -836,8 +1130,8 @@ fn acknowledged(core: &Core, ack: &async_nats::Message) {
     else {
         return;
     };
-    let why = if ack.status == Some(StatusCode::NO_RESPONDERS) {
-        "no stream takes it any more".to_owned()
+    let (why, passing) = if ack.status == Some(StatusCode::NO_RESPONDERS) {
+        ("no stream takes it any more".to_owned(), true)
     } else {
         match serde_json::from_slice::<serde_json::Value>(&ack.payload) {
             Ok(answer) => match route::read_error(&answer) {
@@ -850,29 +1144,32 @@ fn acknowledged(core: &Core, ack: &async_nats::Message) {
                 }
                 None => return,
                 Some((_, route::MESSAGE_TOO_LARGE)) => return too_large(core, sequence),
-                Some((text, code)) => format!("JetStream says: {text} ({code})"),
+                Some((text, code)) => (
+                    format!("JetStream says: {text} ({code})"),
+                    route::PASSING.contains(&code),
+                ),
             },
             Err(_) => return,
         }
     };
-    {
-        let mut desk = lock(&core.desk);
-        if desk.flight.remove(&sequence).is_none() {
-            return;
+    let now = Instant::now();
+    let fate = match lock(&core.desk).refused(sequence, passing, or_core(core), now) {
+        Refused::Known => return,
+        Refused::Held => "it is tried again later",
+        Refused::Confirmed => {
+            core.stats.confirmed.fetch_add(1, Relaxed);
+            core.stats.unstored.fetch_add(1, Relaxed);
+            "it went to those who listened only"
         }
-        desk.outbox.again(sequence);
-        // What the stream takes, or whether it is there, may have changed.
-        desk.route = Route::Unknown;
-        desk.fail(Instant::now());
-    }
+    };
     core.stats.publish_errors.fetch_add(1, Relaxed);
-    core.note_of_alerts(format!("an alert was not taken: {why}; trying again"));
+    core.note_of_alerts(format!("an alert was not taken: {why}; {fate}"));
+    core.progress.notify_waiters();
 }
 
 /// An alert is larger than its stream takes.
 fn too_large(core: &Core, sequence: u64) {
-    let or_core = !matches!(core.delivery, Delivery::JetStream { .. });
-    let became = lock(&core.desk).too_large(sequence, or_core);
+    let became = lock(&core.desk).too_large(sequence, or_core(core));
     let words = match became {
         TooLarge::Known => return,
         TooLarge::Again => {
@@ -881,6 +1178,7 @@ fn too_large(core: &Core, sequence: u64) {
         }
         TooLarge::Confirmed => {
             core.stats.confirmed.fetch_add(1, Relaxed);
+            core.stats.unstored.fetch_add(1, Relaxed);
             "went to those who listened only"
         }
         TooLarge::Dropped => {
@@ -909,6 +1207,8 @@ fn hear_denials(core: &Core, seen: &mut u64) {
             desk.denied(subject, now);
         }
     }
+    drop(desk);
+    core.progress.notify_waiters();
 }
 
 /// The bytes of the headers in a message.
@@ -960,7 +1260,7 @@ mod tests {
     impl Bench {
         fn new(alerts: usize) -> Bench {
             let now = Instant::now();
-            let mut desk = Desk::new(1000, 1 << 20, Bucket::new(1e6, now));
+            let mut desk = Desk::new(1000, 1 << 20, Bucket::new(1e6, now), now);
             desk.reconnected(1);
             desk.route = Route::Core;
             let mut bench = Bench { desk, now };
@@ -980,6 +1280,7 @@ mod tests {
                 subject: subject.into(),
                 acked,
                 gone: false,
+                there: false,
                 since: self.now,
             }
         }
@@ -999,6 +1300,18 @@ mod tests {
                 self.desk.pen = false;
             }
             sent
+        }
+
+        /// As the sender does, until nothing more is to be sent to a stream.
+        fn retry(&mut self) -> Vec<u64> {
+            let mut sent = Vec::new();
+            loop {
+                self.desk.release(self.now);
+                match self.send(&["a"], true) {
+                    again if again.is_empty() => return sent,
+                    again => sent.extend(again),
+                }
+            }
         }
 
         /// As an echo does.
@@ -1111,20 +1424,164 @@ mod tests {
             bench.desk.outbox.oldest_unconfirmed(),
             Some((1, Time::ZERO))
         );
-        assert_eq!(bench.desk.held_next(), Some(bench.now + HOLD));
+        assert_eq!(bench.desk.held_next(bench.now), Some(bench.now + HOLD));
     }
 
     #[test]
-    fn what_a_stream_does_not_acknowledge_goes_again_and_what_it_does_is_not() {
+    fn what_a_stream_does_not_acknowledge_goes_again_later_and_what_it_does_is_not() {
         let mut bench = Bench::new(3);
         bench.send(&["a"], true);
         assert!(bench.desk.unconfirmed_core().0.is_empty());
         bench.desk.confirm(2);
         assert_eq!(bench.desk.ack_due(), Some(bench.now + ACK_TIMEOUT));
-        assert_eq!(bench.desk.overdue_again(bench.now), 0);
+        assert_eq!(bench.desk.overdue(false, bench.now), (0, 0));
         bench.now += ACK_TIMEOUT;
-        assert_eq!(bench.desk.overdue_again(bench.now), 2);
-        assert_eq!(bench.send(&["a"], true), [1, 3]);
+        assert_eq!(bench.desk.overdue(false, bench.now), (2, 0));
+        assert_eq!(bench.retry(), [0; 0]);
+        bench.now += HOLD;
+        assert_eq!(bench.retry(), [1, 3]);
+    }
+
+    #[test]
+    fn what_a_stream_refuses_waits_for_longer_each_time_and_holds_up_nothing_new() {
+        let mut bench = Bench::new(1);
+        let mut waited = Duration::ZERO;
+        for n in 0..10 {
+            let pause = HOLD_MAX.min(HOLD * 2u32.pow(n));
+            if n > 0 {
+                assert_eq!(bench.retry(), [1]);
+            } else {
+                assert_eq!(bench.send(&["a"], true), [1]);
+            }
+            let fate = bench.desk.refused(1, false, false, bench.now);
+            assert_eq!(fate, Refused::Held);
+            assert_eq!(bench.desk.held_next(bench.now), Some(bench.now + pause));
+            assert_eq!(bench.desk.pause, None, "others go");
+            bench.now += pause;
+            waited += pause;
+        }
+        assert!(waited > Duration::from_secs(1_000));
+        // What is new goes first, though the time of the other has come.
+        bench.push(2);
+        bench.desk.release(bench.now);
+        assert_eq!(bench.send(&["a"], true), [2, 3]);
+    }
+
+    #[test]
+    fn what_was_refused_goes_again_a_few_at_a_time_until_one_is_taken() {
+        let all = 5 * RETRIES;
+        let mut bench = Bench::new(all);
+        let refuse = |bench: &mut Bench, sent: Vec<u64>| {
+            for sequence in sent {
+                bench.desk.refused(sequence, false, false, bench.now);
+            }
+        };
+        let sent = bench.send(&["a"], true);
+        assert_eq!(sent.len(), all);
+        refuse(&mut bench, sent);
+        bench.now += HOLD;
+        let again = bench.retry();
+        assert_eq!(again.len(), RETRIES);
+        refuse(&mut bench, again);
+        assert_eq!(bench.retry(), [0; 0]);
+        bench.now += RETRIES_EVERY;
+        let again = bench.retry();
+        assert_eq!(again.len(), RETRIES);
+        bench.desk.confirm(again[0]);
+        assert_eq!(bench.retry().len(), all - RETRIES, "it takes them again");
+    }
+
+    #[test]
+    fn where_no_stream_is_demanded_core_does_for_what_it_refuses_or_says_nothing_of() {
+        let mut bench = Bench::new(2);
+        bench.send(&["a"], true);
+        let fate = bench.desk.refused(1, false, true, bench.now);
+        assert_eq!(fate, Refused::Confirmed);
+        assert_eq!(
+            bench.desk.refused(1, false, true, bench.now),
+            Refused::Known
+        );
+        for n in 1..=UNANSWERED_MAX {
+            bench.now += ACK_TIMEOUT;
+            let confirmed = usize::from(n == UNANSWERED_MAX);
+            assert_eq!(bench.desk.overdue(true, bench.now), (1, confirmed));
+            bench.now += HOLD_MAX;
+            assert_eq!(bench.retry().len(), 1 - confirmed);
+        }
+        assert_eq!(bench.desk.outbox.unconfirmed(), 0);
+        assert!(bench.desk.tries.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_says_nothing_does_not_keep_others_from_being_sent() {
+        let mut bench = Bench::new(FLIGHT_MAX + 10);
+        assert_eq!(bench.send(&["a"], true).len(), FLIGHT_MAX);
+        let (silent, since) = bench.desk.silent();
+        assert_eq!((silent.len(), since), (FLIGHT_MAX, Some(bench.now)));
+        bench.desk.are_there(&silent);
+        bench.desk.are_there(&silent);
+        assert_eq!(bench.send(&["a"], true).len(), 10);
+        assert_eq!(bench.desk.underway, 10);
+        for sequence in 1..=FLIGHT_MAX as u64 + 10 {
+            bench.desk.confirm(sequence);
+        }
+        assert_eq!((bench.desk.underway, bench.desk.flight.len()), (0, 0));
+    }
+
+    #[test]
+    fn it_is_asked_again_which_streams_there_are_when_one_refuses_and_now_and_then() {
+        let mut bench = Bench::new(1);
+        bench.send(&["a"], true);
+        assert!(!bench.desk.looks(bench.now));
+        bench.desk.refused(1, false, false, bench.now);
+        bench.now += LOOK_MIN;
+        assert!(bench.desk.looks(bench.now));
+        assert!(!bench.desk.looks(bench.now), "once");
+        // Another way: what was refused goes again at once.
+        let streams = [].into();
+        let other = Route::Streams {
+            streams,
+            demanded: false,
+        };
+        assert!(bench.desk.found(other.clone()));
+        assert!(!bench.desk.found(other));
+        assert_eq!(bench.retry(), [1]);
+        // Without alerts nobody asks.
+        bench.now += 10 * LOOK_EVERY;
+        assert!(!bench.desk.looks(bench.now));
+        bench.push(1);
+        bench.send(&["a"], true);
+        assert!(bench.desk.looks(bench.now));
+    }
+
+    #[test]
+    fn at_the_end_what_was_refused_is_tried_once_more_and_then_given_up() {
+        let all = 3 * RETRIES;
+        let mut bench = Bench::new(all);
+        for sequence in bench.send(&["a"], true) {
+            bench.desk.refused(sequence, false, false, bench.now);
+        }
+        assert!(!bench.desk.is_in_vain(), "it goes on");
+        bench.desk.close();
+        assert!(!bench.desk.is_in_vain());
+        let again = bench.retry();
+        assert_eq!(again.len(), RETRIES);
+        for sequence in again {
+            assert!(!bench.desk.is_in_vain());
+            bench.desk.refused(sequence, false, false, bench.now);
+        }
+        assert!(bench.desk.is_in_vain());
+        bench.now += HOLD_MAX;
+        assert_eq!(bench.retry(), [0; 0]);
+        // Where it is not even known how they could go.
+        let mut bench = Bench::new(1);
+        bench.desk.route = Route::Unknown;
+        bench.desk.close();
+        for _ in 0..LOOKS_AT_THE_END {
+            assert!(!bench.desk.is_in_vain());
+            bench.desk.fail(bench.now);
+        }
+        assert!(bench.desk.is_in_vain());
     }
 
     #[test]
