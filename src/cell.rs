@@ -755,7 +755,9 @@ pub(crate) fn wake_all(wakes: &mut Wakes) {
 
 #[cold]
 fn wake_each(wakes: &mut Wakes) {
-    for waker in wakes.drain(..) {
-        waker.wake();
-    }
+    let wake = || wakes.drain(..).for_each(std::task::Waker::wake);
+    #[cfg(not(metricbus_loom))]
+    crate::dispatch::inline_last(wake);
+    #[cfg(metricbus_loom)]
+    wake();
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Barrier, Mutex,
+        Arc, Barrier, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -445,6 +445,10 @@ fn g3_a_gap_in_epochs_is_the_number_missed_and_the_last_state_arrives() {
 }
 
 /// A callback that stands still until it is let go, and then notes what it is told.
+#[expect(
+    clippy::type_complexity,
+    reason = "a barrier, notes, and who writes them"
+)]
 fn held_back<E: Send + 'static>() -> (Arc<Barrier>, Arc<Mutex<Vec<E>>>, impl FnMut(E) + Send) {
     let (begun, told) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(Vec::new())));
     let (barrier, notes) = (begun.clone(), told.clone());
@@ -833,6 +837,174 @@ fn g6_a_panic_now_and_then_does_not_detach() {
     assert_eq!(rx.iter().take(20).last(), Some(20));
     assert!(!subscription.is_detached());
     assert_eq!(subscription.stats().panicked, 10);
+}
+
+/// One thread more than there are for callbacks hangs, and ten times as many: the rest is called all the same, by mutations and by timers.
+#[test]
+fn g6_however_many_callbacks_hang_the_others_are_called() {
+    const THREADS: usize = 4;
+    for hanging in [THREADS + 1, 10 * THREADS] {
+        let clock = Clock::manual();
+        let builder = MetricBus::builder().clock(clock.clone());
+        let bus = builder.workers_max(THREADS).build();
+        let (g, kv) = (bus.gauge("g", "g").unwrap(), bus.gauge("kv", "k").unwrap());
+        let full = Condition::when(&kv, Threshold::above(0.9));
+        let hold = Duration::from_millis(50);
+        let rule = bus
+            .add_rule(Rule::new("Full", full).hold_for(hold))
+            .unwrap();
+
+        let gate = Arc::new(RwLock::new(()));
+        let closed = gate.write().unwrap();
+        let begun = Arc::new(AtomicU64::new(0));
+        let hung: Vec<_> = (0..hanging)
+            .map(|_| {
+                let (gate, begun) = (gate.clone(), begun.clone());
+                let hang = move |_| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    drop(gate.read());
+                };
+                bus.on_change(&g).call(hang).unwrap()
+            })
+            .collect();
+        g.set(1.0);
+        until("all of them hang", || {
+            clock.advance(Duration::from_secs(1));
+            begun.load(Ordering::SeqCst) == hanging as u64
+        });
+
+        let (tell, told) = mpsc::channel();
+        let (by_call, inline) = (tell.clone(), tell.clone());
+        let _callback = rule
+            .on_alert()
+            .call(move |_| by_call.send("callback").unwrap())
+            .unwrap();
+        let _inline = rule
+            .on_alert()
+            .inline(move |_| inline.send("inline").unwrap())
+            .unwrap();
+        let _other = bus
+            .on_change(&kv)
+            .call(move |_| tell.send("change").unwrap())
+            .unwrap();
+        kv.set(1.0);
+        clock.advance(hold);
+        let heard = Mutex::new(Vec::new());
+        until("everybody else has heard", || {
+            clock.advance(Duration::from_secs(1));
+            heard.lock().unwrap().extend(told.try_iter());
+            heard.lock().unwrap().len() == 3
+        });
+        let mut heard = heard.into_inner().unwrap();
+        heard.sort_unstable();
+        assert_eq!(heard, ["callback", "change", "inline"]);
+
+        // It is seen: which they are, how many there are, and how many threads are left.
+        until("it is told", || {
+            let told: u64 = hung
+                .iter()
+                .map(|subscription| subscription.stats().hung)
+                .sum();
+            told as f64 == own(&bus, "metricbus_callbacks_hung_total")
+                && told >= (hanging - THREADS + 1) as u64
+        });
+        let now = own(&bus, "metricbus_callbacks_hung");
+        assert!(
+            now >= (hanging - THREADS + 1) as f64 && now <= hanging as f64,
+            "{now}"
+        );
+        assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);
+
+        drop(closed);
+        until("all have come back", || {
+            own(&bus, "metricbus_callbacks_hung") == 0.0
+                && own(&bus, "metricbus_callbacks_running") == 0.0
+        });
+        assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);
+        let delivered = hung
+            .iter()
+            .map(|subscription| subscription.stats().delivered);
+        assert_eq!(delivered.sum::<u64>(), hanging as u64);
+    }
+}
+
+/// With the threads and the clock that a program has. It takes the second after which a callback is said to hang.
+#[test]
+fn g6_alerts_of_timers_are_told_while_more_callbacks_hang_than_there_are_threads() {
+    let bus = MetricBus::new();
+    let (g, kv) = (bus.gauge("g", "g").unwrap(), bus.gauge("kv", "k").unwrap());
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap();
+    let _hung: Vec<_> = (0..65)
+        .map(|_| {
+            let gate = gate.clone();
+            bus.on_change(&g).call(move |_| drop(gate.read())).unwrap()
+        })
+        .collect();
+    g.set(1.0);
+    let full = Condition::when(&kv, Threshold::above(0.9));
+    let rule = Rule::new("Full", full).hold_for(Duration::from_millis(5));
+    let rule = bus.add_rule(rule).unwrap();
+    let (tell, told) = mpsc::channel();
+    let inline = tell.clone();
+    let _callback = rule
+        .on_alert()
+        .call(move |_| tell.send("callback").unwrap())
+        .unwrap();
+    let _inline = rule
+        .on_alert()
+        .inline(move |_| inline.send("inline").unwrap())
+        .unwrap();
+    kv.set(1.0);
+    let mut heard = [told.recv().unwrap(), told.recv().unwrap()];
+    heard.sort_unstable();
+    assert_eq!(heard, ["callback", "inline"]);
+    drop(closed);
+}
+
+/// Slow is only who mutates.
+#[test]
+fn g6_an_inline_callback_that_hangs_keeps_nobody_else_from_hearing() {
+    let bus = MetricBus::new();
+    let g = bus.gauge("g", "g").unwrap();
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap();
+    let hang = gate.clone();
+    let _first = bus
+        .on_change(&g)
+        .inline(move |_| drop(hang.read()))
+        .unwrap();
+    let (tell, told) = mpsc::channel();
+    let _other = bus
+        .on_change(&g)
+        .call(move |_| tell.send(()).unwrap())
+        .unwrap();
+    // The same of what a timer sets off, which hangs on nobody's thread.
+    let fires = |name: &str| {
+        let full = Condition::when(&g, Threshold::above(0.5));
+        bus.add_rule(Rule::new(name, full).hold_for(Duration::from_millis(5)))
+            .unwrap()
+    };
+    let (hangs, tells) = (fires("Hangs"), fires("Tells"));
+    let hang = gate.clone();
+    let _inline = hangs.on_alert().inline(move |_| drop(hang.read())).unwrap();
+    let (tell, of_timers) = mpsc::channel();
+    let again = tell.clone();
+    let _of_the_same = hangs
+        .on_alert()
+        .call(move |_| tell.send(()).unwrap())
+        .unwrap();
+    let _of_another = tells
+        .on_alert()
+        .inline(move |_| again.send(()).unwrap())
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| g.set(1.0));
+        told.recv().unwrap();
+        of_timers.recv().unwrap();
+        of_timers.recv().unwrap();
+        drop(closed);
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use crate::{
     listen::{Event, Post, sealed},
     series::{Series, SeriesCore},
     stats::bump,
+    subscription::Shared,
     time::Time,
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct Feed {
     pub(crate) ended: Arc<AtomicBool>,
     /// Rules that it hears of.
     pub(crate) rules: AtomicU64,
+    /// Weak, since that may hold this.
+    pub(crate) subscription: Weak<Shared>,
 }
 
 /// An alert, or the mark, in a feed's mailbox.
@@ -274,6 +277,16 @@ impl Log {
 
     pub(crate) fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
+    }
+
+    /// How often callbacks of its subscribers were said to hang.
+    pub(crate) fn hung(&self) -> u64 {
+        let said = self.said();
+        let subscriptions = said
+            .feeds
+            .iter()
+            .filter_map(|feed| feed.subscription.upgrade());
+        subscriptions.map(|subscription| subscription.hung()).sum()
     }
 
     fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {
