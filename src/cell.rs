@@ -755,9 +755,9 @@ pub(crate) fn wake_all(wakes: &mut Wakes) {
 
 #[cold]
 fn wake_each(wakes: &mut Wakes) {
-    let wake = || wakes.drain(..).for_each(std::task::Waker::wake);
+    let wake = |wakes: &mut Wakes| wakes.drain(..).for_each(std::task::Waker::wake);
     #[cfg(not(metricbus_loom))]
-    crate::dispatch::inline_last(wake);
+    crate::dispatch::inline_last(|| wake(wakes));
     #[cfg(metricbus_loom)]
-    wake();
+    wake(wakes);
 }
