@@ -109,7 +109,7 @@ impl Stats {
             ),
             family(
                 "metricbus_alert_layer_dropped_total",
-                "Alerts that were lost in a layer: its queue was full, oldest first, or what it sends to had ended.",
+                "Alerts that were lost in a layer: its queue was full, what is superseded first, or what it sends to had ended.",
                 |counts| &counts.dropped,
             ),
             family(
@@ -171,7 +171,7 @@ impl Stats {
             ),
             counter(
                 "metricbus_events_dropped_total",
-                "Events dropped from full mailboxes, oldest first.",
+                "Events dropped from full mailboxes: what a later one of the same series supersedes, and of taps the oldest.",
                 dropped + self.dropped.load(Ordering::Relaxed),
             ),
             total(

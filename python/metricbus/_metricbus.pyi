@@ -523,6 +523,10 @@ class Moved:
     @property
     def after(self) -> float: ...
     @property
+    def epoch(self) -> int:
+        """1 for the first move of this series, 2 for the next …: a gap is the number that the mailbox had no room for."""
+
+    @property
     def at(self) -> float: ...
 
 @final

@@ -343,8 +343,8 @@ impl Wake for Setter {
             Turn::Done | Turn::Others(_) => {}
             Turn::More => {
                 if let Some(bus) = self.bus.upgrade() {
-                    bus.pool.start();
-                    bus.pool.spawn(async move { self.wake() });
+                    bus.timers.start();
+                    bus.timers.spawn(async move { self.wake() });
                 }
             }
         }

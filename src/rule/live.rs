@@ -282,6 +282,8 @@ pub struct RuleStatus {
     pub resolved: u64,
     /// Alerts that were dropped from full mailboxes of subscribers.
     pub missed: u64,
+    /// How often callbacks of its subscribers were said to hang: all threads for callbacks were at work, and theirs had been for a second or more.
+    pub hung: u64,
     /// Whether it tells no subscriber.
     pub dry_run: bool,
 }
@@ -373,6 +375,7 @@ impl RuleStatus {
             fired: slot.log.fired(),
             resolved: slot.log.resolved(),
             missed: slot.log.missed(),
+            hung: slot.log.hung(),
             dry_run: rule.dry_run,
         };
         (rule, status, view.left_out)
@@ -622,6 +625,7 @@ impl Begin<'_, Letter> {
             initial: self.initial,
             ended: Arc::default(),
             rules: AtomicU64::new(0),
+            subscription: Arc::downgrade(&self.shared),
         })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,11 +15,13 @@ use super::{
     live::Told, template::Facts,
 };
 use crate::{
+    backlog::Subject,
     cell::Wakes,
     clock::Clock,
     listen::{Event, Post, sealed},
     series::{Series, SeriesCore},
     stats::bump,
+    subscription::Shared,
     time::Time,
 };
 
@@ -54,6 +57,8 @@ pub(crate) struct Feed {
     pub(crate) ended: Arc<AtomicBool>,
     /// Rules that it hears of.
     pub(crate) rules: AtomicU64,
+    /// Weak, since that may hold this.
+    pub(crate) subscription: Weak<Shared>,
 }
 
 /// An alert, or the mark, in a feed's mailbox.
@@ -82,6 +87,37 @@ impl Letter {
             missed: None,
         }
     }
+}
+
+/// Groups of rules of all sources, told apart. By a table that nobody outside knows, so that nobody can make two be one.
+static TABLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// An alert tells the state of a group of a rule, of one source where it came from another process.
+impl Subject for Alert {
+    fn subject(&self) -> Option<u64> {
+        let source = self.origin.as_ref().map(|origin| &origin.source);
+        Some(TABLE.hash_one((&self.rule, &self.group, source)))
+    }
+
+    /// Nobody knows which groups will come again.
+    fn is_final(&self) -> bool {
+        !self.is_firing()
+    }
+
+    const FINAL_KEPT: usize = 1 << 16;
+}
+
+impl Subject for Letter {
+    /// Nothing supersedes the mark.
+    fn subject(&self) -> Option<u64> {
+        self.alert.as_ref().and_then(|alert| alert.subject())
+    }
+
+    fn is_final(&self) -> bool {
+        self.alert.as_ref().is_some_and(|alert| alert.is_final())
+    }
+
+    const FINAL_KEPT: usize = Alert::FINAL_KEPT;
 }
 
 impl Drop for Letter {
@@ -243,6 +279,16 @@ impl Log {
 
     pub(crate) fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
+    }
+
+    /// How often callbacks of its subscribers were said to hang.
+    pub(crate) fn hung(&self) -> u64 {
+        let said = self.said();
+        let subscriptions = said
+            .feeds
+            .iter()
+            .filter_map(|feed| feed.subscription.upgrade());
+        subscriptions.map(|subscription| subscription.hung()).sum()
     }
 
     fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {

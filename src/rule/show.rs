@@ -58,6 +58,7 @@ pub(crate) fn write_rule(
     fields.add("fired", &status.fired);
     fields.add("resolved", &status.resolved);
     fields.add("missed", &status.missed);
+    fields.add("hung", &status.hung);
     fields.add("dry_run", &status.dry_run);
     let thresholds = status.thresholds.iter().map(|threshold| Threshold {
         level: threshold.level.as_deref(),
