@@ -3,7 +3,7 @@
 use futures::{FutureExt, StreamExt};
 use metricbus::{
     Change, Counter, Desc, Gauge, MetricBus, MetricGauge, Threshold, Value,
-    export::{Format, encode},
+    export::text::{Format, encode},
 };
 
 const FORMATS: [Format; 3] = [Format::Text, Format::OpenMetrics, Format::Protobuf];

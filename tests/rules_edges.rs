@@ -245,3 +245,212 @@ fn what_falls_silent_at_one_instant_is_judged_as_one() {
     let levels: Vec<_> = history.iter().map(|a| a.level.as_deref()).collect();
     assert_eq!(levels, [Some("warn")], "{history:?}");
 }
+
+#[test]
+fn a_resolved_alert_of_a_group_says_how_many_still_hold() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let set = |i: &str, value| family.with_label_values(&[i]).unwrap().set(value);
+    for i in ["a", "b", "c"] {
+        set(i, 0.5);
+    }
+    let over = |bound| Condition::when("g", Threshold::above(bound));
+    let all = bus.add_rule(Rule::new("all", over(0.9)).all()).unwrap();
+    let two = bus
+        .add_rule(Rule::new("two", over(0.9)).at_least(2))
+        .unwrap();
+    let levels = Rule::levels("levels", [("warning", over(0.6)), ("critical", over(0.9))]);
+    let levels = bus.add_rule(levels.all()).unwrap();
+    for i in ["a", "b", "c"] {
+        set(i, 1.0);
+    }
+    let last = |rule: &LiveRule| {
+        let history = rule.history();
+        let last = history.last().unwrap();
+        let holding: Vec<_> = last
+            .holding
+            .iter()
+            .map(|labels| labels[0].1.clone())
+            .collect();
+        (
+            last.state,
+            last.holds,
+            last.members,
+            holding.join(""),
+            last.value,
+        )
+    };
+    assert_eq!(last(&all), (Firing, 3, 3, "abc".to_owned(), Some(1.0)));
+    // A late subscriber hears of the same members.
+    let late = all.on_alert().stream().unwrap();
+    let late = futures::executor::block_on(futures::StreamExt::next(&mut { late })).unwrap();
+    assert_eq!(
+        (late.cause, late.holds, late.holding.len()),
+        (AlertCause::Initial, 3, 3)
+    );
+    set("b", 0.5);
+    // The value is that of the member that made the difference; those that hold are the others.
+    assert_eq!(last(&all), (Resolved, 2, 3, "ac".to_owned(), Some(0.5)));
+    assert_eq!(last(&levels), (Resolved, 2, 3, "ac".to_owned(), Some(0.5)));
+    set("c", 0.5);
+    assert_eq!(last(&two), (Resolved, 1, 3, "a".to_owned(), Some(0.5)));
+    for i in ["b", "c"] {
+        set(i, 1.0);
+    }
+    all.clone().remove();
+    let removed = all.history().pop().unwrap();
+    assert_eq!((removed.cause, removed.holds), (AlertCause::RuleRemoved, 3));
+    // The last one of several that goes takes the group with it.
+    let any = bus.add_rule(Rule::new("any", over(0.9)).any()).unwrap();
+    for i in ["a", "b", "c"] {
+        family.remove(&[i]).unwrap();
+    }
+    assert_eq!(last(&any), (Resolved, 0, 0, String::new(), Some(1.0)));
+}
+
+#[test]
+fn a_hold_and_a_slot_that_end_at_one_instant_are_both_told() {
+    let ms = Duration::from_millis;
+    let over = || Condition::when("v", Threshold::above(0.5));
+    let run = |rule: Rule| {
+        let (bus, clock) = bus();
+        let rule = bus.add_rule(rule).unwrap();
+        let v = bus.gauge("v", "Of a test.").unwrap();
+        v.set(1.0);
+        clock.advance(ms(200));
+        v.set(0.0);
+        clock.advance(ms(1000));
+        let history = rule.history();
+        let millis = |alert: &metricbus::Alert| (alert.at.as_secs_f64() * 1e3).round() as u64;
+        history
+            .iter()
+            .map(|alert| (alert.state, millis(alert)))
+            .collect::<Vec<_>>()
+    };
+    let rule = || Rule::new("r", over()).m_of_n(1, 2, ms(100));
+    // The slots say no from 400 ms on. A hold that ends before fires, one that ends then too, one that ends later does not.
+    assert_eq!(
+        run(rule().hold_for(ms(399))),
+        [(Firing, 399), (Resolved, 400)]
+    );
+    assert_eq!(
+        run(rule().hold_for(ms(400))),
+        [(Firing, 400), (Resolved, 400)]
+    );
+    assert_eq!(run(rule().hold_for(ms(401))), []);
+
+    // The end of a keep and a slot in which it holds again: it was over, and fires anew.
+    let (bus, clock) = bus();
+    let keep = Rule::new("r", over())
+        .m_of_n(2, 2, ms(100))
+        .keep_firing_for(ms(300));
+    let rule = bus.add_rule(keep).unwrap();
+    let v = bus.gauge("v", "Of a test.").unwrap();
+    v.set(1.0);
+    clock.advance(ms(100));
+    v.set(0.0);
+    // No more from 200 ms on; the keep ends at 500 ms.
+    clock.advance(ms(350));
+    v.set(1.0);
+    clock.advance(ms(150));
+    let states: Vec<_> = rule.history().iter().map(|alert| alert.state).collect();
+    assert_eq!(states, [Firing, Resolved, Firing]);
+}
+
+#[test]
+fn annotations_name_the_first_that_holds_and_all() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let set = |i: &str, value| family.with_label_values(&[i]).unwrap().set(value);
+    let rule = |name: &str| {
+        Rule::new(name, Condition::when("g", Threshold::above(0.9)))
+            .annotation("what", "{{ $labels.i }} of {{ .Holding }} at {{ $value }}")
+    };
+    let any = bus.add_rule(rule("any").any()).unwrap();
+    let two = bus.add_rule(rule("two").at_least(2)).unwrap();
+    let each = bus.add_rule(rule("each")).unwrap();
+    let last = |rule: &LiveRule| {
+        rule.history()
+            .pop()
+            .unwrap()
+            .annotation("what")
+            .unwrap()
+            .to_owned()
+    };
+    set("a", 1.0);
+    assert_eq!(last(&any), r#"a of {i="a"} at 1"#);
+    assert_eq!(last(&each), r#"a of {i="a"} at 1"#);
+    set("b", 2.0);
+    assert_eq!(last(&two), r#"a of {i="a"}, {i="b"} at 1"#);
+    assert_eq!(last(&each), r#"b of {i="b"} at 2"#);
+    set("a", 0.5);
+    // One holds still.
+    assert_eq!(last(&two), r#"b of {i="b"} at 0.5"#);
+    set("b", 0.5);
+    // None does; it was the first.
+    assert_eq!(last(&any), "a of  at 0.5");
+    for i in 0..12 {
+        set(&format!("c{i:02}"), 1.0);
+    }
+    let late = bus.add_rule(rule("late").any()).unwrap();
+    assert!(
+        last(&late).ends_with(r#"{i="c09"} and 2 more at 1"#),
+        "{}",
+        last(&late)
+    );
+    let shown = late.status().active.pop().unwrap();
+    assert_eq!((shown.holds, shown.holding.len()), (12, 10));
+}
+
+#[test]
+fn an_annotation_that_cannot_be_filled_is_refused() {
+    let (bus, _) = bus();
+    let g = family(&bus, "g");
+    let over = |expr: Expr| Condition::when(expr, Threshold::above(0.9));
+    let with = |rule: Rule, text: &str| {
+        bus.add_rule(rule.annotation("what", text))
+            .map(LiveRule::remove)
+    };
+    let why = |rule: Rule, text: &str| with(rule, text).unwrap_err().to_string();
+    let rule = || Rule::new("r", over(Expr::value("g"))).any();
+    assert!(why(rule(), "{{ $value").contains(r#"annotation "what": "{{ $value" is not closed"#));
+    assert!(why(rule(), "{{ $value | humanizePercentagee }}").contains("is not known in braces"));
+    let typo = r#"annotation "what" asks for label "typo", which no series that the rule looks at can have"#;
+    assert!(why(rule(), "{{ $labels.typo }}").contains(typo));
+    // Groups keep only the labels that they are grouped by; and a sum has no others.
+    let sum = || Rule::new("r", over(Expr::sum("g")));
+    assert!(why(sum(), "{{ $labels.i }}").contains("which no series"));
+    let by = Rule::new("r", over(Expr::sum("later").by(["zone"])));
+    assert!(with(by.clone(), "{{ $labels.zone }}").is_ok());
+    assert!(with(by, "{{ $labels.i }}").is_err());
+    // What can be is taken: a label of one of several operands, of the rule itself, of what is not known yet.
+    assert!(with(rule(), "{{ $labels.i }}").is_ok());
+    assert!(with(rule().label("typo", "x"), "{{ $labels.typo }}").is_ok());
+    assert!(
+        with(
+            Rule::new("r", over(Expr::value("later"))),
+            "{{ $labels.typo }}"
+        )
+        .is_ok()
+    );
+    assert!(
+        with(
+            Rule::new("r", over(Expr::value("g") / Expr::value("later"))),
+            "{{ $labels.typo }}"
+        )
+        .is_ok()
+    );
+    let named = Rule::new("r", over(Expr::value(r#"{__name__=~"g.*"}"#)));
+    assert!(with(named, "{{ $labels.typo }}").is_ok());
+    let _derived = bus
+        .derive(Desc::new("half", "Of a test."), Expr::value("g") / 2.0)
+        .unwrap();
+    assert!(with(Rule::new("r", over(Expr::value("half"))), "{{ $labels.i }}").is_ok());
+    // Changing a rule is adding it.
+    let live = bus.add_rule(rule()).unwrap();
+    assert!(
+        live.update(rule().annotation("what", "{{ $labels.typo }}"))
+            .is_err()
+    );
+    drop(g);
+}

@@ -225,6 +225,11 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def _retrieved(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 class Subscription(_Reader, Generic[E]):
     """A live subscription with a callback. Ends when it is closed, or when nothing refers to it any more.
 
@@ -355,6 +360,8 @@ class Subscription(_Reader, Generic[E]):
             task = loop.create_task(self._work(), name=f"metricbus {self._callback!r}", context=self._context)
             # A loop may run it at once, to its end.
             self._task = task if self._busy else None
+            # What leaves the loop's `run` was told by that.
+            task.add_done_callback(_retrieved)
 
     def _take(self, most: int) -> bool:
         """Takes some letters, where none are left. Whether that may not have been all."""
@@ -645,8 +652,8 @@ class Listen(Generic[E]):
         at the same time, and beyond that one more for each that has been running for a second. A coroutine function is awaited before
         the next event is taken, and needs a loop. What it raises goes to the loop's exception handler, or to
         `threading.excepthook`, and is counted; after three failures in a row it is detached. `SystemExit` and `KeyboardInterrupt` leave
-        the loop's `run`; in a thread they are logged. While it is busy, events wait in the mailbox; when that is full the
-        oldest are dropped and counted.
+        the loop's `run`; in a thread they are logged. While it is busy, events wait in the mailbox; when that is full,
+        what a later event of the same series supersedes is dropped and counted.
 
         Keep what this gives: it ends when nothing refers to it any more, unless it was told to `forget`.
         """

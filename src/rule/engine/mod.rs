@@ -51,8 +51,8 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    AlertCause, Quality, Rule, RuleState,
-    compute::{Program, Reading},
+    AlertCause, Group, Pairs, Quality, Rule, RuleState,
+    compute::{Program, Reading, Truth},
     log::{Log, Turn},
     plan::{Leaf, Plan},
 };
@@ -72,7 +72,7 @@ use state::{Due, GroupState, State};
 /// Groups as they were, by key.
 pub(crate) type Groups = HashMap<Box<str>, Inherited>;
 
-pub(crate) use state::{GroupView, Inherited, View};
+pub(crate) use state::{GroupView, Inherited, Memory, Recalled, View};
 
 /// Where what is computed goes.
 pub(crate) trait Sink: Send + Sync {
@@ -164,6 +164,54 @@ impl Engine {
         lock(&self.state).rule.clone()
     }
 
+    /// What members and groups remember of before a restart; it counts until `until`. Before [`start`](Engine::start).
+    pub(crate) fn recall(&self, memory: Memory, until: Time) {
+        lock(&self.state).recalled = Some((memory, until));
+    }
+
+    /// What members and groups would have to remember, should it end here.
+    #[cfg(feature = "persist")]
+    pub(crate) fn memory(&self) -> Memory {
+        use super::compute::Judge;
+
+        let state = lock(&self.state);
+        // Who is not known yet goes on remembering.
+        let mut memory = state
+            .recalled
+            .as_ref()
+            .map_or_else(Memory::default, |(memory, _)| memory.clone());
+        for member in state.members.iter() {
+            let before = memory.leaves.remove(&*member.key);
+            let leaves = self.plan.leaves.iter().zip(&member.leaves).enumerate();
+            let leaves: Box<[_]> = leaves
+                .map(|(at, (leaf, slot))| match leaf.judge()? {
+                    _ if slot.truth == Truth::Unknown && slot.reference.is_none() => {
+                        *before.as_ref()?.get(at)?
+                    }
+                    Judge::Threshold(_) => (slot.truth == Truth::True).then_some(Recalled::Raised),
+                    Judge::Moved(_) | Judge::Changed => slot.reference.map(Recalled::Reference),
+                })
+                .collect();
+            if leaves.iter().any(Option::is_some) {
+                memory.leaves.insert(Box::from(&*member.key), leaves);
+            }
+        }
+        if let Some(slots) = state.timing.slots {
+            for group in state.groups.iter().filter(|group| group.grace.is_none()) {
+                memory.slots.remove(&*group.key);
+                let bits: Box<[_]> = group
+                    .machines
+                    .iter()
+                    .map(|machine| machine.slots() & slots.all())
+                    .collect();
+                if bits.iter().any(|bits| *bits != 0) {
+                    memory.slots.insert(Box::from(&*group.key), bits);
+                }
+            }
+        }
+        memory
+    }
+
     /// Attaches to all series there are. Nobody is judged before [`settle`](Engine::settle).
     pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>, wakes: &mut Wakes) {
         // One id for all: a series that several selectors match is refused the second time.
@@ -210,7 +258,9 @@ impl Engine {
         state.latest = state.latest.max(now);
         state.settled = true;
         state.inherited = inherited;
-        if let Some(grace) = grace.filter(|_| !state.inherited.is_empty()) {
+        if let Some(grace) =
+            grace.filter(|_| !state.inherited.is_empty() || state.recalled.is_some())
+        {
             state.due.insert((grace, Due::Grace));
         }
         for member in state.members.indices() {
@@ -222,6 +272,8 @@ impl Engine {
         for group in state.groups.indices() {
             self.judge_group(state, group, now, cause, wakes);
         }
+        batch.pulses.extend(std::mem::take(&mut state.early));
+        self.finish_under(state, &mut batch, now, wakes);
         if cause == AlertCause::RuleChanged {
             // Groups that the changed rule does not have.
             for (key, was) in std::mem::take(&mut state.inherited) {
@@ -442,6 +494,7 @@ impl Engine {
             active.truncate(groups_max);
         }
         view.active.reserve_exact(active.len());
+        let mut holding = self.holding_by_group(state);
         for (rule_state, shown) in active {
             let group = match shown {
                 Shown::Awaited(key, was) => GroupView {
@@ -453,6 +506,8 @@ impl Engine {
                     quality: Quality::NoData,
                     key: key.into(),
                     kept: was.clone(),
+                    holding: Vec::new(),
+                    holds: 0,
                 },
                 Shown::Here(index) => {
                     let Some(group) = state.groups.get(index) else {
@@ -467,6 +522,9 @@ impl Engine {
                         quality: group.quality,
                         key: Box::from(&*group.key),
                         kept: self.inherit(group),
+                        holding: holding.remove(&index).unwrap_or_default(),
+                        holds: group.trues
+                            [group.level.saturating_sub(1).min(group.trues.len() - 1)],
                     }
                 }
             };
@@ -478,15 +536,38 @@ impl Engine {
         (rule, view)
     }
 
+    /// Of groups of several: some of the members that hold at the level in force.
+    fn holding_by_group(&self, state: &State) -> HashMap<usize, Vec<Pairs>> {
+        let mut found: HashMap<usize, Vec<Pairs>> = HashMap::new();
+        if self.plan.group == Group::Each {
+            return found;
+        }
+        for member in state.members.iter() {
+            let Some(at) = member.group else { continue };
+            let level = state.groups.get(at).map_or(0, |group| group.level);
+            if member.truths.get(level.saturating_sub(1)) == Some(&Truth::True) {
+                let holding = found.entry(at).or_default();
+                if holding.len() < judge::HOLDING_MAX {
+                    holding.push(member.labels.clone());
+                }
+            }
+        }
+        found
+    }
+
     /// Calls `f` with what is firing, under the rule's lock: nothing fires or is resolved meanwhile.
     pub(crate) fn with_firing(&self, f: impl FnOnce(&Rule, Vec<Turn>)) {
         let state = lock(&self.state);
         let firing = if state.closed || !state.settled {
             Vec::new()
         } else {
-            let here = state.groups.iter().filter(|group| group.level > 0);
-            let here =
-                here.map(|group| self.turn(group, group.level, state.latest, AlertCause::Initial));
+            let here = state.groups.indices().into_iter();
+            let here = here.filter_map(|at| {
+                let group = state.groups.get(at).filter(|group| group.level > 0)?;
+                let mut turn = self.turn(group, group.level, state.latest, AlertCause::Initial);
+                turn.holding = judge::labels_of(self.holding(&state, at, group.level));
+                Some(turn)
+            });
             // From before a restart, and not here again yet.
             let awaited = state.inherited.iter().map(|(key, was)| {
                 let labels = was.labels.clone();
