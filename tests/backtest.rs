@@ -609,7 +609,7 @@ time,series,value
     );
     assert_eq!(
         told[1],
-        (10.0, r#"kv{worker="a"}"#.to_owned(), set(0.0, 0.5))
+        (10.0, r#"kv{worker="a"}"#.to_owned(), set(None, 0.5))
     );
     assert_eq!(told[2].0, 10.000000001);
     assert_eq!(told[3].2, counted(100.0, 130.0));

@@ -255,7 +255,6 @@ proptest! {
             };
             let child = family.with_label_values(&[i.to_string()]).unwrap();
             if values[i].is_none() {
-                values[i] = Some(0.0);
                 reference[i] = None;
             }
             match *step {
@@ -263,9 +262,9 @@ proptest! {
                 Step::Add(_, d) => child.add(d),
                 _ => unreachable!(),
             }
-            let old = values[i].replace(new).unwrap();
+            let old = values[i].replace(new);
             // −0 is 0.
-            expected_changes.push((i, Some((old + 0.0).to_bits()), (new + 0.0).to_bits()));
+            expected_changes.push((i, old.map(|old| (old + 0.0).to_bits()), (new + 0.0).to_bits()));
             if !raised[i] && new >= 90.0 || raised[i] && new < 80.0 {
                 raised[i] = !raised[i];
                 expected_crossings.push((i, raised[i], Cause::Crossing));
@@ -378,7 +377,7 @@ proptest! {
 
         let told = block_on(tap.by_ref().collect::<Vec<_>>());
         prop_assert_eq!(told.len(), mutations);
-        let (mut amounts, mut observations, mut at) = (0.0, 0.0, None);
+        let (mut amounts, mut observations, mut at) = (0.0, 0.0, Some(0.0));
         for mutation in told {
             match mutation.unwrap().change {
                 change @ Change::Counted { .. } => amounts += change.amount(),

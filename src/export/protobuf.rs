@@ -755,7 +755,6 @@ mod tests {
                 ("busy_seconds_total", 0),
                 ("depth", 1),
                 ("requests_total", 0),
-                ("unset", 1),
                 ("wait_seconds", 4)
             ]
         );
@@ -769,16 +768,6 @@ mod tests {
             Some(f64::NEG_INFINITY)
         );
         assert_eq!(pairs(&families[1].metric[0].label), [("zone", "")]);
-        assert_eq!(
-            families[3].metric[0]
-                .gauge
-                .as_ref()
-                .unwrap()
-                .value
-                .unwrap()
-                .to_bits(),
-            0
-        );
 
         let metric = &families[2].metric[0];
         assert_eq!(pairs(&metric.label), [("path", &*hostile), ("code", "200")]);
@@ -791,7 +780,7 @@ mod tests {
         assert_eq!(pairs(&exemplar.label), [("trace_id", "a\"b")]);
         assert_eq!((exemplar.value, &exemplar.timestamp), (Some(3.0), &asked));
 
-        let wait = families[4].metric[0].histogram.as_ref().unwrap();
+        let wait = families[3].metric[0].histogram.as_ref().unwrap();
         assert_eq!((wait.sample_count, wait.sample_sum), (Some(2), Some(4.5)));
         let buckets: Vec<_> = wait
             .bucket

@@ -1300,9 +1300,9 @@ proptest! {
             let mut text = String::new();
             push_label(&mut text, "x", label);
             push_label(&mut text, "y", &long);
-            wanted.insert(format!("g{{{text}}}"), value.to_bits());
+            // −0 is 0.
+            wanted.insert(format!("g{{{text}}}"), (value + 0.0).to_bits());
         }
-        wanted.retain(|_, bits| *bits != (-0.0_f64).to_bits());
         let ready = OtlpOptions::new().batch_points(batch).ready().unwrap();
         let stats = Arc::new(Stats::new(String::new(), 1));
         let mut collector = Collector::attach(&bus, &ready, &stats);

@@ -332,13 +332,13 @@ mod tests {
         assert_eq!(bench.round(), [real("new", 0.0)]);
         new.set(0.0);
         assert_eq!(bench.round(), []);
-        // Back to what it was before it was set.
+        // Which is 0.
         new.set(-0.0);
         assert_eq!(bench.round(), []);
         new.set(2.0);
         bench.round();
         new.set(-0.0);
-        assert_eq!(bench.round(), [removed("new")]);
+        assert_eq!(bench.round(), [real("new", 0.0)]);
     }
 
     #[test]
