@@ -210,6 +210,8 @@ class Exemplar:
     @property
     def date(self) -> datetime:
         """When, by the bus's clock."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Series:
@@ -511,6 +513,11 @@ class Crossing:
     def cause(self) -> Literal["crossing", "initial", "removed", "other"]: ...
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Moved:
@@ -524,6 +531,11 @@ class Moved:
     def after(self) -> float: ...
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Changed:
@@ -535,6 +547,11 @@ class Changed:
     def value(self) -> float: ...
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Mutation:
@@ -554,6 +571,11 @@ class Mutation:
     def after(self) -> float | None: ...
     @property
     def amount(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Lagged:
@@ -561,6 +583,8 @@ class Lagged:
 
     @property
     def missed(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SubscriptionStats:
@@ -585,6 +609,8 @@ class Snapshot:
     def families(self) -> list[FamilySnapshot]: ...
     def family(self, name: str) -> FamilySnapshot | None: ...
     def value(self, name: str, /, **labels: str) -> float | HistogramSnapshot | None: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class FamilySnapshot:
@@ -600,6 +626,8 @@ class FamilySnapshot:
     def kind(self) -> _Kind: ...
     @property
     def series(self) -> list[SeriesSnapshot]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SeriesSnapshot:
@@ -609,6 +637,8 @@ class SeriesSnapshot:
     def labels(self) -> dict[str, str]: ...
     @property
     def value(self) -> float | HistogramSnapshot: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class HistogramSnapshot:
@@ -620,6 +650,8 @@ class HistogramSnapshot:
     def sum(self) -> float: ...
     @property
     def count(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SourceId:
@@ -641,6 +673,8 @@ class SourceId:
         """Which one of those: a pod's name."""
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Origin:
@@ -656,6 +690,8 @@ class Origin:
         """1 for the first alert of that life, 2 for the next …"""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Alert:
@@ -741,6 +777,8 @@ class Alert:
         """One annotation, or `None`."""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Sync:
@@ -983,6 +1021,8 @@ class Rule:
         """Its condition as text, or its conditions with the names of their levels."""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class LiveRule:
@@ -1141,6 +1181,13 @@ class Derived:
         """Keeps it for as long as the bus lives, though nobody holds it."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
+    def get(self) -> float | None:
+        """Its present value, where it is one series; `None` where there is no data, no series, or more than one."""
+    @property
+    def series(self) -> list[Series]:
+        """Its series: one for each set of labels that the expression has a value for."""
+    def window(self, width: _Time) -> Window:
+        """A sliding window over its series, those to come too, from now on."""
 
 @final
 class Window:
@@ -2002,6 +2049,8 @@ class SourceEvent:
     @property
     def text(self) -> str:
         """All of it in words, such as `prod/decode/pod-7 is stale`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SourceStatus:
