@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    backlog::Subject,
     bus::MetricBus,
     cell::{Listener, Wakes, wake_all},
     error::SubscribeError,
@@ -57,7 +58,7 @@ impl MetricBus {
 /// A threshold was crossed.
 ///
 /// Per series, raised and cleared alternate, and `epoch` grows by 1 with each: a gap in it is the number of crossings
-/// that were dropped from a full mailbox.
+/// that were dropped from a full mailbox. The last crossing of each series always arrives.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -112,6 +113,9 @@ pub struct Moved {
     pub from: f64,
     /// The value now.
     pub to: f64,
+    /// 1 for the first move of this series that the subscription knows of, 2 for the next … A gap is the number of moves that were
+    /// dropped from a full mailbox.
+    pub epoch: u64,
     /// When, by the bus's clock.
     pub at: Time,
 }
@@ -147,6 +151,42 @@ impl Changed {
     /// [`at`](Changed::at) as a date, for people and other machines.
     pub fn date(&self) -> SystemTime {
         self.series.date(self.at)
+    }
+}
+
+/// A series, as a subject of letters: the letter keeps it from being freed, so nothing else has its address.
+fn subject(series: &Series) -> Option<u64> {
+    Some(Arc::as_ptr(series.core()) as u64)
+}
+
+impl Subject for Crossing {
+    fn subject(&self) -> Option<u64> {
+        subject(&self.series)
+    }
+
+    fn is_final(&self) -> bool {
+        self.series.core().cell.is_known_retired()
+    }
+}
+
+impl Subject for Moved {
+    fn subject(&self) -> Option<u64> {
+        subject(&self.series)
+    }
+
+    fn is_final(&self) -> bool {
+        self.series.core().cell.is_known_retired()
+    }
+}
+
+/// A series has one letter at most.
+impl Subject for ChangedSeries {
+    fn subject(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_final(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
     }
 }
 
@@ -324,6 +364,7 @@ struct DeltaListener {
     id: u64,
     series: Weak<SeriesCore>,
     state: DeltaState,
+    epoch: u64,
     pending: Option<Moved>,
     post: Post<Moved>,
 }
@@ -334,6 +375,7 @@ impl DeltaListener {
             id: birth.id,
             series: Arc::downgrade(birth.series),
             state: DeltaState::new(distance),
+            epoch: 0,
             pending: None,
             post: birth.post,
         }
@@ -352,10 +394,12 @@ impl Listener for DeltaListener {
         let Some((from, to)) = self.state.step(value) else {
             return;
         };
+        self.epoch += 1;
         self.pending = self.series.upgrade().map(|series| Moved {
             series: Series::of(series),
             from,
             to,
+            epoch: self.epoch,
             at: stamp.at(),
         });
     }

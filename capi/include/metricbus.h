@@ -215,8 +215,8 @@ typedef struct mb_threshold {
     double clear_bound;
     // Not to say at once of what is raised already when the subscription is made.
     bool no_initial;
-    // How many events may wait for the callback; 0: 256. The oldest is dropped when there are more, so the last state
-    // always arrives.
+    // How many events may wait for the callback; 0: 256. When there are more, the oldest is dropped that a later one of its
+    // series supersedes, so the last state of each series always arrives.
     size_t capacity;
 } mb_threshold;
 
@@ -299,7 +299,7 @@ typedef struct mb_window_stats {
     size_t size;
     // The width in force: what was asked for, at least 100 ms. In nanoseconds.
     uint64_t width_ns;
-    // The share of the width that was observed, 0 to 1.
+    // The share of the width that was observed: 1 from when the window has existed for its width.
     double coverage;
     // How many series took part.
     uint64_t sources;

@@ -530,6 +530,10 @@ class Moved:
     @property
     def after(self) -> float: ...
     @property
+    def epoch(self) -> int:
+        """1 for the first move of this series, 2 for the next …: a gap is the number that the mailbox had no room for."""
+
+    @property
     def at(self) -> float: ...
     @property
     def date(self) -> datetime:
@@ -957,7 +961,8 @@ class Rule:
     It judges every series that its selectors match, present and future: with `group="each"` each alone, with `"any"`,
     `"all"` or a number (at least so many) as a group, one for all or one for each value of the labels `by`.
 
-    Annotations may have `{{ $value }}` and `{{ $labels.name }}` in them. `every`: how often windows are looked at.
+    Annotations may have `{{ $value }}`, `{{ $labels.name }}` and `{{ .Holding }}` in them; anything else in braces, and a label that
+    no series can have, raises `RuleError`. `every`: how often windows are looked at.
     `initial=False`: says nothing of what holds already when it is added. `dry_run=True`: records and tells nobody.
     `history`: how many of its last alerts it remembers, 100 unless told otherwise.
 
@@ -1195,8 +1200,8 @@ class Window:
     on, and ends when nothing refers to it any more.
 
     A gauge's average is weighted by time: a value counts for as long as it was held. A counter's increase and rate are exact
-    over the time that `coverage` tells. Time is cut into slots of a hundredth of the width, at least 10 ms; a window is at
-    least 100 ms wide.
+    over the time that the window covers: its width, and less than a slot more. Time is cut into slots of a hundredth of the
+    width, at least 10 ms; a window is at least 100 ms wide.
 
     One over a single series stays as it was when that is removed; of a selector, a series that is removed leaves the window.
     """
@@ -1243,8 +1248,8 @@ class WindowStats:
         """The width in force, in seconds: what was asked for, at least 0.1."""
     @property
     def coverage(self) -> float:
-        """The share of the width that was observed, 0 to 1: small until the window has existed for its width. Of several series
-        the mean.
+        """The share of the width that was observed, 0 to 1: small until the window has existed for its width, 1 from then on. Of
+        several series the mean.
         """
     @property
     def sources(self) -> int:
