@@ -192,12 +192,10 @@ impl Drop for ObserveTimer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use crate::{Buckets, Desc, Histogram, MetricBus, SampleValue, Value};
 
     #[test]
-    fn a_native_histogram_leaves_nan_out_counts_it_and_shows_it_to_a_tap() {
+    fn a_native_histogram_leaves_nan_out_and_counts_it() {
         let bus = MetricBus::new();
         let buckets = Buckets::new([1.0]).unwrap();
         let native: Histogram = bus
@@ -210,12 +208,6 @@ mod tests {
         let plain: Histogram = bus
             .declare(Desc::new("plain", "h").buckets(buckets))
             .unwrap();
-        let seen = Arc::new(Mutex::new(0));
-        let count = seen.clone();
-        let tap = bus
-            .subscribe("native")
-            .unwrap()
-            .inline(move |_| *count.lock().unwrap() += 1);
         for value in [0.5, f64::NAN, 2.0] {
             native.observe(value);
             plain.observe(value);
@@ -223,8 +215,6 @@ mod tests {
         assert_eq!((native.snapshot().count, native.snapshot().sum), (2, 2.5));
         assert_eq!(plain.snapshot().count, 3);
         assert!(plain.snapshot().sum.is_nan());
-        assert_eq!(*seen.lock().unwrap(), 3);
-        drop(tap);
         let families = bus.self_families();
         let counted = families
             .iter()
