@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo cross-pod test bench bench-python docs lint python wheel capi
+.PHONY: help demo cross-pod test bench bench-python docs lint python wheel capi cpython
 
 help: ## Show what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ python: ## Build the Python package in place: PYTHONPATH=python imports it
 wheel: ## Build the Python wheel, in target/wheels
 	@scripts/setup.sh python
 	@scripts/python.sh wheel
+
+cpython: ## Get CPython 3.14, with and without its lock, for `make test` (takes a while; not needed)
+	@scripts/setup.sh python
+	@scripts/cpython.sh
 
 capi: ## Build the C library, and run its examples in C and C++
 	@scripts/setup.sh capi

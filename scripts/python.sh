@@ -13,16 +13,27 @@ set -eu
 
 cd "$(dirname "$0")/.."
 
-# Those which a machine may have beside its first one, on the PATH or from pyenv; the package supports 3.11 and later.
+# Those which a machine may have beside its first one, on the PATH, from pyenv or from scripts/cpython.sh; the package supports
+# 3.11 and later.
 newer() {
-    for version in 3.12 3.13 3.14 3.15; do
-        for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/"python$version"; do
+    for version in 3.12 3.13 3.14 3.14t 3.15 3.15t; do
+        for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/${version%t}".*/bin/"python$version" \
+            "$PWD/.tools/cpython-$version/bin/python$version"; do
             if "$python" -c 'import venv' >/dev/null 2>&1; then
                 echo "$python"
                 break
             fi
         done
     done
+}
+
+# One without the interpreter's lock does not load what is built for all others.
+build_for() {
+    suffix=$("$1" -c 'import sysconfig as s; print(s.get_config_var("EXT_SUFFIX") if s.get_config_var("Py_GIL_DISABLED") else "")')
+    [ -n "$suffix" ] || return 0
+    folder=${CARGO_TARGET_DIR:-target}/${1##*/}
+    PYO3_PYTHON=$(command -v "$1") cargo build --quiet --package metricbus-python --target-dir "$folder" &&
+        cp "$folder/debug/lib_metricbus.so" "python/metricbus/_metricbus$suffix"
 }
 
 main() {
@@ -68,11 +79,14 @@ run_tests() {
     (cd python && ../.venv/bin/python -m pytest "$@") || failed=$?
     for python in $(newer); do
         venv=.tools/venv-${python##*/}
-        if ! [ -x "$venv/bin/pytest" ] && ! { "$python" -m venv "$venv" &&
-            "$venv/bin/python" -m pip install --quiet -r scripts/requirements.txt -r python/tests/requirements.txt; }; then
+        # Without pip, which Debian's own don't have: that of the first one installs for all.
+        if ! [ -x "$venv/bin/pytest" ] && ! { "$python" -m venv --without-pip "$venv" &&
+            .venv/bin/python -m pip --python "$venv/bin/python" install --quiet \
+                -r scripts/requirements.txt -r python/tests/requirements.txt; }; then
             echo "$python is here, but not all that the tests need could be installed for it, so they do not run with it"
             continue
         fi
+        build_for "$python" || failed=$?
         echo "pytest with $("$python" --version)"
         (cd python && "../$venv/bin/python" -m pytest -m "not once" "$@") || failed=$?
     done

@@ -80,6 +80,11 @@ impl ThresholdState {
         }
     }
 
+    /// One that was raised before, and has not come back since.
+    pub(crate) fn raised(cuts: Cuts) -> Self {
+        ThresholdState { cuts, raised: true }
+    }
+
     pub(crate) fn is_raised(&self) -> bool {
         self.raised
     }
@@ -167,7 +172,12 @@ impl DeltaState {
         }
     }
 
-    fn refer(&mut self, value: f64) {
+    pub(crate) fn distance(&self) -> Distance {
+        self.distance
+    }
+
+    /// Takes a value as the one that the next are compared with.
+    pub(crate) fn refer(&mut self, value: f64) {
         let d = self.distance.from(value);
         self.reference = Some(value);
         self.down = value - d;

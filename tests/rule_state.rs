@@ -3,8 +3,8 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use metricbus::{
-    Alert, AlertCause, Clock, Condition, Gauge, MetricBus, Rule, RuleState, RuleStateError,
-    RuleStateFile, Threshold,
+    Alert, AlertCause, Clock, Condition, Delta, Expr, Gauge, MetricBus, Rule, RuleState,
+    RuleStateError, RuleStateFile, Threshold,
 };
 
 fn secs(s: f64) -> Duration {
@@ -281,4 +281,253 @@ fn what_cannot_be_done_is_said() {
         error.to_string(),
         r#"rule "Full" runs already; call keep_rule_state() before rules are added"#
     );
+}
+
+/// One rule under the name `Full` on a bus of its own: what was told in this life, and the state at its end.
+fn life(
+    path: &PathBuf,
+    at: f64,
+    rule: Rule,
+    run: impl FnOnce(&Process),
+) -> (Vec<(f64, bool, AlertCause, u64)>, RuleState) {
+    let process = Process::at(at, path);
+    process.bus.add_rule(rule).unwrap();
+    run(&process);
+    let end = (process.told(), process.state());
+    process.crash();
+    end
+}
+
+fn above() -> Condition {
+    Condition::when("kv", Threshold::above(0.9).clear_below(0.8))
+}
+
+#[test]
+fn hysteresis_between_the_bounds_it_stays_on_its_side() {
+    for made_first in [false, true] {
+        let (_folder, path) = folder();
+        let rule = || Rule::new("Full", above());
+        let first = life(&path, 0.0, rule(), |p| p.kv().set(0.95));
+        assert_eq!(first.1, RuleState::Firing);
+        // The series is there when the rule is added, or comes later.
+        let process = Process::at(10.0, &path);
+        if made_first {
+            process.kv().set(0.85);
+        }
+        process.bus.add_rule(rule()).unwrap();
+        process.kv().set(0.85);
+        assert_eq!(
+            (process.told(), process.state()),
+            (vec![], RuleState::Firing)
+        );
+        process.clock.advance(secs(60.0));
+        process.kv().set(0.79);
+        assert_eq!(process.told(), [(70.0, false, AlertCause::Condition, 2)]);
+        process.crash();
+        // On the other side, too.
+        let third = life(&path, 80.0, rule(), |p| p.kv().set(0.85));
+        assert_eq!(third, (vec![], RuleState::Inactive));
+    }
+}
+
+#[test]
+fn hysteresis_is_kept_of_expressions_levels_and_members_of_groups() {
+    let (_folder, path) = folder();
+    let half = Expr::value("kv") / 2.0;
+    let computed = || {
+        let half = Threshold::above(0.45).clear_below(0.4);
+        Rule::new("Full", Condition::when(Expr::value("kv") / 2.0, half))
+    };
+    assert_eq!(half.to_string(), "(kv / 2)");
+    life(&path, 0.0, computed(), |p| p.kv().set(0.95));
+    let next = life(&path, 1.0, computed(), |p| p.kv().set(0.85));
+    assert_eq!(next, (vec![], RuleState::Firing));
+
+    let (_folder, path) = folder();
+    let levels = || {
+        let warning = Threshold::above(0.5).clear_below(0.4);
+        Rule::levels(
+            "Full",
+            [
+                ("warning", Condition::when("kv", warning)),
+                ("critical", above()),
+            ],
+        )
+    };
+    life(&path, 0.0, levels(), |p| p.kv().set(0.95));
+    let process = Process::at(1.0, &path);
+    process.bus.add_rule(levels()).unwrap();
+    process.kv().set(0.85);
+    assert_eq!(process.told(), []);
+    process.kv().set(0.45);
+    let history = process.bus.rule("Full").unwrap().history();
+    let last = history.last().unwrap();
+    assert_eq!(
+        (last.previous_level.as_deref(), last.level.as_deref()),
+        (Some("critical"), Some("warning"))
+    );
+
+    // A group that is not firing: of its two members one was over the bound, and still is.
+    let (_folder, path) = folder();
+    let all = || Rule::new("Full", above()).all();
+    let set = |p: &Process, worker: &str, value: f64| {
+        let kv = p.bus.scope().with_label("worker", worker);
+        kv.gauge("kv", "Share of KV blocks in use.")
+            .unwrap()
+            .set(value);
+    };
+    let first = life(&path, 0.0, all(), |p| {
+        set(p, "a", 0.95);
+        set(p, "b", 0.1);
+        set(p, "a", 0.85);
+    });
+    // It fired while "a" was the only one.
+    assert_eq!(first.1, RuleState::Inactive);
+    let next = life(&path, 1.0, all(), |p| {
+        set(p, "b", 0.1);
+        set(p, "a", 0.85);
+        set(p, "b", 0.95);
+    });
+    assert_eq!(next.1, RuleState::Firing);
+}
+
+#[test]
+fn hysteresis_goes_on_through_a_life_in_which_nothing_was_known() {
+    let (_folder, path) = folder();
+    let rule = || Rule::new("Full", above());
+    life(&path, 0.0, rule(), |p| p.kv().set(0.95));
+    life(&path, 1.0, rule(), |_| {});
+    let last = life(&path, 2.0, rule(), |p| p.kv().set(0.85));
+    assert_eq!(last, (vec![], RuleState::Firing));
+}
+
+#[test]
+fn hysteresis_is_forgotten_after_the_grace_period_a_long_outage_or_by_another_condition() {
+    let resolved = |at, cause| (vec![(at, false, cause, 2)], RuleState::Inactive);
+    let (_folder, path) = folder();
+    let rule = || Rule::new("Full", above());
+    life(&path, 0.0, rule(), |p| p.kv().set(0.95));
+    let late = life(&path, 1.0, rule(), |p| {
+        // A listener is there before, or comes after.
+        let _unset = p.kv();
+        p.clock.advance(secs(20.0));
+        p.kv().set(0.85);
+    });
+    assert_eq!(late, resolved(11.0, AlertCause::Restored));
+
+    let (_folder, path) = folder();
+    life(&path, 0.0, rule(), |p| p.kv().set(0.95));
+    let late = life(&path, 301.0, rule(), |p| p.kv().set(0.85));
+    assert_eq!(late, (vec![], RuleState::Inactive));
+
+    let (_folder, path) = folder();
+    life(&path, 0.0, rule(), |p| p.kv().set(0.95));
+    let other = Condition::when("kv", Threshold::above(0.91).clear_below(0.8));
+    let other = life(&path, 1.0, Rule::new("Full", other), |p| p.kv().set(0.85));
+    assert_eq!(other, resolved(1.0, AlertCause::Condition));
+}
+
+#[test]
+fn m_of_n_slots_go_on_from_the_last_one() {
+    let rule = || Rule::new("Full", above()).m_of_n(3, 5, secs(1.0));
+    let blip = |p: &Process| {
+        p.kv().set(0.95);
+        p.kv().set(0.1);
+    };
+    // Two slots before, and one after: the outage is between them, and counts for nothing.
+    let (_folder, path) = folder();
+    let first = life(&path, 0.0, rule(), |p| {
+        blip(p);
+        p.clock.advance(secs(1.0));
+        blip(p);
+    });
+    assert_eq!(first, (vec![], RuleState::Inactive));
+    let next = life(&path, 100.0, rule(), |p| {
+        p.kv().set(0.1);
+        p.clock.advance(secs(1.0));
+        blip(p);
+    });
+    assert_eq!(next.0, [(101.0, true, AlertCause::Condition, 1)]);
+    // And it is over when they have passed by, not before.
+    let last = life(&path, 200.0, rule(), |p| {
+        p.kv().set(0.1);
+        p.clock.advance(secs(2.0));
+        assert_eq!(p.state(), RuleState::Firing);
+        p.clock.advance(secs(2.0));
+    });
+    assert_eq!(
+        last,
+        (
+            vec![(203.0, false, AlertCause::Condition, 2)],
+            RuleState::Inactive
+        )
+    );
+}
+
+#[test]
+fn a_delta_is_measured_from_the_value_last_told() {
+    for computed in [false, true] {
+        let (_folder, path) = folder();
+        let rule = || {
+            let kv = Expr::value("kv");
+            let kv = if computed { kv * 1.0 } else { kv };
+            Rule::new("Full", Condition::moved(kv, Delta::absolute(1.0)))
+        };
+        life(&path, 0.0, rule(), |p| {
+            p.kv().set(10.0);
+            p.kv().set(10.6);
+        });
+        // 10.6 was not told: what the next is compared with is 10. Found at the start, or set later.
+        let process = Process::at(1.0, &path);
+        process.kv().set(11.2);
+        process.bus.add_rule(rule()).unwrap();
+        let fires = [
+            (1.0, true, AlertCause::Condition, 1),
+            (1.0, false, AlertCause::Condition, 2),
+        ];
+        assert_eq!(process.told(), fires);
+        process.crash();
+        let quiet = life(&path, 2.0, rule(), |p| p.kv().set(12.1));
+        assert_eq!(quiet.0, []);
+        let loud = life(&path, 3.0, rule(), |p| p.kv().set(12.2));
+        assert_eq!(loud.0.len(), 2, "{loud:?}");
+    }
+}
+
+#[test]
+fn a_file_of_a_build_before_is_read_and_its_keys_are_still_there() {
+    let (_folder, path) = folder();
+    // As it was written before a rule's file had a memory.
+    let before = r#"{
+  "metricbus_rule_state": 1,
+  "rules": {
+    "Full": {
+      "epochs": { "kv|worker=\"b\"": 4 },
+      "groups": [
+        {
+          "epoch": 1,
+          "firing": true,
+          "key": "kv|",
+          "labels": [],
+          "level": null,
+          "phases": [ { "held_ns": 40000000000, "level": null, "state": "firing" } ]
+        }
+      ]
+    }
+  },
+  "saved_at_unix_ns": 100000000000
+}"#;
+    fs::write(&path, before).unwrap();
+    let first = life(&path, 110.0, Rule::new("Full", above()), |p| {
+        p.kv().set(0.95)
+    });
+    assert_eq!(first, (vec![], RuleState::Firing));
+    let now: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let mut now = now["rules"]["Full"].clone();
+    // What is new stands under one key of its own, which a build before passes over.
+    assert!(now.as_object_mut().unwrap().remove("memory").is_some());
+    let mut then: serde_json::Value = serde_json::from_str(before).unwrap();
+    let held = &mut then["rules"]["Full"]["groups"][0]["phases"][0]["held_ns"];
+    *held = 50_000_000_000_u64.into();
+    assert_eq!(now, then["rules"]["Full"]);
 }

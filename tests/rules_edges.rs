@@ -245,3 +245,114 @@ fn what_falls_silent_at_one_instant_is_judged_as_one() {
     let levels: Vec<_> = history.iter().map(|a| a.level.as_deref()).collect();
     assert_eq!(levels, [Some("warn")], "{history:?}");
 }
+
+#[test]
+fn a_resolved_alert_of_a_group_says_how_many_still_hold() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let set = |i: &str, value| family.with_label_values(&[i]).unwrap().set(value);
+    for i in ["a", "b", "c"] {
+        set(i, 0.5);
+    }
+    let over = |bound| Condition::when("g", Threshold::above(bound));
+    let all = bus.add_rule(Rule::new("all", over(0.9)).all()).unwrap();
+    let two = bus
+        .add_rule(Rule::new("two", over(0.9)).at_least(2))
+        .unwrap();
+    let levels = Rule::levels("levels", [("warning", over(0.6)), ("critical", over(0.9))]);
+    let levels = bus.add_rule(levels.all()).unwrap();
+    for i in ["a", "b", "c"] {
+        set(i, 1.0);
+    }
+    let last = |rule: &LiveRule| {
+        let history = rule.history();
+        let last = history.last().unwrap();
+        let holding: Vec<_> = last
+            .holding
+            .iter()
+            .map(|labels| labels[0].1.clone())
+            .collect();
+        (
+            last.state,
+            last.holds,
+            last.members,
+            holding.join(""),
+            last.value,
+        )
+    };
+    assert_eq!(last(&all), (Firing, 3, 3, "abc".to_owned(), Some(1.0)));
+    // A late subscriber hears of the same members.
+    let late = all.on_alert().stream().unwrap();
+    let late = futures::executor::block_on(futures::StreamExt::next(&mut { late })).unwrap();
+    assert_eq!(
+        (late.cause, late.holds, late.holding.len()),
+        (AlertCause::Initial, 3, 3)
+    );
+    set("b", 0.5);
+    // The value is that of the member that made the difference; those that hold are the others.
+    assert_eq!(last(&all), (Resolved, 2, 3, "ac".to_owned(), Some(0.5)));
+    assert_eq!(last(&levels), (Resolved, 2, 3, "ac".to_owned(), Some(0.5)));
+    set("c", 0.5);
+    assert_eq!(last(&two), (Resolved, 1, 3, "a".to_owned(), Some(0.5)));
+    for i in ["b", "c"] {
+        set(i, 1.0);
+    }
+    all.clone().remove();
+    let removed = all.history().pop().unwrap();
+    assert_eq!((removed.cause, removed.holds), (AlertCause::RuleRemoved, 3));
+    // The last one of several that goes takes the group with it.
+    let any = bus.add_rule(Rule::new("any", over(0.9)).any()).unwrap();
+    for i in ["a", "b", "c"] {
+        family.remove(&[i]).unwrap();
+    }
+    assert_eq!(last(&any), (Resolved, 0, 0, String::new(), Some(1.0)));
+}
+
+#[test]
+fn a_hold_and_a_slot_that_end_at_one_instant_are_both_told() {
+    let ms = Duration::from_millis;
+    let over = || Condition::when("v", Threshold::above(0.5));
+    let run = |rule: Rule| {
+        let (bus, clock) = bus();
+        let rule = bus.add_rule(rule).unwrap();
+        let v = bus.gauge("v", "Of a test.").unwrap();
+        v.set(1.0);
+        clock.advance(ms(200));
+        v.set(0.0);
+        clock.advance(ms(1000));
+        let history = rule.history();
+        let millis = |alert: &metricbus::Alert| (alert.at.as_secs_f64() * 1e3).round() as u64;
+        history
+            .iter()
+            .map(|alert| (alert.state, millis(alert)))
+            .collect::<Vec<_>>()
+    };
+    let rule = || Rule::new("r", over()).m_of_n(1, 2, ms(100));
+    // The slots say no from 400 ms on. A hold that ends before fires, one that ends then too, one that ends later does not.
+    assert_eq!(
+        run(rule().hold_for(ms(399))),
+        [(Firing, 399), (Resolved, 400)]
+    );
+    assert_eq!(
+        run(rule().hold_for(ms(400))),
+        [(Firing, 400), (Resolved, 400)]
+    );
+    assert_eq!(run(rule().hold_for(ms(401))), []);
+
+    // The end of a keep and a slot in which it holds again: it was over, and fires anew.
+    let (bus, clock) = bus();
+    let keep = Rule::new("r", over())
+        .m_of_n(2, 2, ms(100))
+        .keep_firing_for(ms(300));
+    let rule = bus.add_rule(keep).unwrap();
+    let v = bus.gauge("v", "Of a test.").unwrap();
+    v.set(1.0);
+    clock.advance(ms(100));
+    v.set(0.0);
+    // No more from 200 ms on; the keep ends at 500 ms.
+    clock.advance(ms(350));
+    v.set(1.0);
+    clock.advance(ms(150));
+    let states: Vec<_> = rule.history().iter().map(|alert| alert.state).collect();
+    assert_eq!(states, [Firing, Resolved, Firing]);
+}

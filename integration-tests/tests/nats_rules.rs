@@ -2,9 +2,10 @@
 
 use std::error::Error;
 
+use async_nats::jetstream::kv::Operation;
 use metricbus::{
     Condition, Rule, SourceId, Threshold,
-    nats::{Delivery, Fleet, NatsOptions, RuleTarget},
+    nats::{Delivery, Fleet, NatsOptions, RuleTarget, RulesInState},
 };
 use metricbus_integration_tests::{
     nats::{NatsServer, Outcome, Pod, Raw, Release, Told, source, until, until_async},
@@ -40,6 +41,16 @@ fn deep(name: &str, bound: f64) -> Rule {
 async fn send(fleet: &Fleet, target: RuleTarget, rule: Rule) -> Outcome {
     let sent = fleet.send_rule(target, rule).await?;
     assert!(sent.written, "{sent:?}");
+    Ok(())
+}
+
+/// Sends a rule after the server was away: it is written when the planner is connected again.
+async fn send_in_time(fleet: &Fleet, target: RuleTarget, rule: Rule) -> Outcome {
+    fleet.send_rule(target, rule).await?;
+    until("it to be written", || {
+        (fleet.status().rules_unwritten == 0).then_some(())
+    })
+    .await;
     Ok(())
 }
 
@@ -211,6 +222,190 @@ async fn rules_stay_through_a_restart_of_the_server_and_follow_what_was_changed(
     Ok(())
 }
 
+/// Whether the pod has these of the rules that were sent, and no others.
+async fn until_it_has_only(pod: &Pod, rules: &[&str]) {
+    until(&format!("the pod to have {rules:?} only"), || {
+        let mut own: Vec<_> = pod
+            .bus
+            .rules()
+            .iter()
+            .map(|r| r.name().to_owned())
+            .collect();
+        own.retain(|name| name != metricbus_integration_tests::nats::pod::RULE);
+        own.sort();
+        (own == rules).then_some(())
+    })
+    .await;
+}
+
+async fn a_rule_that_is_taken_back_ends_also_where_its_bucket_was_lost(
+    release: Release,
+) -> Outcome {
+    let mut server = NatsServer::jetstream(release);
+    let (fleet, _heard) = planner(&server).await?;
+    let pod = pod(&server, source("pod-1")).await?;
+    let target = || RuleTarget::component("prod", "decode");
+    send(&fleet, target(), deep("Deep", 10.0)).await?;
+    send(&fleet, target(), deep("Kept", 10.0)).await?;
+    until_it_has_only(&pod, &["Deep", "Kept"]).await;
+    drop(fleet);
+    server.restart_without_store();
+    // Who comes after that knows of nothing.
+    let (fleet, _heard) = planner(&server).await?;
+    let taken_back = fleet.retract_rule(target(), "Deep").await?;
+    assert!(taken_back.written, "{taken_back:?}");
+    until_it_has_only(&pod, &["Kept"]).await;
+    // What was taken back stays so, should that be lost as well.
+    let late = self::pod(&server, source("pod-2")).await?;
+    server.restart_without_store();
+    send_in_time(&fleet, target(), deep("New", 10.0)).await?;
+    until_it_has_only(&pod, &["Kept", "New"]).await;
+    until_it_has_only(&late, &["New"]).await;
+    until_async("the planner to say the same again", || async {
+        let context = async_nats::jetstream::new(server.client().await);
+        let bucket = context.get_key_value(BUCKET).await.ok()?;
+        let entry = bucket.entry("prod.decode.Deep").await.ok()??;
+        (entry.operation == Operation::Delete).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+async fn pods_and_planner_agree_after_a_bucket_was_restored(release: Release) -> Outcome {
+    let mut server = NatsServer::jetstream(release);
+    let (fleet, _heard) = planner(&server).await?;
+    let pod = pod(&server, source("pod-1")).await?;
+    let target = || RuleTarget::component("prod", "decode");
+    send(&fleet, target(), deep("Changed", 10.0)).await?;
+    send(&fleet, target(), deep("TakenBack", 10.0)).await?;
+    until_it_has_only(&pod, &["Changed", "TakenBack"]).await;
+    let backup = server.back_up();
+    server.restart();
+    send_in_time(&fleet, target(), deep("Changed", 20.0)).await?;
+    send(&fleet, target(), deep("Later", 10.0)).await?;
+    assert!(fleet.retract_rule(target(), "TakenBack").await?.written);
+    until_it_has_only(&pod, &["Changed", "Later"]).await;
+
+    server.restart_from(&backup);
+    until_async("the bucket to be as the planner wants it", || async {
+        let sent = fleet.sent_rules().await.ok()?;
+        let names: Vec<_> = sent.iter().map(|sent| &*sent.name).collect();
+        let written = sent.iter().all(|sent| sent.written);
+        (names == ["Changed", "Later"] && written).then_some(())
+    })
+    .await;
+    until_it_has_only(&pod, &["Changed", "Later"]).await;
+    let bound = |rule: metricbus::LiveRule| rule.status().thresholds[0].raise;
+    until("the bound to be the later one", || {
+        (pod.bus.rule("Changed").map(bound) == Some(20.0)).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+async fn a_bucket_that_is_deleted_and_made_again_unheard_gets_its_rules_back(
+    release: Release,
+) -> Outcome {
+    let server = NatsServer::jetstream(release);
+    let (fleet, _heard) = planner(&server).await?;
+    let pod = pod(&server, source("pod-1")).await?;
+    let target = || RuleTarget::component("prod", "decode");
+    send(&fleet, target(), deep("Deep", 10.0)).await?;
+    send(&fleet, target(), deep("TakenBack", 10.0)).await?;
+    until_it_has_only(&pod, &["Deep", "TakenBack"]).await;
+    let context = async_nats::jetstream::new(server.client().await);
+    let old = context.get_stream(format!("KV_{BUCKET}")).await?;
+    let config = old.cached_info().config.clone();
+    context.delete_stream(&config.name).await?;
+    context.create_stream(config).await?;
+    assert!(fleet.retract_rule(target(), "TakenBack").await?.written);
+    let bucket = context.get_key_value(BUCKET).await?;
+    until_async("the planner to write what is missing", || async {
+        bucket.get("prod.decode.Deep").await.ok()?
+    })
+    .await;
+    until_it_has_only(&pod, &["Deep"]).await;
+    Ok(())
+}
+
+async fn what_is_purged_ends_and_the_planner_does_not_bring_it_back(release: Release) -> Outcome {
+    let mut server = NatsServer::jetstream(release);
+    let (fleet, _heard) = planner(&server).await?;
+    let pod = pod(&server, source("pod-1")).await?;
+    send(&fleet, RuleTarget::all(), deep("Deep", 10.0)).await?;
+    until_it_has_only(&pod, &["Deep"]).await;
+    let context = async_nats::jetstream::new(server.client().await);
+    context
+        .get_stream(format!("KV_{BUCKET}"))
+        .await?
+        .purge()
+        .await?;
+    // Whoever reads it anew sees it; else that takes some seconds.
+    server.stop();
+    server.restart();
+    until_it_has_only(&pod, &[]).await;
+    until_async("the planner to know", || async {
+        fleet.sent_rules().await.ok()?.is_empty().then_some(())
+    })
+    .await;
+    send_in_time(&fleet, RuleTarget::all(), deep("Deep", 20.0)).await?;
+    until_it_has_only(&pod, &["Deep"]).await;
+    Ok(())
+}
+
+async fn a_rule_whose_key_expires_ends(release: Release) -> Outcome {
+    let server = NatsServer::jetstream(release);
+    let context = async_nats::jetstream::new(server.client().await);
+    let json = r#"{"name":"Deep","when":{"value":"queue_depth","above":10.0}}"#;
+    let config = |name: &str| {
+        serde_json::json!({
+            "name": format!("KV_{name}"),
+            "subjects": [format!("$KV.{name}.>")],
+            "max_msgs_per_subject": 1,
+            "allow_direct": true,
+            "allow_rollup_hdrs": true,
+            "storage": "file",
+            "retention": "limits",
+            "discard": "new",
+        })
+    };
+    // All keys of a bucket: no server tells.
+    let mut aging = config("aging");
+    aging["max_age"] = 2_000_000_000.into();
+    let mut buckets = vec![("aging", aging)];
+    if release == Release::Newest {
+        // Single keys: watchers are told, or not.
+        let mut silent = config("silent");
+        silent["allow_msg_ttl"] = true.into();
+        let mut marking = config("marking");
+        marking["allow_msg_ttl"] = true.into();
+        marking["subject_delete_marker_ttl"] = 3_600_000_000_000_u64.into();
+        buckets.extend([("silent", silent), ("marking", marking)]);
+    }
+    for (name, config) in buckets {
+        let create = format!("STREAM.CREATE.KV_{name}");
+        let made: serde_json::Value = context.request(create, &config).await?;
+        assert_eq!(made["error"], serde_json::Value::Null, "{made}");
+        let options = NatsOptions::new(&server.url())?;
+        let pod = Pod::with(options, source(name), |f| f.rules_from(name)).await?;
+        until("the pod to read it", || {
+            let state = pod.forwarder.status().rules_in?.state;
+            (state == RulesInState::Watching).then_some(())
+        })
+        .await;
+        let mut headers = async_nats::HeaderMap::new();
+        if name != "aging" {
+            headers.insert("Nats-TTL", "2");
+        }
+        let subject = format!("$KV.{name}.prod.decode.Deep");
+        let put = context.publish_with_headers(subject, headers, json.into());
+        put.await?.await?;
+        until_it_has(&pod, "Deep").await;
+        until_it_has_only(&pod, &[]).await;
+    }
+    Ok(())
+}
+
 async fn without_jetstream_there_is_no_bucket_and_that_is_told(release: Release) -> Outcome {
     let server = NatsServer::start(release);
     let (fleet, _heard) = planner(&server).await?;
@@ -241,5 +436,10 @@ on_each_server!(
     bytes_in_the_bucket_that_are_no_rule_harm_nobody,
     a_pod_that_did_not_ask_for_rules_takes_none,
     rules_stay_through_a_restart_of_the_server_and_follow_what_was_changed,
+    a_rule_that_is_taken_back_ends_also_where_its_bucket_was_lost,
+    pods_and_planner_agree_after_a_bucket_was_restored,
+    a_bucket_that_is_deleted_and_made_again_unheard_gets_its_rules_back,
+    what_is_purged_ends_and_the_planner_does_not_bring_it_back,
+    a_rule_whose_key_expires_ends,
     without_jetstream_there_is_no_bucket_and_that_is_told,
 );

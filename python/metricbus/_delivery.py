@@ -225,6 +225,11 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def _retrieved(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 class Subscription(_Reader, Generic[E]):
     """A live subscription with a callback. Ends when it is closed, or when nothing refers to it any more.
 
@@ -355,6 +360,8 @@ class Subscription(_Reader, Generic[E]):
             task = loop.create_task(self._work(), name=f"metricbus {self._callback!r}", context=self._context)
             # A loop may run it at once, to its end.
             self._task = task if self._busy else None
+            # What leaves the loop's `run` was told by that.
+            task.add_done_callback(_retrieved)
 
     def _take(self, most: int) -> bool:
         """Takes some letters, where none are left. Whether that may not have been all."""

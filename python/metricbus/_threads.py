@@ -35,7 +35,8 @@ def _work(
     job = None
     while (turn := pool.next(job)) is not None:
         job, is_last, hanging = turn
-        if is_last:
+        # While the program ends there are no new threads.
+        if is_last and threading.main_thread().is_alive():
             try:
                 start(name, pool, run, given_up)
             except RuntimeError as error:

@@ -91,3 +91,8 @@ pub(crate) fn close_gate(py: Python<'_>) {
         }
     });
 }
+
+/// Whether the interpreter has begun to end.
+pub(crate) fn is_closed() -> bool {
+    gate().closed.load(SeqCst)
+}

@@ -14,7 +14,8 @@
 //! use up the pool. There are never more threads than jobs that run, and one.
 //!
 //! One thread more than there are runs is parked here. While jobs wait, one of the parked threads looks again when the next stall, or
-//! the next patience, is over: it is the watcher. Whoever takes a job and leaves others waiting wakes one who is parked, to watch.
+//! the next patience, is over: it is the watcher. Whoever takes a job and leaves others waiting wakes one who is parked, to watch; and so
+//! does whoever pushes one where nobody watches, or not soon.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -59,8 +60,8 @@ struct State {
     counted: usize,
     lanes: usize,
     parked: usize,
-    /// One of the parked looks again by itself.
-    watched: bool,
+    /// When one of the parked looks again by itself.
+    watch: Option<Instant>,
     closed: bool,
 }
 
@@ -107,7 +108,11 @@ impl Pool {
             return;
         }
         state.waiting.push_back(job);
-        let wake = state.parked > 0 && (state.quick < state.lanes || !state.watched);
+        let is_watched = || {
+            let soon = Instant::now() + self.limits.stall;
+            state.watch.is_some_and(|watch| watch <= soon)
+        };
+        let wake = state.parked > 0 && (state.quick < state.lanes || !is_watched());
         drop(state);
         if wake {
             self.parked.notify_one();
@@ -133,13 +138,14 @@ impl Pool {
             match state.look(now, &self.limits, &mut given_up) {
                 Next::Take => break,
                 Next::Park(until) => {
-                    let watches = until.is_some() && !state.watched;
-                    let until = until.filter(|_| watches).unwrap_or(idle);
-                    if !watches && now >= idle && state.parked > 0 && given_up.is_empty() {
+                    let watch =
+                        until.filter(|until| state.watch.is_none_or(|watch| *until < watch));
+                    let until = watch.unwrap_or(idle);
+                    if watch.is_none() && now >= idle && state.parked > 0 && given_up.is_empty() {
                         return None;
                     }
                     state.parked += 1;
-                    state.watched |= watches;
+                    state.watch = watch.or(state.watch);
                     let wait = until.saturating_duration_since(now);
                     // Who may not leave, as it is the only one, has all the time there is.
                     let wait = if wait.is_zero() { IDLE } else { wait };
@@ -148,8 +154,8 @@ impl Pool {
                         Err(poisoned) => poisoned.into_inner().0,
                     };
                     state.parked -= 1;
-                    if watches {
-                        state.watched = false;
+                    if watch.is_some() && state.watch == watch {
+                        state.watch = None;
                     }
                 }
             }

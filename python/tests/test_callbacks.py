@@ -362,6 +362,16 @@ def test_a_subscription_that_nobody_keeps_says_so(bus: MetricBus, kv: Gauge) -> 
     gc.collect()
 
 
+def test_a_server_that_nobody_keeps_says_so(bus: MetricBus, caplog: pytest.LogCaptureFixture) -> None:
+    bus.serve("127.0.0.1:0").close()
+    bus.serve("127.0.0.1:0").forget()
+    address = bus.serve("127.0.0.1:0").address
+    gc.collect()
+    while f"nobody keeps the server at {address}" not in caplog.text:
+        threading.Event().wait(0.001)
+    assert caplog.text.count("nobody keeps the server") == 1
+
+
 def test_a_program_that_ends_says_nothing_of_its_subscriptions(run: Run) -> None:
     done = run(
         """

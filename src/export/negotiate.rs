@@ -33,6 +33,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Text 0.0.4 for everybody.
+    pub(super) const TEXT: Wanted = Wanted {
+        format: Format::Text,
+        escaping: None,
+        text_1: false,
+        strict: false,
+    };
+
     pub(super) fn content_type(self) -> Cow<'static, str> {
         let kind = if self.text_1 {
             "text/plain; version=1.0.0; charset=utf-8"

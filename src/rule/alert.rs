@@ -45,11 +45,12 @@ pub struct Alert {
     pub since: Time,
     /// `since` as a date; right also where that was before a restart, which the bus's clock cannot tell.
     pub since_date: SystemTime,
-    /// Of a group of several: for how many the condition holds …
+    /// Of a group of several: for how many the condition of the level in force holds; when resolved, for how many that of
+    /// the lowest level still does …
     pub holds: usize,
     /// … of how many series, or sets of series with the same labels.
     pub members: usize,
-    /// Which ones: their labels, ten at most. Empty for [`each`](crate::Rule::each), where the group is the one.
+    /// Which ones it holds for: their labels, ten at most. Empty for [`each`](crate::Rule::each), where the group is the one.
     pub holding: Arc<[Pairs]>,
     /// `at` as a date, for people and other machines.
     pub date: SystemTime,

@@ -4,12 +4,15 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::expr::{Gather, How, Node, Op, Source, Stat};
+use super::{
+    engine::Recalled,
+    expr::{Gather, How, Node, Op, Source, Stat},
+};
 use crate::{
     error::RuleError,
     interest::{Cuts, DeltaState, Distance, Interval, ThresholdState},
     time::{Time, nanos},
-    window::{self, Detail, Pane, WindowStats},
+    window::{self, Detail, DoubleDouble, Pane, WindowStats},
 };
 
 /// An expression ready to be evaluated, with its operands numbered.
@@ -474,7 +477,7 @@ struct Tree {
 
 #[derive(Clone, Copy, Debug)]
 struct Partial {
-    sum: f64,
+    sum: DoubleDouble,
     min: f64,
     max: f64,
     count: u64,
@@ -482,7 +485,7 @@ struct Partial {
 
 impl Partial {
     const NONE: Partial = Partial {
-        sum: 0.0,
+        sum: DoubleDouble::ZERO,
         min: f64::NAN,
         max: f64::NAN,
         count: 0,
@@ -538,7 +541,7 @@ impl Tree {
             Partial::NONE
         } else {
             Partial {
-                sum: value,
+                sum: value.into(),
                 min: value,
                 max: value,
                 count: 1,
@@ -558,8 +561,8 @@ impl Tree {
             return None;
         }
         let value = match how {
-            How::Sum | How::Merge => all.sum,
-            How::Avg => all.sum / all.count as f64,
+            How::Sum | How::Merge => all.sum.value(),
+            How::Avg => (all.sum / all.count.into()).value(),
             How::Min => all.min,
             How::Max => all.max,
             How::Count => all.count as f64,
@@ -585,6 +588,8 @@ pub(crate) struct LeafState {
     known: bool,
     /// The last reading was NaN.
     pub(crate) nan: bool,
+    /// It remembers something of before a restart, which counts for a first number before then.
+    recalled: Option<Time>,
 }
 
 #[derive(Clone, Debug)]
@@ -627,6 +632,37 @@ impl LeafState {
             },
             known: false,
             nan: false,
+            recalled: None,
+        }
+    }
+
+    /// One that remembers something of before a restart, for a first number before then.
+    pub(crate) fn recalling(judge: Judge, recalled: Option<(Recalled, Time)>) -> LeafState {
+        let mut leaf = LeafState::new(judge);
+        if let Some((recalled, until)) = recalled {
+            leaf.recalled = Some(until);
+            match (&mut leaf.judge, recalled) {
+                (Judging::Threshold(cuts, state), Recalled::Raised) => {
+                    *state = ThresholdState::raised(*cuts);
+                }
+                (Judging::Moved(state), Recalled::Reference(value)) => state.refer(value),
+                (Judging::Changed(known), Recalled::Reference(value)) => *known = value,
+                _ => leaf.recalled = None,
+            }
+        }
+        leaf
+    }
+
+    /// Forgets what was before a restart where that counts no more.
+    pub(crate) fn forget_after(&mut self, now: impl FnOnce() -> Time) {
+        let Some(until) = self.recalled else { return };
+        if now() >= until {
+            let judge = match &self.judge {
+                Judging::Threshold(cuts, _) => Judge::Threshold(*cuts),
+                Judging::Moved(state) => Judge::Moved(state.distance()),
+                Judging::Changed(_) => Judge::Changed,
+            };
+            *self = LeafState::new(judge);
         }
     }
 
@@ -634,7 +670,9 @@ impl LeafState {
     pub(crate) fn step(&mut self, reading: Reading) -> Option<Edge> {
         let Some(value) = reading else {
             self.nan = false;
-            if let Judging::Threshold(cuts, state) = &mut self.judge {
+            if let Judging::Threshold(cuts, state) = &mut self.judge
+                && self.recalled.is_none()
+            {
                 *state = ThresholdState::new(*cuts);
             }
             return std::mem::replace(&mut self.known, false).then_some(Edge::Is(Truth::Unknown));
@@ -644,6 +682,7 @@ impl LeafState {
             return None;
         }
         let first = !std::mem::replace(&mut self.known, true);
+        self.recalled = None;
         let edge = match &mut self.judge {
             Judging::Threshold(_, state) => state.step(value).map(|r| Edge::Is(r.into())),
             Judging::Moved(state) => state.step(value).map(|_| Edge::Pulse),
@@ -652,7 +691,8 @@ impl LeafState {
                 (before != value && !before.is_nan()).then_some(Edge::Pulse)
             }
         };
-        edge.or(first.then_some(Edge::Is(Truth::False)))
+        let holds = matches!(&self.judge, Judging::Threshold(_, state) if state.is_raised());
+        edge.or(first.then_some(Edge::Is(holds.into())))
     }
 
     /// Where no reading would change anything.

@@ -19,9 +19,9 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    engine::Inherited,
+    engine::{Inherited, Memory, Recalled},
     machine::Phase,
-    store::{Kept, KeptPhase, Restored},
+    store::{Kept, KeptMemory, KeptPhase, Restored},
 };
 use crate::{
     bus::{Inner, MetricBus},
@@ -99,7 +99,11 @@ impl RuleStateFile {
 impl MetricBus {
     /// Keeps the state of rules in a file, and lets rules that are added from now on go on from what it says: what was
     /// firing before the restart goes on firing without a word, and is resolved if it does not hold any more; what was
-    /// pending goes on with its hold, to which the outage does not count. Epochs go on.
+    /// pending goes on with its hold, to which the outage does not count. Epochs go on. So does what decides on the next
+    /// value: a series between the two bounds of a threshold is on the side where it was, at the level that it had, slots of
+    /// M of N go on from the last one, and what has to move by a delta is compared with the value last told. That holds
+    /// for the same condition, and for series that have a value within the grace period. Windows and moving averages begin
+    /// anew.
     ///
     /// A subscriber that comes later still hears what is firing, as [`Initial`](crate::AlertCause::Initial) and with the
     /// epoch it was told with before the restart; `initial(false)` leaves that out.
@@ -260,11 +264,11 @@ impl Keeper {
         rules.extend(waiting);
         for slot in bus.rules.all() {
             let engine = slot.engine();
-            let (view, hold) = (engine.view(), engine.rule().hold);
+            let (view, rule) = (engine.view(), engine.rule());
             let groups: Vec<_> = view
                 .active
                 .iter()
-                .map(|group| kept(&group.key, &group.kept, hold, now).to_json())
+                .map(|group| kept(&group.key, &group.kept, rule.hold, now).to_json())
                 .collect();
             let epochs: Map<_, _> = engine
                 .epochs()
@@ -272,7 +276,10 @@ impl Keeper {
                 .map(|(key, epoch)| (key, epoch.into()))
                 .collect();
             let name = slot.log.name.to_string();
-            rules.insert(name, json!({ "groups": groups, "epochs": epochs }));
+            let memory = KeptMemory::of(&rule, engine.memory());
+            let mut kept = json!({ "groups": groups, "epochs": epochs });
+            memory.add_to(&mut kept);
+            rules.insert(name, kept);
         }
         let saved_at = bus.clock.wall(now);
         let state = json!({
@@ -320,7 +327,74 @@ impl Restored {
             .iter()
             .map(|(key, epoch)| (key.to_string(), (*epoch).into()))
             .collect();
-        json!({ "groups": groups, "epochs": epochs })
+        let mut kept = json!({ "groups": groups, "epochs": epochs });
+        self.memory.add_to(&mut kept);
+        kept
+    }
+}
+
+impl KeptMemory {
+    /// Under a key of its own, which builds that know none pass over.
+    fn add_to(&self, rule: &mut Value) {
+        if self.is_empty() {
+            return;
+        }
+        let leaf = |leaf: &Option<Recalled>| match leaf {
+            None => Value::Null,
+            Some(Recalled::Raised) => json!({ "raised": true }),
+            // As text, to the last bit, and for infinities.
+            Some(Recalled::Reference(value)) => json!({ "reference": value.to_string() }),
+        };
+        let leaves = self.memory.leaves.iter();
+        let leaves: Map<_, _> = leaves
+            .map(|(key, leaves)| (key.to_string(), leaves.iter().map(leaf).collect()))
+            .collect();
+        let slots = self.memory.slots.iter();
+        let slots: Map<_, _> = slots
+            .map(|(key, bits)| (key.to_string(), json!(bits)))
+            .collect();
+        rule["memory"] = json!({
+            "conditions": self.conditions,
+            "leaves": leaves,
+            "slot_ns": nanos(self.slot),
+            "slots": slots,
+        });
+    }
+
+    fn of_json(value: &Value) -> Result<KeptMemory, String> {
+        let leaf = |leaf: &Value| {
+            if leaf.is_null() {
+                return Ok(None);
+            }
+            if leaf.get("raised").and_then(Value::as_bool) == Some(true) {
+                return Ok(Some(Recalled::Raised));
+            }
+            let reference = field(leaf, "reference", Value::as_str)?;
+            let value = reference.parse();
+            let value = value.map_err(|_| format!("reference {reference:?} is no number"))?;
+            Ok(Some(Recalled::Reference(value)))
+        };
+        let list = |value: &Value| value.as_array().cloned();
+        let mut memory = Memory::default();
+        for (key, leaves) in field(value, "leaves", Value::as_object)? {
+            let leaves =
+                list(leaves).ok_or_else(|| format!("the leaves of {key:?} are no list"))?;
+            let leaves: Result<_, String> = leaves.iter().map(leaf).collect();
+            memory.leaves.insert(key.as_str().into(), leaves?);
+        }
+        for (key, bits) in field(value, "slots", Value::as_object)? {
+            let bits = list(bits).unwrap_or_default();
+            let bits: Option<_> = bits.iter().map(Value::as_u64).collect();
+            let bits = bits.ok_or_else(|| format!("the slots of {key:?} are no numbers"))?;
+            memory.slots.insert(key.as_str().into(), bits);
+        }
+        let conditions = field(value, "conditions", Value::as_array)?.iter();
+        let conditions: Option<_> = conditions.map(|c| c.as_str().map(str::to_owned)).collect();
+        Ok(KeptMemory {
+            conditions: conditions.ok_or("conditions are not text")?,
+            slot: Duration::from_nanos(field(value, "slot_ns", Value::as_u64)?),
+            memory,
+        })
     }
 }
 
@@ -453,12 +527,16 @@ fn read(
                 epoch.ok_or_else(|| of_rule(format!("the epoch of {key:?} is no number")))?;
             epochs.insert(key.as_str().into(), epoch);
         }
+        let memory = rule.get("memory").map(KeptMemory::of_json);
+        let mut memory = memory.transpose().map_err(of_rule)?.unwrap_or_default();
         if forgotten {
             epochs.extend(groups.drain(..).map(|group| (group.key, group.epoch)));
+            memory = KeptMemory::default();
         }
         let restored = Restored {
             groups,
             epochs,
+            memory,
             grace_period: file.grace_period,
             down,
         };

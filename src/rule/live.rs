@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Alert, AlertCause, Notice, Pairs, Quality, Rule, RuleState,
-    engine::{Engine, Groups},
+    engine::Engine,
     log::{Feed, Letter, Log},
     plan::Plan,
     store::Restored,
@@ -565,8 +565,10 @@ impl Rules {
             let engine = slot.engine();
             // So that no mutating thread has to start the clock's.
             inner.clock.at(inner.clock.now(), || {});
+            let now = inner.clock.now();
+            let restored = restored.map(|restored| restored.go_on(&engine, now));
+            let (inherited, grace) = restored.unwrap_or_default();
             engine.start(inner, &mut wakes);
-            let (inherited, grace) = go_on(&engine, restored, inner.clock.now());
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }
         wake_all(&mut wakes);
@@ -602,15 +604,6 @@ impl Rules {
             slot.engine().close(None, &mut Wakes::new());
         }
     }
-}
-
-/// How a rule that was just added goes on from before a restart.
-fn go_on(engine: &Engine, restored: Option<Restored>, now: Time) -> (Groups, Option<Time>) {
-    let Some(restored) = restored else {
-        return Default::default();
-    };
-    engine.remember(&restored.epochs);
-    restored.groups(&engine.rule(), now)
 }
 
 impl Begin<'_, Letter> {

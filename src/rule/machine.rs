@@ -79,10 +79,35 @@ pub(crate) struct Machine {
 impl Machine {
     /// As it was before a restart or a change of its rule.
     pub(crate) fn restored(phase: Phase) -> Machine {
+        let holds = !matches!(phase, Phase::Inactive | Phase::Clearing { .. });
         Machine {
             phase,
-            holds: !matches!(phase, Phase::Inactive | Phase::Clearing { .. }),
-            tally: Tally::default(),
+            holds,
+            // Until more is known: as far back as one looks it was as it is.
+            tally: Tally {
+                bits: if holds { u64::MAX } else { 0 },
+                slot: 0,
+            },
+        }
+    }
+
+    /// In which slots before a restart the condition held.
+    pub(crate) fn recall(&mut self, bits: u64) {
+        self.tally.bits = bits;
+    }
+
+    /// In which slots the condition held, by bits from the present one on.
+    #[cfg(feature = "persist")]
+    pub(crate) fn slots(&self) -> u64 {
+        self.tally.bits
+    }
+
+    /// Goes on from before a restart: the present slot is the one of then, since those in between count neither for nor
+    /// against.
+    pub(crate) fn resume(&mut self, slots: Option<Slots>, now: Time) {
+        if let Some(slots) = slots {
+            self.tally.bits &= slots.all();
+            self.tally.slot = now.0 / nanos(slots.width);
         }
     }
 
@@ -133,10 +158,21 @@ impl Machine {
         }
     }
 
-    /// Time comes to `at`, at which something is [due](Machine::due). What was held for long enough up to here was, even
-    /// where a slot that ends here takes the ground away.
-    pub(crate) fn tick(&mut self, timing: &Timing, at: Time) {
-        self.expire(timing, at);
+    /// Time comes to `at`: a hold or a keep that ends here is over. What was held for long enough up to here was, even
+    /// where a slot that ends at the same instant takes the ground away; so this comes before [`turn`](Machine::turn), and
+    /// is told by itself.
+    pub(crate) fn expire(&mut self, timing: &Timing, at: Time) {
+        if self.phase_due(timing).is_none_or(|due| due > at) {
+            return;
+        }
+        self.phase = match self.phase {
+            Phase::Pending { since } | Phase::Restored { since, .. } => Phase::Firing { since },
+            _ => Phase::Inactive,
+        };
+    }
+
+    /// Time comes to `at`: a slot may begin here.
+    pub(crate) fn turn(&mut self, timing: &Timing, at: Time) {
         if timing.slots.is_some() {
             let holds = self.count(timing, self.holds, self.holds, at);
             self.flow(timing, holds, at);
@@ -189,16 +225,6 @@ impl Machine {
         self.tally.bits.count_ones() >= slots.m
     }
 
-    fn expire(&mut self, timing: &Timing, at: Time) {
-        if self.phase_due(timing).is_none_or(|due| due > at) {
-            return;
-        }
-        self.phase = match self.phase {
-            Phase::Pending { since } | Phase::Restored { since, .. } => Phase::Firing { since },
-            _ => Phase::Inactive,
-        };
-    }
-
     fn flow(&mut self, timing: &Timing, holds: bool, now: Time) {
         self.phase = match (self.phase, holds) {
             (Phase::Inactive, true) => Phase::Pending { since: now },
@@ -241,7 +267,8 @@ mod tests {
         let steps = steps.iter().map(|&(at, holds)| (at, Some(holds)));
         for (at, holds) in steps.chain(ends) {
             while let Some(due) = machine.due(timing).filter(|due| *due <= secs(at)) {
-                machine.tick(timing, due);
+                machine.expire(timing, due);
+                machine.turn(timing, due);
                 note(due, &machine);
             }
             if let Some(holds) = holds {

@@ -208,6 +208,15 @@ impl Leaf {
         }
     }
 
+    /// What it does with the numbers it is shown; `None` where it is about absence.
+    #[cfg_attr(not(feature = "persist"), allow(dead_code))]
+    pub(crate) fn judge(&self) -> Option<&Judge> {
+        match self {
+            Leaf::Direct { judge, .. } | Leaf::Computed { judge, .. } => Some(judge),
+            Leaf::Stale { .. } | Leaf::Gone { .. } => None,
+        }
+    }
+
     fn is_about_absence(&self) -> bool {
         matches!(self, Leaf::Stale { .. } | Leaf::Gone { .. })
     }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{
     Rule,
-    engine::{Groups, Inherited},
+    engine::{Engine, Groups, Inherited, Memory},
     machine::Phase,
 };
 use crate::time::Time;
@@ -18,6 +18,7 @@ pub(crate) struct Restored {
     pub(crate) groups: Vec<Kept>,
     /// Of groups that were inactive.
     pub(crate) epochs: HashMap<Box<str>, u64>,
+    pub(crate) memory: KeptMemory,
     pub(crate) grace_period: Duration,
     /// How long the process was down.
     pub(crate) down: Duration,
@@ -34,6 +35,48 @@ pub(crate) struct Kept {
     pub(crate) phases: Vec<(Option<String>, KeptPhase)>,
 }
 
+/// What the members of a rule remember, and of what rule that is: by other conditions it means nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct KeptMemory {
+    /// The condition of each level, as text.
+    pub(crate) conditions: Vec<String>,
+    /// Of a slot of M of N.
+    pub(crate) slot: Duration,
+    pub(crate) memory: Memory,
+}
+
+impl KeptMemory {
+    /// What a rule with this memory is.
+    pub(crate) fn of(rule: &Rule, memory: Memory) -> KeptMemory {
+        let levels = rule.levels.iter();
+        KeptMemory {
+            conditions: levels.map(|level| level.test.to_string()).collect(),
+            slot: rule.slots.map_or(Duration::ZERO, |slots| slots.width),
+            memory,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.memory == Memory::default()
+    }
+
+    /// What of it still counts for a rule.
+    fn of_rule(self, rule: &Rule) -> Option<Memory> {
+        if self.is_empty() {
+            return None;
+        }
+        let now = KeptMemory::of(rule, Memory::default());
+        let mut memory = self.memory;
+        if self.conditions != now.conditions {
+            return None;
+        }
+        if self.slot != now.slot {
+            memory.slots.clear();
+        }
+        Some(memory)
+    }
+}
+
 /// How far a group had come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum KeptPhase {
@@ -44,8 +87,18 @@ pub(crate) enum KeptPhase {
 }
 
 impl Restored {
+    /// An engine that has not begun goes on from here: its groups, and until when they are waited for.
+    pub(crate) fn go_on(mut self, engine: &Engine, now: Time) -> (Groups, Option<Time>) {
+        engine.remember(&self.epochs);
+        let rule = engine.rule();
+        if let Some(memory) = std::mem::take(&mut self.memory).of_rule(&rule) {
+            engine.recall(memory, now + self.grace_period);
+        }
+        self.groups(&rule, now)
+    }
+
     /// Its groups as they go on from `now`, and until when they are waited for.
-    pub(crate) fn groups(self, rule: &Rule, now: Time) -> (Groups, Option<Time>) {
+    fn groups(self, rule: &Rule, now: Time) -> (Groups, Option<Time>) {
         let grace = now + self.grace_period;
         let back = |by: Duration| Time(now.0.saturating_sub(crate::time::nanos(by)));
         let group = |kept: Kept| {

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::Path,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -101,6 +102,26 @@ impl NatsServer {
     pub fn restart_without_store(&mut self) {
         self.kill();
         let _ = fs::remove_dir_all(self.folder.path().join("store"));
+        self.run();
+    }
+
+    /// Stops it as an operator does, and copies its store.
+    pub fn back_up(&mut self) -> TempDir {
+        self.stop();
+        let backup = tempfile::tempdir().unwrap_or_else(|why| panic!("no folder: {why}"));
+        copy(
+            &self.folder.path().join("store"),
+            &backup.path().join("store"),
+        );
+        backup
+    }
+
+    /// Starts it again on the same port with a store that was [backed up](NatsServer::back_up).
+    pub fn restart_from(&mut self, backup: &TempDir) {
+        self.stop();
+        let store = self.folder.path().join("store");
+        let _ = fs::remove_dir_all(&store);
+        copy(&backup.path().join("store"), &store);
         self.run();
     }
 
@@ -218,6 +239,24 @@ impl Drop for NatsServer {
         // A test that passed does not show it.
         eprintln!("log of {}:\n{}", self.url(), self.log());
     }
+}
+
+/// A folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    let copy = || -> std::io::Result<()> {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let to = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                self::copy(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to)?;
+            }
+        }
+        Ok(())
+    };
+    copy().unwrap_or_else(|why| panic!("{}: {why}", from.display()));
 }
 
 fn greets(server: SocketAddr) -> bool {

@@ -600,7 +600,9 @@ impl Fleet {
     }
 
     /// Takes a rule back that was sent to this target, by whomever: sources end it. Where it can't be written yet it is
-    /// kept, as with [`send_rule`](Fleet::send_rule). One that is not there is no error.
+    /// kept, as with [`send_rule`](Fleet::send_rule). One that is not there is no error; that it was taken back is written all
+    /// the same, as a source may have it from a bucket that was lost. `written` says that the bucket says so: a source that is
+    /// cut off hears of it when it is back.
     ///
     /// # Errors
     ///

@@ -1,24 +1,42 @@
 //! Rules that are sent to sources: what is wanted in the bucket, and the task that writes it when it can.
 //!
-//! What was wanted once stays wanted: after each reconnect it is looked whether it is still there, since a server may have
-//! come back without its store. What somebody else has changed or taken back meanwhile is left as it is.
+//! The bucket is what counts, for the sources and for us. What was wanted once stays wanted where the bucket has lost it: it
+//! is looked after each reconnect, and again and again, whether the bucket is still as it was. What somebody else has changed,
+//! taken back or let expire is left as it is. That a rule was taken back is written, too, since a source may have it from a
+//! bucket that is no more.
+//!
+//! | the bucket says of a key | what is done |
+//! |---|---|
+//! | what we want | nothing |
+//! | something else, later than what we have written | it is not ours any more |
+//! | something else, earlier: it was restored | written again |
+//! | nothing, and it is another bucket, or was restored: it was lost | written again |
+//! | nothing, and it is the bucket that we have written to: purged, or expired | it is not ours any more |
+//!
+//! Earlier and later go by when the bucket was made, and then by the revision.
 
 use std::{collections::BTreeMap, fmt, sync::Mutex, time::Duration};
 
-use async_nats::jetstream::{
-    self,
-    kv::{Operation, Store},
-    stream,
+use async_nats::{
+    datetime::DateTime,
+    jetstream::{
+        self,
+        kv::{Operation, Store},
+        stream,
+    },
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{ask::AskError, error::FleetError};
 use crate::{
     Clock, MetricBus, Rule,
     nats::{
-        connection::Connection,
+        connection::{Connection, jittered},
         wire::rule::{RuleKey, decode_rule, encode_rule, read_rule_key, rule_key},
     },
     sync::lock,
@@ -29,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 const AGAIN_MIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether the bucket is still as it was.
+const AUDIT_EVERY: Duration = Duration::from_secs(20);
 
 /// How many rules one fleet can send, and how many it lists.
 const RULES_MAX: usize = 10_000;
@@ -114,16 +135,45 @@ struct Wanted {
     rule: Option<(Rule, Bytes)>,
     /// Which wish it is, of all of them.
     wish: u64,
-    /// In the bucket, as seen on the connection of this generation.
-    written: Option<u64>,
+    /// In the bucket, and so it was the last time that it was looked.
+    written: bool,
+    /// What was last there of us.
+    version: Option<Version>,
     /// Why it is not.
     why: Option<String>,
+}
+
+/// Of which bucket, by when it was made, and which revision of the key.
+type Version = (DateTime, u64);
+
+/// A bucket as it was seen, and on which connection.
+#[derive(Clone, Copy, PartialEq)]
+struct Seen {
+    generation: u64,
+    made: DateTime,
+    messages: u64,
+    first: u64,
+    last: u64,
+}
+
+impl Seen {
+    fn of(info: &stream::Info, generation: u64) -> Seen {
+        Seen {
+            generation,
+            made: info.created,
+            messages: info.state.messages,
+            first: info.state.first_sequence,
+            last: info.state.last_sequence,
+        }
+    }
 }
 
 pub(super) struct RulesOut {
     bucket: String,
     connection: Connection,
     wanted: Mutex<Wishes>,
+    /// All that was wanted then was looked for.
+    seen: Mutex<Option<Seen>>,
     /// Changes with each wish, and with what became of one.
     news: watch::Sender<u64>,
 }
@@ -140,17 +190,14 @@ impl RulesOut {
             bucket,
             connection,
             wanted: Mutex::default(),
+            seen: Mutex::default(),
             news: watch::Sender::new(0),
         }
     }
 
     pub(super) fn unwritten(&self) -> usize {
         let wanted = lock(&self.wanted);
-        wanted
-            .by_key
-            .values()
-            .filter(|w| w.written.is_none())
-            .count()
+        wanted.by_key.values().filter(|w| !w.written).count()
     }
 
     fn told(&self) {
@@ -200,7 +247,8 @@ impl RulesOut {
         let mut news = self.news.subscribe();
         let wish = {
             let mut wanted = lock(&self.wanted);
-            if wanted.by_key.len() >= RULES_MAX && !wanted.by_key.contains_key(&key) {
+            let full = wanted.by_key.len() >= RULES_MAX && !wanted.by_key.contains_key(&key);
+            if full && !wanted.forget_one() {
                 return Err(FleetError::Unsendable {
                     rule: name,
                     why: format!("one fleet can send {RULES_MAX} rules at most"),
@@ -216,7 +264,8 @@ impl RulesOut {
                     name: name.clone(),
                     rule: rule.clone(),
                     wish,
-                    written: None,
+                    written: false,
+                    version: None,
                     why: None,
                 },
             );
@@ -260,7 +309,7 @@ impl RulesOut {
                 why: None,
             });
         };
-        (wanted.written.is_some() || wanted.why.is_some()).then(|| wanted.sent())
+        (wanted.written || wanted.why.is_some()).then(|| wanted.sent())
     }
 
     /// What is in the bucket, and what is to be.
@@ -276,7 +325,8 @@ impl RulesOut {
                 })?;
         }
         for (key, wanted) in &lock(&self.wanted).by_key {
-            if wanted.written.is_none() || !self.connection.is_up() {
+            let over = wanted.written && wanted.rule.is_none();
+            if !over && (!wanted.written || !self.connection.is_up()) {
                 all.insert(key.clone(), wanted.sent());
             }
         }
@@ -323,10 +373,15 @@ impl RulesOut {
         let mut news = self.news.subscribe();
         let mut link = self.connection.watch();
         let mut again = AGAIN_MIN;
+        let mut audit = Instant::now() + jittered(AUDIT_EVERY);
         loop {
             news.borrow_and_update();
             link.borrow_and_update();
-            let left = self.work().await;
+            let audits = Instant::now() >= audit;
+            if audits {
+                audit = Instant::now() + jittered(AUDIT_EVERY);
+            }
+            let left = self.work(audits).await;
             again = if left {
                 (again * 2).min(AGAIN_MAX)
             } else {
@@ -342,26 +397,37 @@ impl RulesOut {
                     again = AGAIN_MIN;
                 }
                 () = tokio::time::sleep(again), if retry => {}
+                () = tokio::time::sleep_until(audit) => {}
             }
         }
     }
 
     /// Does what can be done. Whether something is left.
-    async fn work(&self) -> bool {
+    async fn work(&self, audits: bool) -> bool {
         let generation = self.connection.generation();
-        let todo: Vec<(String, Wanted)> = lock(&self.wanted)
-            .by_key
-            .iter()
-            .filter(|(_, wanted)| wanted.written != Some(generation))
-            .map(|(key, wanted)| (key.clone(), wanted.clone()))
-            .collect();
-        if todo.is_empty() {
+        let is_new = lock(&self.seen).is_none_or(|seen| seen.generation != generation);
+        let (any, unwritten) = {
+            let wanted = lock(&self.wanted);
+            let unwritten = wanted.by_key.values().any(|wanted| !wanted.written);
+            (!wanted.by_key.is_empty(), unwritten)
+        };
+        if !any || !(unwritten || is_new || audits) {
             return false;
         }
         let store = match self.connection.is_up() {
             true => timed(self.open()).await,
             false => Err(self.connection.why_down()),
         };
+        let now = store.as_ref().ok();
+        let now = now.map(|store| Seen::of(store.stream.cached_info(), generation));
+        // Whether it may have changed since all was looked for.
+        let changed = is_new || now.is_none_or(|now| *lock(&self.seen) != Some(now));
+        let todo: Vec<(String, Wanted)> = lock(&self.wanted)
+            .by_key
+            .iter()
+            .filter(|(_, wanted)| changed || !wanted.written)
+            .map(|(key, wanted)| (key.clone(), wanted.clone()))
+            .collect();
         let mut left = false;
         for (key, wanted) in todo {
             let done = match &store {
@@ -369,20 +435,24 @@ impl RulesOut {
                 Err(why) => Err(why.clone()),
             };
             left |= done.is_err();
-            self.note(&key, wanted.wish, generation, done);
+            self.note(&key, wanted.wish, done);
+        }
+        if !left {
+            *lock(&self.seen) = now;
         }
         left
     }
 
-    fn note(&self, key: &str, wish: u64, generation: u64, done: Result<Done, String>) {
+    fn note(&self, key: &str, wish: u64, done: Result<Done, String>) {
         let said = {
             let mut wanted = lock(&self.wanted);
             let Some(of) = wanted.by_key.get_mut(key).filter(|of| of.wish == wish) else {
                 return;
             };
             match done {
-                Ok(Done::Written) => {
-                    of.written = Some(generation);
+                Ok(Done::Written(version)) => {
+                    of.written = true;
+                    of.version = Some(version);
                     of.why = None;
                     None
                 }
@@ -391,7 +461,6 @@ impl RulesOut {
                     over.and_then(|over| Some((over.name, how?.to_owned())))
                 }
                 Err(why) => {
-                    // What was written before may be there still.
                     let new = of.why.as_ref() != Some(&why);
                     of.why = Some(why.clone());
                     new.then(|| (of.name.clone(), why))
@@ -451,49 +520,105 @@ impl RulesOut {
     }
 }
 
+impl Wishes {
+    /// Forgets the oldest of the rules that were taken back, as was written.
+    fn forget_one(&mut self) -> bool {
+        let over = |wanted: &Wanted| wanted.written && wanted.rule.is_none();
+        let all = self.by_key.iter().filter(|(_, wanted)| over(wanted));
+        let oldest = all.min_by_key(|(_, wanted)| wanted.wish);
+        let oldest = oldest.map(|(key, _)| key.clone());
+        oldest.is_some_and(|key| self.by_key.remove(&key).is_some())
+    }
+}
+
 impl Wanted {
     fn sent(&self) -> SentRule {
         SentRule {
             target: self.target.clone(),
             name: self.name.clone(),
             rule: self.rule.as_ref().map(|(rule, _)| rule.clone()),
-            written: self.written.is_some(),
+            written: self.written,
             why: self.why.clone(),
         }
     }
 }
 
 enum Done {
-    /// It is as it is wanted.
-    Written,
-    /// It is wanted no more: it was taken back; or somebody else has a say, and what that is.
+    /// It is as it is wanted, in this version.
+    Written(Version),
+    /// Somebody else has a say, and what that is.
     Over(Option<&'static str>),
+}
+
+/// What a bucket says of a key.
+struct There {
+    version: Version,
+    /// `None`: that it was deleted.
+    value: Option<Bytes>,
+}
+
+impl There {
+    async fn of(store: &Store, key: &str) -> Result<Option<There>, String> {
+        let entry = store.entry(key).await.map_err(|e| error_text(&e))?;
+        Ok(entry.map(|entry| There {
+            version: (store.stream.cached_info().created, entry.revision),
+            value: (entry.operation == Operation::Put).then_some(entry.value),
+        }))
+    }
+}
+
+/// Whether a key that is not as it is wanted is somebody else's by now, who it seems has done what.
+fn superseded(
+    there: Option<&There>,
+    ours: Option<Version>,
+    (made, last): Version,
+) -> Option<&'static str> {
+    let ours = ours?;
+    match there {
+        Some(there) if there.version > ours => Some(match there.value {
+            Some(_) => "somebody else has changed it since",
+            None => "somebody else has taken it back",
+        }),
+        None if made == ours.0 && last >= ours.1 => {
+            Some("it has expired, or the bucket was purged")
+        }
+        _ => None,
+    }
 }
 
 /// Sees that one key is as it is wanted.
 async fn settle(store: &Store, key: &str, wanted: &Wanted) -> Result<Done, String> {
-    let entry = store.entry(key).await.map_err(|e| error_text(&e))?;
-    let there = entry.as_ref().map(|entry| entry.operation);
-    let Some((_, json)) = &wanted.rule else {
-        if there == Some(Operation::Put) {
-            store.delete(key).await.map_err(|e| error_text(&e))?;
-        }
-        return Ok(Done::Over(None));
-    };
-    // Once written it is written anew only where it was lost.
-    match (wanted.written, &entry) {
-        (_, Some(entry)) if entry.operation == Operation::Put && entry.value == json => {
-            return Ok(Done::Written);
-        }
-        (Some(_), Some(entry)) if entry.operation == Operation::Put => {
-            return Ok(Done::Over(Some("somebody else has changed it since")));
-        }
-        (Some(_), Some(_)) => return Ok(Done::Over(Some("somebody else has taken it back"))),
-        _ => {}
+    let there = There::of(store, key).await?;
+    let json = wanted.rule.as_ref().map(|(_, json)| json);
+    if let Some(there) = &there
+        && there.value.as_ref() == json
+    {
+        return Ok(Done::Written(there.version));
     }
-    let put = store.put(key, json.clone()).await;
-    put.map_err(|error| error_text(&error))?;
-    Ok(Done::Written)
+    let info = store.stream.cached_info();
+    let bucket = (info.created, info.state.last_sequence);
+    if let Some(how) = superseded(there.as_ref(), wanted.version, bucket) {
+        // Of what was taken back nobody need hear that it is gone.
+        let is_news = json.is_some() || there.is_some();
+        return Ok(Done::Over(is_news.then_some(how)));
+    }
+    match json {
+        Some(json) => {
+            let put = store.put(key, json.clone()).await;
+            let revision = put.map_err(|error| error_text(&error))?;
+            Ok(Done::Written((info.created, revision)))
+        }
+        None => {
+            // Also where there is nothing: somebody may have it from a bucket that is no more.
+            store.delete(key).await.map_err(|e| error_text(&e))?;
+            let there = There::of(store, key).await?;
+            let version = there.filter(|there| there.value.is_none());
+            let version = version.map(|there| there.version);
+            version
+                .map(Done::Written)
+                .ok_or_else(|| "somebody else has sent it again".to_owned())
+        }
+    }
 }
 
 async fn timed<T>(what: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -519,4 +644,65 @@ fn error_text(error: &dyn std::error::Error) -> String {
         text += " (JetStream is not enabled: start nats-server with -js)";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::datetime;
+
+    use super::*;
+
+    #[test]
+    fn what_is_later_than_ours_counts_and_what_is_earlier_or_lost_does_not() {
+        let bucket = |made: i128| datetime::from_nanos(made).unwrap();
+        let there = |made, revision, value: Option<&'static str>| There {
+            version: (bucket(made), revision),
+            value: value.map(|value| Bytes::from_static(value.as_bytes())),
+        };
+        let ours = Some((bucket(5), 10));
+        let last = (bucket(5), 20);
+        let newer = there(5, 11, Some("x"));
+        assert!(superseded(Some(&newer), ours, last).is_some());
+        assert!(superseded(Some(&there(5, 11, None)), ours, last).is_some());
+        assert!(superseded(None, ours, last).is_some(), "purged, or expired");
+        // Whoever has made a new bucket may have sent it there.
+        assert!(superseded(Some(&there(6, 1, Some("x"))), ours, (bucket(6), 3)).is_some());
+        assert_eq!(
+            superseded(None, ours, (bucket(6), 30)),
+            None,
+            "another bucket"
+        );
+        // Restored.
+        assert_eq!(superseded(Some(&there(5, 9, None)), ours, last), None);
+        assert_eq!(superseded(Some(&there(4, 90, None)), ours, last), None);
+        assert_eq!(superseded(None, ours, (bucket(5), 9)), None);
+        // A new wish goes before whatever is there.
+        assert_eq!(superseded(Some(&newer), None, last), None);
+    }
+
+    #[test]
+    fn of_rules_that_were_taken_back_the_oldest_make_room() {
+        let mut wishes = Wishes::default();
+        for (key, wish, written, wanted) in [
+            ("a", 1, true, true),
+            ("b", 2, false, false),
+            ("c", 4, true, false),
+            ("d", 3, true, false),
+        ] {
+            let rule = crate::Condition::when("g", crate::Threshold::above(1.0));
+            let of = Wanted {
+                target: RuleTarget::all(),
+                name: key.to_owned(),
+                rule: wanted.then(|| (Rule::new(key, rule), Bytes::new())),
+                wish,
+                written,
+                version: None,
+                why: None,
+            };
+            wishes.by_key.insert(key.to_owned(), of);
+        }
+        assert!(wishes.forget_one() && !wishes.by_key.contains_key("d"));
+        assert!(wishes.forget_one() && !wishes.by_key.contains_key("c"));
+        assert!(!wishes.forget_one());
+    }
 }

@@ -391,8 +391,9 @@ impl NatsForwarderBuilder {
     ///
     /// A key is `{namespace}.{component}.{rule}`, escaped as in subjects, with `=all` for every namespace or component; its
     /// value is the rule in JSON. Of several keys about one name the one that is most closely about this source is in force.
-    /// A rule ends when its key is deleted. It goes on when the connection, the server or the bucket go away, and when a new
-    /// value can't be read. A rule that the program has added itself is never touched; one from the bucket that has its name
+    /// A rule ends when its key is deleted, purged or expired, which is seen within some 20 seconds at most. It goes on when the
+    /// connection, the server or the bucket go away, and when a new value can't be read; but where another bucket is there
+    /// that does not have it, for five minutes only. A rule that the program has added itself is never touched; one from the bucket that has its name
     /// is refused. What is refused is in the [status](ForwarderStatus::rules_in), with the reason, and in the answer to
     /// `q.rules`. A source takes at most 1 000 rules.
     ///

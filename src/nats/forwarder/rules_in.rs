@@ -1,7 +1,8 @@
 //! Rules that others send: taken from a bucket of the key-value store of JetStream, kept in force as it says.
 //!
 //! Rules outlive the connection, the server and the bucket: none of those ending says that a rule should. A rule ends when
-//! its key is deleted, or is missing when all keys of the same bucket have been read again.
+//! its key is deleted, purged or expired (of which a watcher may hear nothing), and so is missing when all keys of the same
+//! bucket are read again; or when another bucket is there, and for long does not have it.
 
 mod book;
 
@@ -28,8 +29,10 @@ use crate::{nats::connection::jittered, stats::bump, sync::lock};
 /// Between two looks for a bucket that is not there.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How often it is asked whether the bucket is still the one that is watched, and has changed unheard.
-const AUDIT_EVERY: Duration = Duration::from_secs(30);
+/// How often it is asked whether the bucket is still the one that is watched, and has changed unheard; …
+const AUDIT_EVERY: Duration = Duration::from_secs(20);
+/// … where its keys expire after a time, of which no server tells, as often as that, but not more often than this.
+const AUDIT_MIN: Duration = Duration::from_secs(1);
 
 /// For all keys to arrive, and for a single one of those.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -150,7 +153,11 @@ impl RulesIn {
 
     /// These are all keys that a bucket has.
     fn only(&self, core: &Core, book: &mut Book, bucket: Bucket, keys: &HashSet<String>) {
-        let ended = book.only(bucket, keys);
+        let ended = book.only(bucket, keys, std::time::Instant::now());
+        self.tell_ended(core, ended);
+    }
+
+    fn tell_ended(&self, core: &Core, ended: usize) {
         if ended > 0 {
             tracing::info!(
                 "metricbus forwarder of {}: {ended} rules have ended, as they are no more in bucket {:?}",
@@ -255,6 +262,15 @@ impl Marks {
     }
 }
 
+/// When it is to be asked whether a bucket has changed unheard.
+fn next_audit(store: &Store) -> Instant {
+    let every = match store.stream.cached_info().config.max_age {
+        Duration::ZERO => AUDIT_EVERY,
+        age => age.clamp(AUDIT_MIN, AUDIT_EVERY),
+    };
+    Instant::now() + jittered(every)
+}
+
 impl Open {
     /// Reads all keys.
     async fn open(core: &Core, rules: &RulesIn, book: &mut Book) -> Result<Open, Why> {
@@ -331,7 +347,7 @@ impl Open {
     /// Takes what comes, until it has to be read again.
     async fn follow(mut self, core: &Core, rules: &RulesIn, book: &mut Book) -> Why {
         let mut link = core.connection.watch();
-        let mut audit = Instant::now() + jittered(AUDIT_EVERY);
+        let mut audit = next_audit(&self.store);
         loop {
             tokio::select! {
                 entry = self.next() => match entry {
@@ -348,12 +364,14 @@ impl Open {
                     }
                 }
                 () = sleep_until(audit) => {
-                    audit = Instant::now() + jittered(AUDIT_EVERY);
+                    audit = next_audit(&self.store);
                     // A bucket that was deleted, or emptied, tells its watchers nothing.
                     let info = self.store.stream.get_info().await;
                     if !info.is_ok_and(|info| Marks::of(&info) == self.marks) {
                         return Why::Again;
                     }
+                    rules.tell_ended(core, book.expire(std::time::Instant::now()));
+                    rules.show(book);
                 }
             }
             if core.connection.generation() != self.generation {

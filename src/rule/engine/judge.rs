@@ -25,6 +25,10 @@ use crate::{
 /// Members that an alert of a group names.
 const HOLDING_MAX: usize = 10;
 
+pub(super) fn labels_of(holding: Vec<(Pairs, Reading)>) -> Vec<Pairs> {
+    holding.into_iter().map(|(labels, _)| labels).collect()
+}
+
 impl Engine {
     /// Changes a computation and hears what has become of the leaf; also of those that go by this one.
     #[allow(clippy::too_many_arguments)]
@@ -132,6 +136,7 @@ impl Engine {
     ) -> bool {
         let reading = work.computation.evaluate(program, at);
         let Some(sink) = &self.sink else {
+            work.leaf.forget_after(|| at);
             let edge = work.leaf.step(reading);
             return self.edge(member, leaf, edge, reading, work.leaf.nan, at, batch);
         };
@@ -172,6 +177,9 @@ impl Engine {
         };
         slot.value = reading;
         slot.nan = nan;
+        if let Some(edge) = edge {
+            slot.refer(edge, reading);
+        }
         match edge {
             None => self.requalify(state, member),
             Some(Edge::Is(truth)) => {
@@ -179,7 +187,8 @@ impl Engine {
                 self.spread(state, member, leaf, batch);
             }
             Some(Edge::Pulse) if state.settled => batch.pulses.push((member, leaf, reading)),
-            Some(Edge::Pulse) => {}
+            // Since before a restart: told once all are there.
+            Some(Edge::Pulse) => state.early.push((member, leaf, reading)),
         }
         state.leads(member)
     }
@@ -329,10 +338,13 @@ impl Engine {
             // From before a restart, and nothing is known yet: it stays what it was.
             return self.schedule(state, at);
         }
-        group.grace = None;
+        let resumes = group.grace.take().is_some();
         for level in 0..group.machines.len() {
             let holds = self.holds(group, level);
             let machine = &mut group.machines[level];
+            if resumes {
+                machine.resume(timing.slots, now);
+            }
             if cause == AlertCause::RuleChanged {
                 machine.retime(&timing, now);
             }
@@ -411,7 +423,7 @@ impl Engine {
             return;
         };
         if let Some((_, value)) = holding.first()
-            && self.plan.group != Group::Each
+            && level > 0
         {
             group.value = value.or(group.value);
         }
@@ -421,20 +433,18 @@ impl Engine {
         }
         group.epoch += 1;
         let mut turn = self.turn(group, level, now, cause);
-        turn.holding = holding.into_iter().map(|(labels, _)| labels).collect();
+        turn.holding = labels_of(holding);
         group.level = level;
         self.log.tell(&state.rule, turn, &self.clock, wakes);
     }
 
     /// Members of a group of several for which a level's condition holds, with what was judged of them: some, if there are
-    /// many.
-    fn holding(&self, state: &State, at: usize, level: usize) -> Vec<(Pairs, Reading)> {
-        let Some(level) = level
-            .checked_sub(1)
-            .filter(|_| self.plan.group != Group::Each)
-        else {
+    /// many. Without a level: for which the lowest one's still does.
+    pub(super) fn holding(&self, state: &State, at: usize, level: usize) -> Vec<(Pairs, Reading)> {
+        if self.plan.group == Group::Each {
             return Vec::new();
-        };
+        }
+        let level = level.saturating_sub(1);
         let members = state
             .members
             .iter()
@@ -468,9 +478,10 @@ impl Engine {
             quality: group.quality,
             epoch: group.epoch,
             holding: Vec::new(),
-            holds: level
-                .checked_sub(1)
-                .map_or(0, |level| group.trues.get(level).copied().unwrap_or(0)),
+            holds: {
+                let trues = group.trues.get(level.saturating_sub(1));
+                trues.copied().unwrap_or(0)
+            },
             members: group.members,
             before: group.before(),
             cause,

@@ -140,6 +140,7 @@ impl Listener for RuleListener {
         for seat in &mut self.seats {
             let noted = match &mut seat.hears {
                 Hears::Direct { state, noted } if !unmeasured => {
+                    state.forget_after(|| stamp.at());
                     let was_nan = state.nan;
                     let edge = state.step(Some(value));
                     let says = edge.is_some() || state.nan != was_nan;

@@ -11,7 +11,7 @@ use super::{
     Batch, Engine,
     listener::{Deaf, Hears, RuleListener, Seat, Touch},
     lock,
-    state::{Due, GroupState, Inherited, Member, Slot, State, Work},
+    state::{Due, GroupState, Inherited, Member, Recalled, Slot, State, Work},
     time::resolution,
 };
 use crate::{
@@ -29,6 +29,9 @@ use crate::{
     time::Time,
     window,
 };
+
+/// Where a series has sat down: its member, the computation that it feeds, and what the leaf remembers.
+type Sat = (usize, Option<Arc<Mutex<Work>>>, Option<(Recalled, Time)>);
 
 impl Engine {
     /// The listener of a series, with a seat for each place that it takes in the rule.
@@ -69,10 +72,10 @@ impl Engine {
     ) -> Seat {
         let (leaf, input) = (place.leaf, place.input);
         let now = self.clock.now();
-        let (member, work) = self.sit(series, place, now, batch, wakes);
+        let (member, work, recalled) = self.sit(series, place, now, batch, wakes);
         let hears = match (&self.plan.leaves[leaf], work) {
             (Leaf::Direct { judge, .. }, _) => Hears::Direct {
-                state: LeafState::new(*judge),
+                state: LeafState::recalling(*judge, recalled),
                 noted: None,
             },
             (Leaf::Computed { program, .. }, Some(work)) => {
@@ -129,7 +132,7 @@ impl Engine {
         now: Time,
         batch: &mut Batch,
         wakes: &mut Wakes,
-    ) -> (usize, Option<Arc<Mutex<Work>>>) {
+    ) -> Sat {
         let labels = place.labels_of(series);
         let mut key = String::new();
         for (name, value) in &labels {
@@ -148,7 +151,7 @@ impl Engine {
             None => {
                 let is_common = key.is_empty();
                 let key: Arc<str> = key.into();
-                let member = self.new_member(key.clone(), labels.into(), series);
+                let member = self.new_member(state, key.clone(), labels.into(), series);
                 let member = state.members.add(member);
                 state.by_key.insert(key, member);
                 if is_common {
@@ -166,10 +169,11 @@ impl Engine {
             }
         };
         let Some(found) = state.members.get_mut(member) else {
-            return (member, None);
+            return (member, None, None);
         };
         found.seats += 1;
         let work = found.works[place.leaf].clone();
+        let key = found.key.clone();
         let slot = &mut found.leaves[place.leaf];
         slot.own += 1;
         if matches!(self.plan.leaves[place.leaf], Leaf::Gone { .. }) {
@@ -181,25 +185,39 @@ impl Engine {
             }
             self.spread(state, member, place.leaf, batch);
         }
-        (member, work)
+        (member, work, state.recall(&key, place.leaf))
     }
 
-    fn new_member(&self, key: Arc<str>, labels: Pairs, series: &Arc<SeriesCore>) -> Member {
-        let works = self.plan.leaves.iter().map(|leaf| match leaf {
+    fn new_member(
+        &self,
+        state: &State,
+        key: Arc<str>,
+        labels: Pairs,
+        series: &Arc<SeriesCore>,
+    ) -> Member {
+        let plan = self.plan.leaves.iter().enumerate();
+        let works = plan.map(|(at, leaf)| match leaf {
             Leaf::Computed { program, judge } => Some(Arc::new(Mutex::new(Work {
                 computation: Computation::new(program),
-                leaf: LeafState::new(*judge),
+                leaf: LeafState::recalling(*judge, state.recall(&key, at)),
             }))),
             _ => None,
         });
+        let works = works.collect();
+        let mut leaves = vec![Slot::default(); self.plan.leaves.len()];
+        for (at, slot) in leaves.iter_mut().enumerate() {
+            if let Some((Recalled::Reference(value), _)) = state.recall(&key, at) {
+                slot.reference = Some(value);
+            }
+        }
         Member {
             key,
             labels,
             name: series.meta.name.clone(),
             series: Arc::downgrade(series),
             group: None,
-            leaves: vec![Slot::default(); self.plan.leaves.len()].into(),
-            works: works.collect(),
+            leaves: leaves.into(),
+            works,
             truths: vec![Truth::Unknown; self.plan.levels.len()].into(),
             seats: 0,
         }
@@ -334,6 +352,7 @@ impl Engine {
                 slot.truth = Truth::Unknown;
                 slot.value = None;
                 slot.nan = false;
+                slot.reference = None;
                 state.call_off(member, leaf);
             }
         }
@@ -478,6 +497,14 @@ impl Engine {
             None => {
                 let was = state.inherited.remove(&*key);
                 let mut group = self.new_group(key.clone(), labels, series, was);
+                if let Some((memory, until)) = &state.recalled
+                    && let Some(slots) = memory.slots.get(&*key)
+                {
+                    for (machine, bits) in group.machines.iter_mut().zip(slots) {
+                        machine.recall(*bits);
+                    }
+                    group.grace = group.grace.or(Some(*until));
+                }
                 if let Some(epoch) = state.past.take(&key) {
                     group.epoch = group.epoch.max(epoch);
                 }

@@ -72,7 +72,7 @@ use state::{Due, GroupState, State};
 /// Groups as they were, by key.
 pub(crate) type Groups = HashMap<Box<str>, Inherited>;
 
-pub(crate) use state::{GroupView, Inherited, View};
+pub(crate) use state::{GroupView, Inherited, Memory, Recalled, View};
 
 /// Where what is computed goes.
 pub(crate) trait Sink: Send + Sync {
@@ -164,6 +164,54 @@ impl Engine {
         lock(&self.state).rule.clone()
     }
 
+    /// What members and groups remember of before a restart; it counts until `until`. Before [`start`](Engine::start).
+    pub(crate) fn recall(&self, memory: Memory, until: Time) {
+        lock(&self.state).recalled = Some((memory, until));
+    }
+
+    /// What members and groups would have to remember, should it end here.
+    #[cfg(feature = "persist")]
+    pub(crate) fn memory(&self) -> Memory {
+        use super::compute::{Judge, Truth};
+
+        let state = lock(&self.state);
+        // Who is not known yet goes on remembering.
+        let mut memory = state
+            .recalled
+            .as_ref()
+            .map_or_else(Memory::default, |(memory, _)| memory.clone());
+        for member in state.members.iter() {
+            let before = memory.leaves.remove(&*member.key);
+            let leaves = self.plan.leaves.iter().zip(&member.leaves).enumerate();
+            let leaves: Box<[_]> = leaves
+                .map(|(at, (leaf, slot))| match leaf.judge()? {
+                    _ if slot.truth == Truth::Unknown && slot.reference.is_none() => {
+                        *before.as_ref()?.get(at)?
+                    }
+                    Judge::Threshold(_) => (slot.truth == Truth::True).then_some(Recalled::Raised),
+                    Judge::Moved(_) | Judge::Changed => slot.reference.map(Recalled::Reference),
+                })
+                .collect();
+            if leaves.iter().any(Option::is_some) {
+                memory.leaves.insert(Box::from(&*member.key), leaves);
+            }
+        }
+        if let Some(slots) = state.timing.slots {
+            for group in state.groups.iter().filter(|group| group.grace.is_none()) {
+                memory.slots.remove(&*group.key);
+                let bits: Box<[_]> = group
+                    .machines
+                    .iter()
+                    .map(|machine| machine.slots() & slots.all())
+                    .collect();
+                if bits.iter().any(|bits| *bits != 0) {
+                    memory.slots.insert(Box::from(&*group.key), bits);
+                }
+            }
+        }
+        memory
+    }
+
     /// Attaches to all series there are. Nobody is judged before [`settle`](Engine::settle).
     pub(crate) fn start(self: &Arc<Self>, inner: &Arc<Inner>, wakes: &mut Wakes) {
         // One id for all: a series that several selectors match is refused the second time.
@@ -210,7 +258,9 @@ impl Engine {
         state.latest = state.latest.max(now);
         state.settled = true;
         state.inherited = inherited;
-        if let Some(grace) = grace.filter(|_| !state.inherited.is_empty()) {
+        if let Some(grace) =
+            grace.filter(|_| !state.inherited.is_empty() || state.recalled.is_some())
+        {
             state.due.insert((grace, Due::Grace));
         }
         for member in state.members.indices() {
@@ -222,6 +272,8 @@ impl Engine {
         for group in state.groups.indices() {
             self.judge_group(state, group, now, cause, wakes);
         }
+        batch.pulses.extend(std::mem::take(&mut state.early));
+        self.finish_under(state, &mut batch, now, wakes);
         if cause == AlertCause::RuleChanged {
             // Groups that the changed rule does not have.
             for (key, was) in std::mem::take(&mut state.inherited) {
@@ -484,9 +536,13 @@ impl Engine {
         let firing = if state.closed || !state.settled {
             Vec::new()
         } else {
-            let here = state.groups.iter().filter(|group| group.level > 0);
-            let here =
-                here.map(|group| self.turn(group, group.level, state.latest, AlertCause::Initial));
+            let here = state.groups.indices().into_iter();
+            let here = here.filter_map(|at| {
+                let group = state.groups.get(at).filter(|group| group.level > 0)?;
+                let mut turn = self.turn(group, group.level, state.latest, AlertCause::Initial);
+                turn.holding = judge::labels_of(self.holding(&state, at, group.level));
+                Some(turn)
+            });
             // From before a restart, and not here again yet.
             let awaited = state.inherited.iter().map(|(key, was)| {
                 let labels = was.labels.clone();

@@ -11,7 +11,7 @@ use crate::{
     clock::TimerKey,
     rule::{
         Pairs, Quality, Rule, RuleState,
-        compute::{Computation, LeafState, Reading, Truth},
+        compute::{Computation, Edge, LeafState, Reading, Truth},
         machine::{Machine, Phase, Timing},
     },
     series::SeriesCore,
@@ -47,6 +47,10 @@ pub(super) struct State {
     pub(super) past: Past,
     /// Groups as they were before a restart or a change of the rule, until they are here again.
     pub(super) inherited: HashMap<Box<str>, Inherited>,
+    /// What members and groups remember of before a restart, and until when that counts.
+    pub(super) recalled: Option<(Memory, Time)>,
+    /// What held for a moment while the present series were being attached: member, leaf, value.
+    pub(super) early: Vec<(usize, usize, Reading)>,
 }
 
 impl State {
@@ -73,7 +77,15 @@ impl State {
             series: 0,
             past: Past::default(),
             inherited: HashMap::new(),
+            recalled: None,
+            early: Vec::new(),
         }
+    }
+
+    /// What a leaf of a member remembers of before a restart, and until when that counts.
+    pub(super) fn recall(&self, member: &str, leaf: usize) -> Option<(Recalled, Time)> {
+        let (memory, until) = self.recalled.as_ref()?;
+        Some(((*memory.leaves.get(member)?.get(leaf)?)?, *until))
     }
 
     pub(super) fn slot(&mut self, member: usize, leaf: usize) -> Option<&mut Slot> {
@@ -187,9 +199,19 @@ pub(super) struct Slot {
     pub(super) rearm: Option<Time>,
     /// Of `gone`: a memory holds a seat.
     pub(super) remembered: bool,
+    /// Of `moved` and `changed`: the value that the next ones are compared with.
+    pub(super) reference: Reading,
 }
 
 impl Slot {
+    /// Keeps what the next values are compared with; the leaf itself may be out of reach, under the lock of a series.
+    pub(super) fn refer(&mut self, edge: Edge, reading: Reading) {
+        match edge {
+            Edge::Pulse => self.reference = reading,
+            Edge::Is(_) => self.reference = self.reference.or(reading),
+        }
+    }
+
     pub(super) fn truth(&self) -> Truth {
         if self.own > 0 || self.remembered {
             self.truth
@@ -246,6 +268,25 @@ impl GroupState {
         let states = self.machines.iter().map(Machine::state);
         states.max().unwrap_or_default()
     }
+}
+
+/// What decides beside the states of groups: what the next value alone does not tell. Kept across restarts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Memory {
+    /// By member; per leaf.
+    pub(crate) leaves: HashMap<Box<str>, Box<[Option<Recalled>]>>,
+    /// By group; per level: in which slots the condition held, of M of N.
+    pub(crate) slots: HashMap<Box<str>, Box<[u64]>>,
+}
+
+/// What a leaf remembers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(not(feature = "persist"), allow(dead_code))]
+pub(crate) enum Recalled {
+    /// It is beyond its bound, and has not come back over the clear bound.
+    Raised,
+    /// Of `moved` and `changed`: what the next value is compared with.
+    Reference(f64),
 }
 
 /// A group as it was.

@@ -55,14 +55,26 @@ impl Engine {
                 group.grace = None;
                 for level in 0..group.machines.len() {
                     let holds = self.holds(group, level);
-                    group.machines[level].step(&timing, holds, due);
+                    let machine = &mut group.machines[level];
+                    if !group.known {
+                        machine.recall(0);
+                    }
+                    machine.resume(timing.slots, due);
+                    machine.step(&timing, holds, due);
                 }
                 self.settle_level(state, at, due, AlertCause::Restored, wakes);
                 continue;
             }
             for machine in &mut group.machines {
+                machine.expire(&timing, due);
+            }
+            self.settle_level(state, at, due, AlertCause::Condition, wakes);
+            let Some(group) = state.groups.get_mut(at) else {
+                return;
+            };
+            for machine in &mut group.machines {
                 if machine.due(&timing) == Some(due) {
-                    machine.tick(&timing, due);
+                    machine.turn(&timing, due);
                 }
             }
             self.settle_level(state, at, due, AlertCause::Condition, wakes);
@@ -221,6 +233,16 @@ impl Engine {
                 }
             }
             Due::Grace => {
+                // Who is not known by now begins anew. A leaf that has not heard anything yet sees to itself.
+                state.recalled = None;
+                for member in state.members.indices() {
+                    let member = state.members.get_mut(member).into_iter();
+                    for slot in member.flat_map(|member| &mut member.leaves) {
+                        if slot.truth == Truth::Unknown {
+                            slot.reference = None;
+                        }
+                    }
+                }
                 for (key, was) in std::mem::take(&mut state.inherited) {
                     self.let_go(state, &key, was, at, AlertCause::Restored, wakes);
                 }

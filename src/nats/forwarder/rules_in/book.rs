@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Weak,
+    time::{Duration, Instant},
 };
 
 use async_nats::datetime::DateTime;
@@ -29,6 +30,10 @@ const RULES_MAX: usize = 1_000;
 
 /// Keys that are refused and remembered.
 const REFUSED_MAX: usize = 1_000;
+
+/// How long a rule from a bucket that is no more goes on without being in the one that is there. Whoever sent it sees what is
+/// missing, and writes it again, within a fraction of that.
+pub(super) const ORPHANED: Duration = Duration::from_secs(300);
 
 /// Bytes of a reason.
 const WHY_MAX: usize = 500;
@@ -78,6 +83,8 @@ struct Entry {
     rule: Result<Rule, String>,
     /// Why it is not in force, where it could be.
     waits: Option<String>,
+    /// Since when it is known that another bucket is there, which does not have it.
+    orphan: Option<Instant>,
 }
 
 struct Ours {
@@ -152,6 +159,9 @@ impl Book {
         let before = self.entries.get(key);
         // Told again. Where there was no room, there may be by now.
         if before.is_some_and(|e| e.version == version && !e.had_no_room()) {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.orphan = None;
+            }
             return Ok(());
         }
         let was_there = before.is_some();
@@ -182,6 +192,7 @@ impl Book {
             version,
             rule,
             waits: None,
+            orphan: None,
         };
         self.entries.insert(key.to_owned(), entry);
         Ok(())
@@ -202,15 +213,37 @@ impl Book {
     }
 
     /// These are all keys that there are in a bucket: whatever else was from that bucket was deleted. What was from another
-    /// stays; that one has vanished, and says nothing any more.
-    pub(super) fn only(&mut self, bucket: Bucket, keys: &HashSet<String>) -> usize {
-        let deleted: Vec<_> = self
+    /// goes on for [`ORPHANED`]: that one has vanished, and whoever sent it may write it again. How many have ended.
+    pub(super) fn only(&mut self, bucket: Bucket, keys: &HashSet<String>, now: Instant) -> usize {
+        let mut deleted = Vec::new();
+        for (key, entry) in &mut self.entries {
+            if keys.contains(key) {
+                continue;
+            }
+            if entry.version.0 == bucket {
+                deleted.push(key.clone());
+            } else {
+                entry.orphan.get_or_insert(now);
+            }
+        }
+        self.delete_all(&deleted)
+    }
+
+    /// Ends what has been missing for [`ORPHANED`] from the bucket that is there. How many.
+    pub(super) fn expire(&mut self, now: Instant) -> usize {
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= ORPHANED;
+        let over = |(_, entry): &(&String, &Entry)| entry.orphan.is_some_and(is_over);
+        let keys: Vec<_> = self
             .entries
             .iter()
-            .filter(|(key, entry)| entry.version.0 == bucket && !keys.contains(*key))
+            .filter(over)
             .map(|(key, _)| key.clone())
             .collect();
-        deleted.iter().filter(|key| self.delete(key)).count()
+        self.delete_all(&keys)
+    }
+
+    fn delete_all(&mut self, keys: &[String]) -> usize {
+        keys.iter().filter(|key| self.delete(key)).count()
     }
 
     /// How many rules are in force.
@@ -383,6 +416,7 @@ mod tests {
         book: Book,
         bucket: Bucket,
         revision: u64,
+        now: Instant,
     }
 
     fn bench() -> Bench {
@@ -393,6 +427,7 @@ mod tests {
             bus,
             bucket: bucket(1),
             revision: 0,
+            now: Instant::now(),
         }
     }
 
@@ -425,7 +460,7 @@ mod tests {
 
         fn only(&mut self, keys: &[&str]) -> usize {
             let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-            self.book.only(self.bucket, &keys)
+            self.book.only(self.bucket, &keys, self.now)
         }
     }
 
@@ -569,6 +604,35 @@ mod tests {
         // Deleted in the new one, it is deleted.
         assert!(bench.book.delete("=all.=all.b"));
         assert_eq!(bench.bound("b"), None);
+    }
+
+    #[test]
+    fn what_the_bucket_that_is_there_does_not_have_ends_in_time_unless_it_is_written_again() {
+        let mut bench = bench();
+        for key in ["prod.decode.a", "prod.decode.b", "prod.decode.c"] {
+            bench.put(key, 1.0);
+        }
+        bench.bucket = bucket(2);
+        assert_eq!(bench.only(&[]), 0);
+        bench.now += ORPHANED / 2;
+        bench.put("prod.decode.a", 1.0);
+        // Read again, it is not put off.
+        assert_eq!(bench.only(&["prod.decode.a"]), 0);
+        bench.now += ORPHANED / 2 - Duration::from_secs(1);
+        assert_eq!(bench.book.expire(bench.now), 0);
+        // The old bucket is back after all, with one of them.
+        let revision = bench.revision;
+        bench.bucket = bucket(1);
+        let json = encode_rule(&rule("b", 1.0)).unwrap();
+        let book = &mut bench.book;
+        book.put("prod.decode.b", 2, bench.bucket, json.as_bytes());
+        bench.revision = revision;
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.book.expire(bench.now), 1);
+        let bounds = ["a", "b", "c"].map(|name| bench.bound(name));
+        assert_eq!(bounds, [Some(1.0), Some(1.0), None]);
+        bench.now += 10 * ORPHANED;
+        assert_eq!(bench.book.expire(bench.now), 0);
     }
 
     #[test]
