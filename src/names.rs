@@ -43,6 +43,7 @@ impl Escaping {
     }
 
     /// The scheme of this word, if it is one.
+    #[cfg(any(test, feature = "http"))]
     pub(crate) fn parse(word: &str) -> Option<Escaping> {
         [
             Escaping::AllowUtf8,
