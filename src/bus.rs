@@ -545,6 +545,13 @@ impl Inner {
         read(&self.registry).families.contains_key(name)
     }
 
+    /// The labels that all series of a metric have; `None` where it is not declared, or they come with labels of their own.
+    pub(crate) fn label_names_of(&self, name: &str) -> Option<Box<[Arc<str>]>> {
+        let registry = read(&self.registry);
+        let meta = &registry.families.get(name)?.meta;
+        (!meta.derived && !meta.mirrored).then(|| meta.label_names.clone())
+    }
+
     /// Takes a declaration back, with the names it is exposed by.
     pub(crate) fn withdraw(&self, name: &str) {
         let mut registry = self

@@ -43,6 +43,7 @@ pub(crate) struct Stats {
     pub(crate) hooks_late: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
     pub(crate) rule_state_errors: AtomicU64,
+    pub(crate) derived_cut_off: AtomicU64,
     /// Alerts that the service behind a subscription or a layer did not take.
     #[cfg(feature = "tower")]
     pub(crate) delivery_errors: AtomicU64,
@@ -182,6 +183,11 @@ impl Stats {
                 "metricbus_hook_timeouts_total",
                 "Hooks of other languages that were not done by their deadline before a scrape, a push or an export.",
                 &self.hooks_late,
+            ),
+            total(
+                "metricbus_derived_cut_off_total",
+                "Values of derived gauges that were not set, since setting the gauge had led to them over too many steps.",
+                &self.derived_cut_off,
             ),
             total(
                 "metricbus_inline_overruns_total",
