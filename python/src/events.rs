@@ -255,6 +255,7 @@ value!(Crossing {
     date
 });
 value!(Moved {
+    epoch,
     series,
     before,
     after,
