@@ -11,7 +11,6 @@ use std::{
 /// It is monotonic and means nothing outside the process; `Clock::wall` turns it into a date.
 /// 64 bits last 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Time(pub(crate) u64);
 
 impl Time {
