@@ -4,7 +4,6 @@
 use std::{error::Error, fs};
 
 use async_nats::{Client, HeaderMap, Message};
-use futures_util::StreamExt as _;
 use metricbus::{
     Condition, Rule, Threshold,
     nats::{Delivery, Fleet, NatsOptions},
@@ -340,38 +339,6 @@ async fn thousands_that_do_not_answer_keep_nobody_waiting(release: Release) -> O
     Ok(())
 }
 
-async fn answers_that_are_nothing_but_headers_are_bounded(release: Release) -> Outcome {
-    let scene = Scene::start(release).await?;
-    let mut questions = scene
-        .client
-        .subscribe("metricbus.v1.hostile.silent.*.q.snapshot")
-        .await?;
-    let (subject, pulse, body) = heartbeat("i0", 60_000);
-    scene.publish(&subject, pulse, body).await?;
-    let reply = questions.next().await.and_then(|question| question.reply);
-    let reply = reply.ok_or("no question")?;
-    let padding = "x".repeat(900_000);
-    for part in 1..=100 {
-        let mut headers = headers("hostile.silent.i0", "1700000000000000", "1");
-        headers.insert("Metricbus-Part", format!("{part}/1000"));
-        headers.insert("Padding", &*padding);
-        let sent = scene
-            .client
-            .publish_with_headers(reply.clone(), headers, "x".into());
-        sent.await?;
-    }
-    until("it to be too large", || {
-        let sources = scene.fleet.sources();
-        let error = sources.iter().find_map(|source| {
-            let hostile = source.source.namespace == "hostile";
-            source.last_error.clone().filter(|_| hostile)
-        })?;
-        error.contains("bytes is too large").then_some(())
-    })
-    .await;
-    scene.goes_on(5).await
-}
-
 async fn hostile_questions_are_answered_or_ignored_and_the_pod_goes_on(
     release: Release,
 ) -> Outcome {
@@ -512,7 +479,6 @@ on_each_server!(
     sequences_that_jump_are_mended_and_epochs_beyond_reason_are_refused,
     giant_bodies_and_names_are_bounded,
     thousands_that_do_not_answer_keep_nobody_waiting,
-    answers_that_are_nothing_but_headers_are_bounded,
     hostile_questions_are_answered_or_ignored_and_the_pod_goes_on,
     a_flood_of_false_sources_is_bounded,
     many_questions_about_all_alerts_cost_little_memory,
