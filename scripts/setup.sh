@@ -45,6 +45,7 @@ main() {
         ensure_packages gcc g++ valgrind || skipped "tests of the C ABI in C and C++"
         ensure_rotel || skipped "tests against an OpenTelemetry collector"
         ensure_python_package
+        ensure_prometheus_client_tests || skipped "tests of prometheus_client, with the classes of the Python package"
         ;;
     python)
         ensure_cargo
@@ -299,6 +300,27 @@ ensure_python_package() {
         [ "${CI:-}" = true ] && exit 1
         return 0
     }
+}
+
+# The sources of the release that is in .venv: they come with its own tests, which ours have to pass.
+ensure_prometheus_client_tests() {
+    release=$(sed -n 's/^prometheus-client==\([^ ]*\).*/\1/p' scripts/requirements.txt)
+    if [ -f "$tools/prometheus_client/prometheus_client-$release/tests/test_core.py" ]; then return 0; fi
+    say "fetching prometheus_client's own tests (PyPI source package prometheus_client) into .tools"
+    fetched=$tools/prometheus_client.$$
+    if quietly mkdir -p "$fetched" &&
+        quietly .venv/bin/python -m pip download --disable-pip-version-check --timeout 30 --retries 1 \
+            --no-deps --no-binary :all: --dest "$fetched" "prometheus_client==$release" &&
+        quietly tar -xzf "$fetched/prometheus_client-$release.tar.gz" -C "$fetched" &&
+        quietly test -f "$fetched/prometheus_client-$release/tests/test_core.py" &&
+        { rm -rf "$tools/prometheus_client" && mv "$fetched" "$tools/prometheus_client"; }; then
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no tests of prometheus_client: $why"
+    say "to get them: .venv/bin/python -m pip download --no-deps --no-binary :all: prometheus_client==$release, and unpack it in .tools/prometheus_client"
+    return 1
 }
 
 # More packages in .venv: a file that lists them, and a line that imports some of them.

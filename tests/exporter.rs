@@ -240,6 +240,64 @@ fn other_paths_and_methods_are_told_what_there_is() {
 }
 
 #[test]
+fn metrics_on_every_path_are_on_every_one_that_is_nobody_elses() {
+    let bus = MetricBus::new();
+    bus.counter("c_total", "A counter.").unwrap().inc();
+    let exporter = Exporter::new(&bus);
+    let (_plain, plain) = serve(&exporter);
+    let (_server, address) = serve(&exporter.metrics_on_every_path());
+    for path in ["/", "/anything", "/metrics/", "/api"] {
+        let reply = get(address, path);
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(reply.text().contains("\nc_total 1\n"), "{path}");
+        assert!(!get(plain, path).text().contains("c_total"), "{path}");
+    }
+    for path in ["/stream", "/api/v1/query"] {
+        assert_eq!(get(address, path).status, 404, "{path}");
+    }
+    assert!(get(address, "/live").text().contains("ok"));
+    assert!(get(address, "/rules").text().contains("rules_left_out"));
+}
+
+#[test]
+fn a_scrape_of_some_names_has_their_samples_only() {
+    let bus = MetricBus::new();
+    bus.counter("c_total", "A counter.").unwrap().inc();
+    let buckets = Buckets::new([1.0]).unwrap();
+    bus.histogram("h", "A histogram.", buckets)
+        .unwrap()
+        .observe(0.5);
+    let (_server, address) = serve(&Exporter::new(&bus));
+    let path = "/metrics?name[]=h_count&name%5B%5D=c_total";
+    let text = "# HELP c_total A counter.\n# TYPE c_total counter\nc_total 1\n\
+                # HELP h A histogram.\n# TYPE h histogram\nh_count 1\n";
+    for accept in [
+        "text/plain",
+        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
+    ] {
+        let headers = format!("Accept: {accept}\r\nAccept-Encoding: gzip\r\n");
+        let reply = request(address, "GET", path, &headers);
+        assert_eq!(reply.text(), text, "{accept}");
+        assert!(
+            reply
+                .header("content-type")
+                .starts_with("text/plain; version=0.0.4")
+        );
+    }
+    let open = request(
+        address,
+        "GET",
+        path,
+        "Accept: application/openmetrics-text; version=1.0.0\r\n",
+    );
+    assert!(
+        open.text().ends_with("h_count 1\n# EOF\n"),
+        "{}",
+        open.text()
+    );
+}
+
+#[test]
 fn a_body_that_is_announced_and_never_sent_is_not_waited_for() {
     let (_server, address) = serve(&Exporter::new(&MetricBus::new()));
     let reply = request(
@@ -883,8 +941,12 @@ fn an_address_that_can_not_be_served_is_an_error_that_helps_and_the_bus_lives_on
     assert!(matches!(error, ServeError::Busy { address } if address == taken));
     assert!(error.to_string().contains(&taken.to_string()), "{error}");
 
-    let error = exporter.serve_in_background("9090").unwrap_err();
-    assert!(error.to_string().contains("127.0.0.1:9090"), "{error}");
+    // A port alone is one of this machine.
+    let server = exporter.serve_in_background("0").unwrap();
+    assert!(server.local_addr().ip().is_loopback());
+
+    let error = exporter.serve_in_background(":9464").unwrap_err();
+    assert!(error.to_string().contains("127.0.0.1:9464"), "{error}");
     for wrong in [
         "",
         "localhost",

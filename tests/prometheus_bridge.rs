@@ -313,11 +313,6 @@ mod merged {
             family("bad_label", GAUGE, vec![gauge(&[("a-b", "c")])]),
             family("label_twice", GAUGE, vec![gauge(&[("a", "1"), ("a", "2")])]),
             family(
-                "series_twice",
-                GAUGE,
-                vec![gauge(&[("a", "1")]), gauge(&[("a", "1")])],
-            ),
-            family(
                 "bad_le",
                 HISTOGRAM,
                 vec![histogram(&[("le", "1")], &[(1.0, 1)])],
@@ -345,6 +340,20 @@ mod merged {
                 vec![histogram(&[], &[(1.0, 2)])],
             ),
             family("fine_summary", SUMMARY, vec![summary]),
+            // One bad child does not take its family with it.
+            family(
+                "series_twice",
+                GAUGE,
+                vec![gauge(&[("a", "1")]), gauge(&[("a", "1")])],
+            ),
+            family(
+                "one_bad",
+                HISTOGRAM,
+                vec![
+                    histogram(&[("a", "1")], &[(1.0, 2), (2.0, 1)]),
+                    histogram(&[("a", "2")], &[(1.0, 2)]),
+                ],
+            ),
         ];
         let count = unfit.len();
         let registry = Registry::new();
@@ -359,13 +368,17 @@ mod merged {
             "fine_summary{x=\"y\",quantile=\"0.99\"} 0.75",
             "fine_summary_sum{x=\"y\"} 3.5",
             "fine_summary_count{x=\"y\"} 7",
+            "series_twice{a=\"1\"} 1",
+            "one_bad_count{a=\"2\"} 3",
         ] {
             assert!(
                 scraped.contains(&format!("\n{line}\n")),
                 "{line}\n{scraped}"
             );
         }
-        assert_eq!(scraped.matches("Help.").count(), 3);
+        assert_eq!(scraped.matches("Help.").count(), 5);
+        assert!(!scraped.contains("one_bad_count{a=\"1\"}"), "{scraped}");
+        assert!(scraped.contains("\nmetricbus_exporter_skipped_series_total 2\n"));
         let skipped = format!("\nmetricbus_exporter_skipped_families_total {count}\n");
         assert!(scraped.contains(&skipped), "{scraped}");
     }

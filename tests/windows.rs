@@ -63,7 +63,8 @@ fn what_is_older_than_the_window_is_gone_to_the_tick() {
     let counter = bus.counter("c_total", "c").unwrap();
     let window = counter.series().window(secs(10.0));
     counter.inc_by(5);
-    clock.advance(secs(10.0));
+    // For its width, and until the slot ends in which that is over.
+    clock.advance(secs(10.1) - Duration::from_nanos(1));
     assert_eq!(window.stats().sum, Some(5.0));
     clock.advance(Duration::from_nanos(1));
     let seen = window.stats();
@@ -71,8 +72,129 @@ fn what_is_older_than_the_window_is_gone_to_the_tick() {
         (seen.increase, seen.stale, seen.rate),
         (Some(0.0), 1, Some(0.0))
     );
-    assert!(seen.coverage > 0.98 && seen.coverage <= 1.0);
-    assert_eq!(seen.last, Some(5.0));
+    assert_eq!((seen.coverage, seen.last), (1.0, Some(5.0)));
+}
+
+#[test]
+fn coverage_is_1_as_soon_as_the_width_is_covered_and_stays_so() {
+    let (bus, clock) = bus();
+    // Windows that begin within a slot.
+    clock.advance(Duration::from_millis(1_234));
+    let gauge = bus.gauge("g", "g").unwrap();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+    let windows =
+        [gauge.series(), counter.series(), histogram.series()].map(|s| s.window(secs(300.0)));
+    let coverage = || windows.each_ref().map(|w| w.stats().coverage);
+    clock.advance(secs(300.0) - Duration::from_nanos(1));
+    assert!(coverage().iter().all(|c| *c < 1.0), "{:?}", coverage());
+    clock.advance(Duration::from_nanos(1));
+    for i in 0..2_000_u32 {
+        assert_eq!(coverage(), [1.0; 3], "{i}");
+        gauge.set(f64::from(i));
+        counter.inc();
+        histogram.observe(f64::from(i));
+        clock.advance(Duration::from_millis(777));
+    }
+}
+
+#[test]
+fn a_maximum_is_remembered_for_the_width_and_less_than_a_slot_more() {
+    for offset in [0, 1, 1_499, 2_999] {
+        let (bus, clock) = bus();
+        let gauge = bus.gauge("g", "g").unwrap();
+        let histogram = bus.histogram("h", "h", Buckets::default()).unwrap();
+        let windows = [gauge.series(), histogram.series()].map(|s| s.window(secs(300.0)));
+        clock.advance(secs(900.0) + Duration::from_millis(offset));
+        for value in [9.0, 1.0] {
+            gauge.set(value);
+            histogram.observe(value);
+        }
+        let maxima = || windows.each_ref().map(|w| w.stats().max);
+        for _ in 0..300 {
+            clock.advance(secs(1.0));
+            assert_eq!(maxima(), [Some(9.0); 2], "{offset}");
+        }
+        clock.advance(secs(3.0));
+        assert_eq!(maxima(), [Some(1.0), None], "{offset}");
+    }
+}
+
+/// The same values, in all ways in which a window puts things together.
+#[test]
+fn averages_and_deviations_are_exact_however_they_are_put_together() {
+    let minute = secs(60.0);
+    let (bus, clock) = bus();
+    let one = bus.gauge("one", "g").unwrap();
+    let within_slots = bus.gauge("within_slots", "g").unwrap();
+    let each = bus
+        .family::<Gauge>(Desc::new("each", "g").labels(["i"]))
+        .unwrap();
+    let windows = [
+        bus.window("one", minute * 60).unwrap(),
+        bus.window("within_slots", minute * 60).unwrap(),
+        bus.window("each", minute * 60).unwrap(),
+    ];
+    // Gauges of which each has an average that no double is.
+    let children = [[10.0, 10.0, 20.0], [20.0, 20.0, 10.0]];
+    for step in 0..240_usize {
+        let value = [10.0, 20.0][step / 60 % 2];
+        one.set(value);
+        for (i, values) in children.iter().enumerate() {
+            let gauge = each.with_label_values(&[&i.to_string()]).unwrap();
+            gauge.set(values[step % 3]);
+        }
+        within_slots.set([10.0, 20.0][step % 2]);
+        clock.advance(secs(1.0));
+    }
+    for window in &windows {
+        let seen = window.stats();
+        assert_eq!(
+            (seen.avg, seen.stddev),
+            (Some(15.0), Some(5.0)),
+            "{window:?}"
+        );
+    }
+}
+
+#[test]
+fn an_average_of_decimal_fractions_is_rounded_once() {
+    let (bus, clock) = bus();
+    let gauge = bus.gauge("g", "g").unwrap();
+    let window = gauge.series().window(secs(3_600.0));
+    for i in 0..3_000 {
+        gauge.set([0.1, 0.2, 0.3][i % 3]);
+        clock.advance(secs(1.0));
+    }
+    let seen = window.stats();
+    // 0.1 + 0.2 + 0.3, as doubles are: 0.6000000000000000055, a third of which is nearest to 0.2.
+    assert_eq!(seen.avg, Some(0.2));
+    // The values themselves add up to the double that is nearest to 600, too.
+    assert_eq!(seen.sum, Some(600.0));
+}
+
+#[test]
+fn sums_and_rates_of_many_series_do_not_depend_on_their_order() {
+    let (bus, clock) = bus();
+    let desc = |name: &str| Desc::new(name, "c").labels(["i"]);
+    let counters = bus
+        .family::<metricbus::Counter<f64>>(desc("c_total"))
+        .unwrap();
+    let all = bus.window("c_total", secs(10.0)).unwrap();
+    for i in 0..10 {
+        let counter = counters.with_label_values(&[&i.to_string()]).unwrap();
+        counter.inc_by(0.1);
+    }
+    clock.advance(Duration::from_millis(300));
+    let seen = all.stats();
+    assert_eq!(seen.increase, Some(1.0));
+    let (bus, clock) = self::bus();
+    let counter = bus.counter("c_total", "c").unwrap();
+    let window = counter.series().window(secs(10.0));
+    counter.inc_by(21);
+    clock.advance(Duration::from_millis(700));
+    // 21 / 0.7 is 30.000000000000004 in doubles, as no double is 0.7.
+    assert_eq!(window.stats().rate, Some(30.0));
 }
 
 #[test]
@@ -234,11 +356,18 @@ struct Log {
 
 impl Log {
     fn start(&self, now: u64) -> u64 {
-        let start = now.saturating_sub(self.width);
-        if self.made >= start {
-            self.made
+        let start = now.saturating_sub(self.width) / self.slot * self.slot;
+        start.max(self.made)
+    }
+
+    /// Small while the window is young; then 1.
+    fn coverage(&self, now: u64) -> f64 {
+        let covered = now - self.start(now);
+        assert!(covered < self.width + self.slot);
+        if now - self.made >= self.width {
+            1.0
         } else {
-            start.div_ceil(self.slot) * self.slot
+            covered as f64 / self.width as f64
         }
     }
 
@@ -280,7 +409,7 @@ impl Log {
             seen.age.map(|age| age.as_nanos()),
             newest.map(|n| u128::from(now - n.0))
         );
-        assert_eq!(seen.coverage, (now - start) as f64 / self.width as f64);
+        assert_eq!(seen.coverage, self.coverage(now));
         let last = self.sets.last().map(|s| s.1).filter(|v| !v.is_nan());
         assert_eq!(seen.last, last);
 
@@ -327,7 +456,7 @@ impl Log {
         assert_eq!(seen.increase, Some(increase as f64));
         assert_eq!(seen.sum, seen.increase);
         assert_eq!(seen.stale, usize::from(increase == 0));
-        assert_eq!(seen.coverage, (now - start) as f64 / self.width as f64);
+        assert_eq!(seen.coverage, self.coverage(now));
         if now - start >= self.slot {
             assert!(close(
                 seen.rate,
@@ -544,10 +673,12 @@ fn slots_of_all_windows_begin_at_the_same_times() {
         clock.advance(Duration::from_millis(77));
     }
     assert_eq!(first.stats(), second.stats());
-    // The first boundary that is not older than 10 s.
+    // Since the last boundary that is as old as 10 s.
     let now = clock.now().as_secs_f64();
-    let start = ((now - 10.0) * 10.0).ceil() / 10.0;
-    assert!(close(Some(first.stats().coverage), (now - start) / 10.0));
+    let start = ((now - 10.0) * 10.0).floor() / 10.0;
+    let seen = first.stats();
+    assert_eq!(seen.coverage, 1.0);
+    assert!(close(seen.rate, seen.increase.unwrap() / (now - start)));
 }
 
 #[test]
@@ -683,4 +814,39 @@ fn an_average_of_large_values_with_a_small_spread_loses_nothing() {
     // Off by what a double of this size is rounded to, and no more.
     let error = seen.stddev.unwrap() - (2.0_f64 / 3.0).sqrt();
     assert!(error.abs() < 1e-6, "{seen:?}");
+}
+
+#[test]
+fn a_rule_about_full_coverage_fires_once_and_stays() {
+    let kit = metricbus::testing::TestBus::new();
+    kit.set("g", 1.0);
+    let full = metricbus::Expr::over("g", secs(300.0)).coverage();
+    let full = metricbus::Condition::when(full, metricbus::Threshold::at_least(1.0));
+    let rule = kit.add_rule(metricbus::Rule::new("Full", full));
+    for second in 1..=1_200_u32 {
+        kit.advance(secs(1.0));
+        assert_eq!(rule.status().fired, u64::from(second >= 300), "{second}");
+    }
+}
+
+#[test]
+fn a_threshold_at_an_average_or_a_sum_is_met_by_exactly_that() {
+    let kit = metricbus::testing::TestBus::new();
+    let at_least =
+        |expr, bound| metricbus::Condition::when(expr, metricbus::Threshold::at_least(bound));
+    let avg = metricbus::Expr::over("g", secs(3_600.0)).avg();
+    let avg = kit.add_rule(metricbus::Rule::new("Avg", at_least(avg, 15.0)));
+    let sum = kit.add_rule(metricbus::Rule::new(
+        "Sum",
+        at_least(metricbus::Expr::sum("part"), 1.0),
+    ));
+    for i in 0..10 {
+        kit.set(&format!("part{{i=\"{i}\"}}"), 0.1);
+    }
+    assert_eq!(sum.status().value, Some(1.0));
+    for value in [10.0, 20.0, 10.0, 20.0] {
+        kit.set("g", value);
+        kit.advance(secs(60.0));
+    }
+    assert_eq!((avg.status().value, avg.status().firing), (Some(15.0), 1));
 }

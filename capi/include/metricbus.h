@@ -299,7 +299,7 @@ typedef struct mb_window_stats {
     size_t size;
     // The width in force: what was asked for, at least 100 ms. In nanoseconds.
     uint64_t width_ns;
-    // The share of the width that was observed, 0 to 1.
+    // The share of the width that was observed: 1 from when the window has existed for its width.
     double coverage;
     // How many series took part.
     uint64_t sources;

@@ -25,7 +25,7 @@ pub struct mb_window_stats {
     pub size: usize,
     /// The width in force: what was asked for, at least 100 ms. In nanoseconds.
     pub width_ns: u64,
-    /// The share of the width that was observed, 0 to 1.
+    /// The share of the width that was observed: 1 from when the window has existed for its width.
     pub coverage: f64,
     /// How many series took part.
     pub sources: u64,

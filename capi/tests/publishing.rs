@@ -885,7 +885,7 @@ fn a_server_serves_until_it_is_freed() {
     // SAFETY: handles are alive and freed once.
     unsafe {
         mb_gauge_set(gauge, 3.0);
-        assert_eq!(mb_serve(bus.0, s("9090"), &mut server), MB_ERROR_SERVE);
+        assert_eq!(mb_serve(bus.0, s(":9464"), &mut server), MB_ERROR_SERVE);
         assert!(
             error().contains("is not an address to serve at"),
             "{}",

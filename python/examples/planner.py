@@ -4,7 +4,7 @@ The load is made up: a wave that rises and falls twice. Each worker says how ful
 them fires, a coroutine of the planner starts or stops workers, one at a time, until the rule says that it is enough. Nobody polls.
 
     python examples/planner.py --seconds 10
-    python examples/planner.py --seconds 60 --serve 127.0.0.1:9090     # and look at /metrics and /rules
+    python examples/planner.py --seconds 60 --serve 127.0.0.1:9464     # and look at /metrics and /rules
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Counter:
         namespace: str = "",
         subsystem: str = "",
         unit: str = "",
-        registry: MetricBus | Scope | None = None,
+        registry: MetricBus | Scope | None = ...,
         *,
         expire_after: _Time | None = None,
         max_series: int | None = None,
@@ -82,12 +82,19 @@ class Counter:
 
         An exemplar that can't be, with more than 128 characters or a wrong name, is an `ExemplarError`; it is counted all the same.
         """
+    def reset(self) -> None:
+        """Begins again at 0, as where a logical process starts anew: the series is removed and made anew, so that everybody sees a
+        restart, and nobody a fall. Who has subscribed to this one series hears that it is gone.
+        """
     def get(self) -> float: ...
     def exemplar(self) -> Exemplar | None:
         """The latest exemplar, if there ever was one."""
     def labels(self, *args: object, **kwargs: object) -> Counter: ...
     def remove(self, *values: object) -> bool: ...
-    def clear(self) -> None: ...
+    def remove_by_labels(self, labels: Mapping[str, object]) -> None:
+        """Removes every child that has these label values, given by name for some of the labels. Without any, nothing."""
+    def clear(self) -> None:
+        """Removes all children; where there are no labels, nothing."""
     def count_exceptions(
         self, exception: type[BaseException] | tuple[type[BaseException], ...] | None = None
     ) -> CountExceptions: ...
@@ -111,7 +118,7 @@ class Gauge:
         namespace: str = "",
         subsystem: str = "",
         unit: str = "",
-        registry: MetricBus | Scope | None = None,
+        registry: MetricBus | Scope | None = ...,
         multiprocess_mode: str | None = None,
         *,
         expire_after: _Time | None = None,
@@ -134,7 +141,10 @@ class Gauge:
     def time(self) -> Timer: ...
     def labels(self, *args: object, **kwargs: object) -> Gauge: ...
     def remove(self, *values: object) -> bool: ...
-    def clear(self) -> None: ...
+    def remove_by_labels(self, labels: Mapping[str, object]) -> None:
+        """Removes every child that has these label values, given by name for some of the labels. Without any, nothing."""
+    def clear(self) -> None:
+        """Removes all children; where there are no labels, nothing."""
     @property
     def name(self) -> str: ...
     @property
@@ -157,7 +167,7 @@ class Histogram:
         namespace: str = "",
         subsystem: str = "",
         unit: str = "",
-        registry: MetricBus | Scope | None = None,
+        registry: MetricBus | Scope | None = ...,
         *,
         buckets: Iterable[float] | None = None,
         native: bool | None = None,
@@ -175,7 +185,10 @@ class Histogram:
     def time(self) -> Timer: ...
     def labels(self, *args: object, **kwargs: object) -> Histogram: ...
     def remove(self, *values: object) -> bool: ...
-    def clear(self) -> None: ...
+    def remove_by_labels(self, labels: Mapping[str, object]) -> None:
+        """Removes every child that has these label values, given by name for some of the labels. Without any, nothing."""
+    def clear(self) -> None:
+        """Removes all children; where there are no labels, nothing."""
     @property
     def name(self) -> str: ...
     @property
@@ -347,8 +360,12 @@ class MetricBus:
     def series(self, selector: _Selector) -> list[Series]: ...
     def remove(self, selector: _Selector) -> int: ...
     def lints(self) -> list[str]: ...
-    def serve(self, address: str = "127.0.0.1:9090") -> Server: ...
-    def get_sample_value(self, name: str, labels: Mapping[str, object] | None = None) -> float | None: ...
+    def serve(self, address: str | int = "127.0.0.1:9464") -> Server:
+        """Serves `/metrics` and its siblings in the background. A port alone, `9464` or `"9464"`, is one of this machine only."""
+    def get_sample_value(self, name: str, labels: Mapping[str, object] | None = None) -> float | None:
+        """The value of one sample as it would be scraped, or `None`. What is to run before a scrape runs first. `_created` is since when a
+        counter or a histogram counts, unless `PROMETHEUS_DISABLE_CREATED_SERIES` is set.
+        """
     def export_prometheus(self, *, openmetrics: bool = False) -> str:
         """Every metric in Prometheus text 0.0.4, or in OpenMetrics 1.0, without what an exporter adds about the process.
 
@@ -1131,8 +1148,8 @@ class Window:
     on, and ends when nothing refers to it any more.
 
     A gauge's average is weighted by time: a value counts for as long as it was held. A counter's increase and rate are exact
-    over the time that `coverage` tells. Time is cut into slots of a hundredth of the width, at least 10 ms; a window is at
-    least 100 ms wide.
+    over the time that the window covers: its width, and less than a slot more. Time is cut into slots of a hundredth of the
+    width, at least 10 ms; a window is at least 100 ms wide.
 
     One over a single series stays as it was when that is removed; of a selector, a series that is removed leaves the window.
     """
@@ -1179,8 +1196,8 @@ class WindowStats:
         """The width in force, in seconds: what was asked for, at least 0.1."""
     @property
     def coverage(self) -> float:
-        """The share of the width that was observed, 0 to 1: small until the window has existed for its width. Of several series
-        the mean.
+        """The share of the width that was observed, 0 to 1: small until the window has existed for its width, 1 from then on. Of
+        several series the mean.
         """
     @property
     def sources(self) -> int:
@@ -1263,7 +1280,10 @@ class Exporter:
     ) -> Awaitable[tuple[int, list[tuple[str, str]], bytes]]:
         """`answer`, to be awaited: the event loop goes on meanwhile."""
 
-    def serve(self, address: str = "127.0.0.1:9090") -> Server: ...
+    def serve(self, address: str | int = "127.0.0.1:9464", *, metrics_on_every_path: bool = False) -> Server:
+        """Serves in the background. `metrics_on_every_path`: `/` and all paths that lead nowhere lead to the metrics, as
+        `prometheus_client` has it.
+        """
 
 @final
 class Push:

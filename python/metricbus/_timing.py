@@ -39,6 +39,15 @@ class _Around:
         raise NotImplementedError
 
     def __call__(self, function: _F) -> _F:
+        around = self._around(function)
+        try:
+            # Also for those who do not follow `__wrapped__`, as `inspect.getfullargspec`.
+            around.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        except (TypeError, ValueError):
+            pass  # It has none, as some built in.
+        return around
+
+    def _around(self, function: _F) -> _F:
         if is_coroutine_function(function):
 
             @functools.wraps(function)
@@ -91,11 +100,13 @@ class _Around:
 class Timer(_Around):
     """Reports how many seconds a block or a call took, also where it raised."""
 
-    __slots__ = ("_report", "_start")
+    __slots__ = ("_report", "_start", "duration")
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
         self._start = 0.0
+        #: The seconds that were reported last; `None` before.
+        self.duration: float | None = None
 
     def _fresh(self) -> Timer:
         return Timer(self._report)
@@ -112,7 +123,8 @@ class Timer(_Around):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._report(time.perf_counter() - self._start)
+        self.duration = max(time.perf_counter() - self._start, 0)
+        self._report(self.duration)
 
 
 class InProgress(_Around):

@@ -45,7 +45,7 @@ _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApplication = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
 
-_SIBLINGS = ("/rules", "/health", "/live")
+_SIBLINGS = ("/rules", "/health", "/live", "/stream")
 
 
 class Answering(Protocol):
@@ -124,11 +124,12 @@ def start_http_server(
 ) -> tuple[BackgroundServer, threading.Thread]:
     """Serves in the background until the process ends, or until `shutdown()` of the server that it gives.
 
-    As in `prometheus_client`, on all addresses where none is named. The thread that comes with the server ends with it. For TLS
+    As in `prometheus_client`, on all addresses where none is named, and under every path that is not the exporter's (`/rules`, `/health`,
+    `/live`, `/stream`, `/api/`). The thread that comes with the server ends with it. For TLS
     put a proxy in front.
     """
     host = f"[{addr}]" if ":" in addr else addr
-    server = BackgroundServer(_exporter(registry).serve(f"{host}:{port}"))
+    server = BackgroundServer(_exporter(registry).serve(f"{host}:{port}", metrics_on_every_path=True))
     # The server is served by threads of its own; this one only keeps it, and can be joined.
     thread = threading.Thread(target=server._ended.wait, name="metricbus-server", daemon=True)
     thread.start()
@@ -137,7 +138,7 @@ def start_http_server(
 
 async def serve_forever(
     bus: MetricBus | Exporter,
-    address: str = "127.0.0.1:9090",
+    address: str | int = "127.0.0.1:9464",
     *,
     on_ready: Callable[[Server], object] | None = None,
 ) -> None:
@@ -221,8 +222,9 @@ def instance_ip_grouping_key() -> dict[str, str]:
 
 def _path(path: str, query: str) -> str:
     """A path of the exporter's. As in `prometheus_client`, any that is not known leads to the metrics."""
-    path = next((sibling for sibling in _SIBLINGS if path.rstrip("/") == sibling), "/metrics")
-    return f"{path}?{query}" if query and path != "/metrics" else path
+    if not path.startswith("/api/"):
+        path = next((sibling for sibling in _SIBLINGS if path.rstrip("/") == sibling), "/metrics")
+    return f"{path}?{query}" if query else path
 
 
 def _known(method: str, path: str) -> Answer | None:
@@ -270,14 +272,25 @@ def wsgi_app(answering: Answering, disable_compression: bool = False) -> WSGIApp
 def make_asgi_app(
     registry: MetricBus | Exporter | None = None, disable_compression: bool = False
 ) -> ASGIApplication:
-    """An ASGI application that serves the metrics, to be mounted or served by itself. A scrape does not block the event loop."""
+    """An ASGI application that serves the metrics, to be a route (`app.add_route("/metrics", …)`), mounted, or served by itself. A scrape does not block the event loop."""
     return asgi_app(_exporter(registry), disable_compression)
 
 
 def asgi_app(answering: Answering, disable_compression: bool = False) -> ASGIApplication:
     """Whatever answers, as an ASGI application."""
+    return _Metrics(answering, disable_compression)
 
-    async def metrics(scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
+
+class _Metrics:
+    """An object and no function: frameworks take a function for a handler of their own kind, and this for an application. So
+    `app.add_route("/metrics", make_asgi_app())` of FastAPI and Starlette has it answer that very path, without the redirect to
+    `/metrics/` that `app.mount` makes."""
+
+    def __init__(self, answering: Answering, disable_compression: bool) -> None:
+        self._answering = answering
+        self._disable_compression = disable_compression
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
@@ -288,19 +301,17 @@ def asgi_app(answering: Answering, disable_compression: bool = False) -> ASGIApp
         path = path[len(root) :] if root and path.startswith(root) else path
         accept, encoding = (_header(scope, name) for name in (b"accept", b"accept-encoding"))
         try:
-            status, headers, body = _known(method, path) or await answering.answer_async(
+            status, headers, body = _known(method, path) or await self._answering.answer_async(
                 _path(path, scope.get("query_string", b"").decode("latin-1")),
                 method=method,
                 accept=accept,
-                accept_encoding=None if disable_compression else encoding,
+                accept_encoding=None if self._disable_compression else encoding,
             )
         except ValueError as error:
             status, headers, body = _refused(error)
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
-
-    return metrics
 
 
 def _header(scope: MutableMapping[str, Any], name: bytes) -> str | None:

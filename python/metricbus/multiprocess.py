@@ -8,7 +8,7 @@ added up: `sum without (process) (rate(requests_total[1m]))`.
     from metricbus import multiprocess
 
     multiprocess.start()                       # once, at import; in $METRICBUS_MULTIPROC_DIR
-    app.mount("/metrics", multiprocess.make_asgi_app())
+    app.add_route("/metrics", multiprocess.make_asgi_app())
 
 It does not matter whether the application is imported before the workers are forked or in each of them. A process that is
 forked after `start` answers for itself: its metrics begin at zero, on a bus of its own. Where the process also has metrics of

@@ -9,7 +9,11 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use metricbus::export::{self, BackgroundServer};
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyBytes};
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyBool, PyBytes, PyInt},
+};
 use tower_service::Service;
 
 use crate::{
@@ -88,6 +92,26 @@ impl Exporter {
     }
 }
 
+/// Where to serve: text, or the number of a port of this machine alone.
+struct Address(String);
+
+impl Default for Address {
+    fn default() -> Address {
+        Address("127.0.0.1:9464".to_owned())
+    }
+}
+
+impl FromPyObject<'_, '_> for Address {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, '_, PyAny>) -> PyResult<Address> {
+        if given.is_instance_of::<PyInt>() && !given.is_instance_of::<PyBool>() {
+            return Ok(Address(given.str()?.to_str()?.to_owned()));
+        }
+        given.extract().map(Address)
+    }
+}
+
 type Answer = (u16, Vec<(String, String)>, Py<PyBytes>);
 
 fn request(
@@ -143,10 +167,12 @@ impl Exporter {
     ) -> PyResult<Exporter> {
         let merge = match merge {
             None => Vec::new(),
-            Some(registries) => registries
-                .try_iter()?
-                .map(|registry| Ok(registry?.unbind()))
-                .collect::<PyResult<_>>()?,
+            Some(registries) => gate::foreign(registries.py(), || {
+                let registries = registries.try_iter()?;
+                registries
+                    .map(|registry| Ok(registry?.unbind()))
+                    .collect::<PyResult<_>>()
+            })?,
         };
         Exporter::of(Plan {
             process_metrics,
@@ -193,12 +219,20 @@ impl Exporter {
     }
 
     /// Serves in the background, from threads that never take the interpreter's lock but for hooks.
-    #[pyo3(signature = (address="127.0.0.1:9090"))]
-    fn serve(&self, py: Python<'_>, address: &str) -> PyResult<Server> {
-        let exporter = self.current()?.clone();
-        let address = address.to_owned();
+    /// `metrics_on_every_path`: `/` and all paths that lead nowhere lead to the metrics, as `prometheus_client` has it.
+    #[pyo3(signature = (address=Address::default(), *, metrics_on_every_path=false))]
+    fn serve(
+        &self,
+        py: Python<'_>,
+        address: Address,
+        metrics_on_every_path: bool,
+    ) -> PyResult<Server> {
+        let mut exporter = self.current()?.clone();
+        if metrics_on_every_path {
+            exporter = exporter.metrics_on_every_path();
+        }
         // A name may have to be looked up.
-        let serve = move || exporter.serve_in_background(address.as_str());
+        let serve = move || exporter.serve_in_background(&address.0);
         let server = runtime::wait_blocking(py, serve)?.or_raise()?;
         Ok(Server {
             address: server.local_addr().to_string(),
@@ -327,8 +361,8 @@ impl Drop for Server {
 impl MetricBus {
     /// Serves `/metrics`, `/rules`, `/health` and `/live` in the background, until the server is closed or nothing refers to it.
     /// `await bus.serve(…)` serves until it is cancelled. `Exporter(bus, …).serve(…)` takes more options.
-    #[pyo3(signature = (address="127.0.0.1:9090"))]
-    fn serve(&self, py: Python<'_>, address: &str) -> PyResult<Server> {
-        Exporter::of(Plan::of(self))?.serve(py, address)
+    #[pyo3(signature = (address=Address::default()))]
+    fn serve(&self, py: Python<'_>, address: Address) -> PyResult<Server> {
+        Exporter::of(Plan::of(self))?.serve(py, address, false)
     }
 }

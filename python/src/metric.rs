@@ -1,7 +1,15 @@
 //! `Counter`, `Gauge` and `Histogram`. Each is one series, or with label names a family of them; in both shapes it holds
 //! what it takes to declare it again in a forked child.
 
-use std::sync::Arc;
+use std::{
+    any::Any,
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use metricbus::{
     Buckets, CounterError, Desc, ExemplarError, Family, IntoSelector, Metric, SampleValue,
@@ -17,6 +25,7 @@ use pyo3::{
 use crate::{
     bus::{Bus, MetricBus, Root, Scope},
     convert::{self, Real},
+    deliver::lock,
     error::{Raise, raise},
     fork::Forked,
     gate,
@@ -30,17 +39,40 @@ pub(crate) struct Declaration {
     desc: Desc,
     names: Vec<String>,
     again: fn(&Declaration) -> PyResult<()>,
+    /// Whether any of its series was ever reset.
+    is_reset: AtomicBool,
+    resets: Forked<Mutex<Resets>>,
 }
+
+/// By label values, the series that was made anew when it was last reset: a `One`.
+type Resets = HashMap<Option<Box<[String]>>, Arc<dyn Any + Send + Sync>>;
 
 impl Declaration {
     /// On the bus of a forked child, where it is not yet.
     pub(crate) fn again(&self) -> PyResult<()> {
         (self.again)(self)
     }
+
+    fn resets(&self) -> &Mutex<Resets> {
+        let made = self
+            .resets
+            .get_or(|| Ok::<_, std::convert::Infallible>(Mutex::default()));
+        match made {
+            Ok(resets) => resets,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The series with these values, if it was reset.
+    #[cold]
+    fn renewed<M: Kind>(&self, values: &Option<Box<[String]>>) -> Option<Arc<One<M>>> {
+        let found = lock(self.resets()).get(values).cloned();
+        found.and_then(|one| one.downcast().ok())
+    }
 }
 
 /// What is common to the three types of the core.
-pub(crate) trait Kind: Metric + Clone + Send + Sync {
+pub(crate) trait Kind: Metric + Clone + Send + Sync + 'static {
     fn one_series(&self) -> CoreSeries;
 }
 
@@ -93,6 +125,24 @@ impl<M: Kind> One<M> {
     }
 }
 
+/// The series that a handle stands for now.
+enum Current<'a, M> {
+    Made(&'a One<M>),
+    Renewed(Arc<One<M>>),
+}
+
+impl<M> Deref for Current<'_, M> {
+    type Target = One<M>;
+
+    #[inline]
+    fn deref(&self) -> &One<M> {
+        match self {
+            Current::Made(one) => one,
+            Current::Renewed(one) => one,
+        }
+    }
+}
+
 /// A metric, or a child of one.
 pub(crate) struct Handle<M: Kind> {
     declared: Arc<Declaration>,
@@ -125,6 +175,8 @@ impl<M: Kind> Handle<M> {
             desc,
             names,
             again: |declared| make::<M>(declared, None).map(drop),
+            is_reset: AtomicBool::new(false),
+            resets: Forked::new(Mutex::default()),
         });
         let made = make(&declared, None)?;
         declared.root.bus().declared(&declared);
@@ -142,16 +194,39 @@ impl<M: Kind> Handle<M> {
     }
 
     #[inline]
-    fn here(&self) -> PyResult<&One<M>> {
+    fn here(&self) -> PyResult<Current<'_, M>> {
+        if self.declared.is_reset.load(Relaxed)
+            && let Some(one) = self.declared.renewed(&self.values)
+        {
+            return Ok(Current::Renewed(one));
+        }
         match self.made()? {
-            Made::One(one) => Ok(one),
+            Made::One(one) => Ok(Current::Made(one)),
             Made::Many(family) => Err(self.has_labels(family)),
         }
     }
 
-    #[inline]
-    fn one(&self) -> PyResult<&M> {
-        Ok(&self.here()?.metric)
+    /// Removes the series, and makes it anew with the same labels: for all handles of this declaration it is that one from here on.
+    fn reset(&self) -> PyResult<()> {
+        let series = self.here()?.metric.one_series();
+        let bus = self.declared.root.bus().current()?;
+        bus.remove(series).or_raise()?;
+        let Made::One(one) = make::<M>(&self.declared, self.values.as_deref())? else {
+            unreachable!("a handle that has a series is no family");
+        };
+        let one = Arc::new(one);
+        let before = {
+            let mut resets = lock(self.declared.resets());
+            // Of children that were removed since, nobody who writes means these.
+            let over: Vec<_> = resets
+                .extract_if(|_, one| is_over::<M>(one))
+                .map(|(_, one)| one)
+                .collect();
+            (over, resets.insert(self.values.clone(), one))
+        };
+        drop(before);
+        self.declared.is_reset.store(true, Relaxed);
+        Ok(())
     }
 
     #[cold]
@@ -160,7 +235,7 @@ impl<M: Kind> Handle<M> {
         raise(
             "LabelError",
             format!(
-                "metric {:?} has the labels ({names}), so it has no value of its own; .labels(…) with a value for each would be right",
+                "metric {:?} is missing label values: it has the labels ({names}), so it has no value of its own; .labels(…) with a value for each would be right",
                 family.name()
             ),
         )
@@ -189,9 +264,17 @@ impl<M: Kind> Handle<M> {
         let values = self.values_of(args, kwargs)?;
         let child = family.with_label_values(&values).or_raise()?;
         let one = One::child(&self.declared.root, child);
+        let values = Some(values.into());
+        if self.declared.is_reset.load(Relaxed) {
+            // One that was removed since it was reset is no more what is meant by these values.
+            let mut resets = lock(self.declared.resets());
+            if resets.get(&values).is_some_and(is_over::<M>) {
+                resets.remove(&values);
+            }
+        }
         Ok(Handle {
             declared: self.declared.clone(),
-            values: Some(values.into()),
+            values,
             made: Forked::new(Made::One(one)),
         })
     }
@@ -238,18 +321,48 @@ impl<M: Kind> Handle<M> {
         family.remove(&values).or_raise()
     }
 
+    /// Removes the children that have all of these label values.
+    fn remove_by_labels(&self, labels: &Bound<'_, PyAny>) -> PyResult<()> {
+        let family = self.family()?;
+        let wanted = convert::pairs(labels)?;
+        let names = &self.declared.names;
+        if let Some((odd, _)) = wanted.iter().find(|(name, _)| !names.contains(name)) {
+            let names = names.join(", ");
+            return Err(raise(
+                "LabelError",
+                format!("there is no label {odd:?}; the labels are ({names})"),
+            ));
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let bus = self.declared.root.bus().current()?;
+        for series in family.series() {
+            let is_meant = |(name, value): &(String, String)| {
+                series.label(name).is_some_and(|present| present == *value)
+            };
+            if wanted.iter().all(is_meant) {
+                bus.remove(series.clone()).or_raise()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing to do where there are no labels.
     fn clear(&self) -> PyResult<()> {
-        self.family()?.clear();
+        if let Made::Many(family) = self.made()? {
+            family.clear();
+        }
         Ok(())
     }
 
     fn series(&self) -> PyResult<Series> {
-        Ok(Series::of(self.one()?.one_series()))
+        Ok(Series::of(self.here()?.metric.one_series()))
     }
 
     fn all_series(&self) -> PyResult<Vec<Series>> {
         Ok(match self.made()? {
-            Made::One(one) => vec![Series::of(one.metric.one_series())],
+            Made::One(_) => vec![self.series()?],
             Made::Many(family) => family.series().into_iter().map(Series::of).collect(),
         })
     }
@@ -264,7 +377,10 @@ impl<M: Kind> Handle<M> {
     /// All of it: the one series, or every one of the family, those to come too.
     pub(crate) fn selector(&self) -> PyResult<Selector> {
         match self.made()? {
-            Made::One(one) => one.metric.one_series().into_selector().or_raise(),
+            Made::One(_) => {
+                let series = self.here()?.metric.one_series();
+                series.into_selector().or_raise()
+            }
             Made::Many(family) => {
                 // Other scopes may have declared children of the same name, with their own labels.
                 let scope = self.declared.root.scope()?;
@@ -286,7 +402,7 @@ impl<M: Kind> Handle<M> {
     /// `None` of a family.
     pub(crate) fn one_series(&self) -> PyResult<Option<CoreSeries>> {
         Ok(match self.made()? {
-            Made::One(one) => Some(one.metric.one_series()),
+            Made::One(_) => Some(self.here()?.metric.one_series()),
             Made::Many(_) => None,
         })
     }
@@ -305,6 +421,11 @@ impl<M: Kind> Handle<M> {
         };
         format!("<{what} {inner}>")
     }
+}
+
+fn is_over<M: Kind>(one: &Arc<dyn Any + Send + Sync>) -> bool {
+    let one = one.downcast_ref::<One<M>>();
+    one.is_none_or(|one| one.metric.one_series().is_removed())
 }
 
 /// A label's value, as it stands between quotes in a selector.
@@ -328,13 +449,33 @@ fn full_name(namespace: &str, subsystem: &str, name: &str, unit: &str) -> String
     full
 }
 
-/// What the constructors of the three types have in common.
+/// Where a constructor declares.
+pub(crate) enum Place<'py> {
+    /// On `metricbus.REGISTRY`: nothing else was said.
+    Default,
+    /// `None`: on a bus of its own that nobody exposes, as with `prometheus_client`.
+    Nowhere,
+    Here(Bound<'py, PyAny>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for Place<'py> {
+    type Error = PyErr;
+
+    fn extract(place: Borrowed<'_, 'py, PyAny>) -> PyResult<Place<'py>> {
+        Ok(match place.is_none() {
+            true => Place::Nowhere,
+            false => Place::Here(place.to_owned()),
+        })
+    }
+}
+
+/// What the constructors of the types have in common.
 struct Wanted<'a, 'py> {
     name: String,
     documentation: &'a str,
     labelnames: Option<&'a Bound<'py, PyAny>>,
     unit: &'a str,
-    registry: Option<&'a Bound<'py, PyAny>>,
+    registry: Place<'py>,
     expire_after: Option<&'a Bound<'py, PyAny>>,
     max_series: Option<usize>,
     native: Option<bool>,
@@ -343,8 +484,9 @@ struct Wanted<'a, 'py> {
 impl Wanted<'_, '_> {
     fn declare<M: Kind>(self, buckets: Option<Buckets>) -> PyResult<Handle<M>> {
         let root = match self.registry {
-            None => MetricBus::default_root()?,
-            Some(place) => Root::of(place)?,
+            Place::Default => MetricBus::default_root()?,
+            Place::Nowhere => MetricBus::unseen_root(),
+            Place::Here(place) => Root::of(&place)?,
         };
         let names = label_names(self.labelnames)?;
         let mut desc = Desc::new(self.name, self.documentation).labels(names.clone());
@@ -377,7 +519,9 @@ pub(crate) fn label_names(names: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Stri
             "labelnames is the text {names:?}; a sequence of names like ({names:?},) would be right"
         )));
     }
-    names.try_iter()?.map(|name| name?.extract()).collect()
+    gate::foreign(names.py(), || {
+        names.try_iter()?.map(|name| name?.extract()).collect()
+    })
 }
 
 /// Upper bounds of buckets, without or with `inf` at the end.
@@ -385,10 +529,12 @@ pub(crate) fn buckets(bounds: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Buck
     let Some(bounds) = bounds else {
         return Ok(None);
     };
-    let mut bounds: Vec<f64> = bounds
-        .try_iter()?
-        .map(|bound| bound?.extract())
-        .collect::<PyResult<_>>()?;
+    let mut bounds: Vec<f64> = gate::foreign(bounds.py(), || {
+        bounds
+            .try_iter()?
+            .map(|bound| bound?.extract())
+            .collect::<PyResult<_>>()
+    })?;
     if bounds.last() == Some(&f64::INFINITY) {
         bounds.pop();
     }
@@ -464,7 +610,7 @@ pub(crate) struct Counter(pub(crate) Handle<metricbus::Counter<f64>>);
 #[pymethods]
 impl Counter {
     #[new]
-    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, expire_after=None, max_series=None))]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=Place::Default, *, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         name: &str,
@@ -473,7 +619,7 @@ impl Counter {
         namespace: &str,
         subsystem: &str,
         unit: &str,
-        registry: Option<&Bound<'_, PyAny>>,
+        registry: Place<'_>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
     ) -> PyResult<Counter> {
@@ -496,7 +642,8 @@ impl Counter {
     #[pyo3(signature = (amount=None, exemplar=None))]
     fn inc(&self, amount: Option<Real>, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let amount = amount.map(|amount| amount.0);
-        let counter = self.0.one()?;
+        let one = self.0.here()?;
+        let counter = &one.metric;
         if let Some(exemplar) = exemplar {
             return count_with(counter, amount.unwrap_or(1.0), exemplar);
         }
@@ -507,6 +654,12 @@ impl Counter {
             }
             Some(amount) => counter.try_inc_by(amount).or_raise(),
         }
+    }
+
+    /// Begins again at 0, as where a logical process starts anew: the series is removed and made anew, so that everybody sees a
+    /// restart, and nobody a fall. Who has subscribed to this one series hears that it is gone.
+    fn reset(&self) -> PyResult<()> {
+        self.0.reset()
     }
 
     /// Its value now; where it was made in a container of a library, what that has counted.
@@ -520,7 +673,7 @@ impl Counter {
 
     /// The latest exemplar, if there ever was one.
     fn exemplar(&self, py: Python<'_>) -> PyResult<Option<Exemplar>> {
-        let exemplar = self.0.one()?.exemplar();
+        let exemplar = self.0.here()?.metric.exemplar();
         exemplar.map(|it| Exemplar::of(py, it)).transpose()
     }
 
@@ -531,6 +684,7 @@ impl Counter {
         exception: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
+        slf.get().0.here()?;
         timing(py, "CountExceptions", (slf, exception))
     }
 }
@@ -542,7 +696,7 @@ pub(crate) struct Gauge(pub(crate) Handle<metricbus::Gauge>);
 #[pymethods]
 impl Gauge {
     #[new]
-    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, multiprocess_mode=None, *, expire_after=None, max_series=None))]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=Place::Default, multiprocess_mode=None, *, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         name: &str,
@@ -551,7 +705,7 @@ impl Gauge {
         namespace: &str,
         subsystem: &str,
         unit: &str,
-        registry: Option<&Bound<'_, PyAny>>,
+        registry: Place<'_>,
         multiprocess_mode: Option<&str>,
         expire_after: Option<&Bound<'_, PyAny>>,
         max_series: Option<usize>,
@@ -573,33 +727,39 @@ impl Gauge {
 
     /// Sets it. NaN is taken as a value.
     fn set(&self, value: Real) -> PyResult<()> {
-        self.0.one()?.set(value.0);
+        self.0.here()?.metric.set(value.0);
         Ok(())
     }
 
     /// Raises it, by 1 unless told otherwise.
     #[pyo3(signature = (amount=None))]
     fn inc(&self, amount: Option<Real>) -> PyResult<()> {
-        self.0.one()?.add(amount.map_or(1.0, |amount| amount.0));
+        self.0
+            .here()?
+            .metric
+            .add(amount.map_or(1.0, |amount| amount.0));
         Ok(())
     }
 
     /// Lowers it, by 1 unless told otherwise.
     #[pyo3(signature = (amount=None))]
     fn dec(&self, amount: Option<Real>) -> PyResult<()> {
-        self.0.one()?.sub(amount.map_or(1.0, |amount| amount.0));
+        self.0
+            .here()?
+            .metric
+            .sub(amount.map_or(1.0, |amount| amount.0));
         Ok(())
     }
 
     /// Raises it to `value`, if it is lower.
     fn set_max(&self, value: Real) -> PyResult<()> {
-        self.0.one()?.set_max(value.0);
+        self.0.here()?.metric.set_max(value.0);
         Ok(())
     }
 
     /// Lowers it to `value`, if it is higher.
     fn set_min(&self, value: Real) -> PyResult<()> {
-        self.0.one()?.set_min(value.0);
+        self.0.here()?.metric.set_min(value.0);
         Ok(())
     }
 
@@ -625,7 +785,7 @@ impl Gauge {
         if !function.is_callable() {
             return Err(PyTypeError::new_err(format!("{function} can't be called")));
         }
-        this.0.one()?;
+        this.0.here()?;
         let key = this.0.series()?.shown();
         let bus = this.0.declared.root.bus();
         bus.set_hook(key, timing(slf.py(), "Setter", (slf, function))?);
@@ -634,6 +794,7 @@ impl Gauge {
 
     /// Is raised by 1 while a block or a decorated function (also a coroutine function) runs.
     fn track_inprogress(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        slf.get().0.here()?;
         timing(slf.py(), "InProgress", (slf,))
     }
 
@@ -656,7 +817,7 @@ pub(crate) struct Histogram(pub(crate) Handle<metricbus::Histogram>);
 #[pymethods]
 impl Histogram {
     #[new]
-    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=None, *, buckets=None, native=None, expire_after=None, max_series=None))]
+    #[pyo3(signature = (name, documentation, labelnames=None, namespace="", subsystem="", unit="", registry=Place::Default, *, buckets=None, native=None, expire_after=None, max_series=None))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         name: &str,
@@ -665,7 +826,7 @@ impl Histogram {
         namespace: &str,
         subsystem: &str,
         unit: &str,
-        registry: Option<&Bound<'_, PyAny>>,
+        registry: Place<'_>,
         buckets: Option<&Bound<'_, PyAny>>,
         native: Option<bool>,
         expire_after: Option<&Bound<'_, PyAny>>,
@@ -683,6 +844,12 @@ impl Histogram {
         };
         let buckets = match self::buckets(buckets)? {
             None => Buckets::new(DEFAULT_BUCKETS).or_raise()?,
+            Some(buckets) if buckets.bounds().is_empty() => {
+                return Err(raise(
+                    "DeclareError",
+                    "buckets has no bound but inf; a histogram has at least one, and a Summary has none",
+                ));
+            }
             Some(buckets) => buckets,
         };
         wanted.declare(Some(buckets)).map(Histogram)
@@ -701,7 +868,8 @@ impl Histogram {
     #[pyo3(signature = (amount, exemplar=None))]
     fn observe(&self, amount: Real, exemplar: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let amount = amount.0;
-        let histogram = self.0.one()?;
+        let one = self.0.here()?;
+        let histogram = &one.metric;
         let Some(exemplar) = exemplar else {
             histogram.observe(amount);
             return Ok(());
@@ -728,7 +896,7 @@ impl Histogram {
 
     /// The latest exemplar of each bucket that has one, with the bucket's upper bound.
     fn exemplars(&self, py: Python<'_>) -> PyResult<Vec<(f64, Exemplar)>> {
-        let all = self.0.one()?.exemplars().into_iter();
+        let all = self.0.here()?.metric.exemplars().into_iter();
         all.map(|(bound, exemplar)| Ok((bound, Exemplar::of(py, exemplar)?)))
             .collect()
     }
@@ -762,7 +930,12 @@ macro_rules! as_family {
                 self.0.remove(values)
             }
 
-            /// Removes all children.
+            /// Removes every child that has these label values, given by name for some of the labels. Without any, nothing.
+            fn remove_by_labels(&self, labels: &Bound<'_, PyAny>) -> PyResult<()> {
+                self.0.remove_by_labels(labels)
+            }
+
+            /// Removes all children; where there are no labels, nothing.
             fn clear(&self) -> PyResult<()> {
                 self.0.clear()
             }

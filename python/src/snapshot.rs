@@ -1,9 +1,11 @@
 //! Metrics as plain values.
 
-use metricbus::SampleValue;
+use std::time::UNIX_EPOCH;
+
+use metricbus::{MetricKind, SampleValue};
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::{bus::MetricBus, convert, series};
+use crate::{bus::MetricBus, convert, export::HOOKS_DEADLINE, hooks, series};
 
 /// All metrics of a bus at one time.
 #[pyclass(frozen, module = "metricbus")]
@@ -158,17 +160,50 @@ impl SeriesSnapshot {
     }
 }
 
+impl MetricBus {
+    fn created(&self, metric: &str, wanted: &mut [(String, String)]) -> PyResult<Option<f64>> {
+        let disabled = std::env::var("PROMETHEUS_DISABLE_CREATED_SERIES");
+        let disabled = disabled.unwrap_or_default().to_lowercase();
+        if ["true", "1", "t"].contains(&&*disabled) {
+            return Ok(None);
+        }
+        wanted.sort();
+        let bus = self.current()?;
+        for name in [format!("{metric}_total"), metric.to_owned()] {
+            let Ok(all) = bus.series(&*name) else {
+                continue;
+            };
+            for series in all {
+                let mut labels = series.labels();
+                labels.sort();
+                if series.kind() != MetricKind::Gauge && labels == wanted {
+                    let since = series.created().duration_since(UNIX_EPOCH);
+                    return Ok(Some(since.unwrap_or_default().as_secs_f64()));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
 #[pymethods]
 impl MetricBus {
     /// The value of one sample as it would be scraped, or `None` where there is none: a counter's or a gauge's by its name, a
-    /// histogram's by `_bucket` (with the label `le`), `_count` and `_sum`. As tests with `prometheus_client` ask for it.
+    /// histogram's by `_bucket` (with the label `le`), `_count` and `_sum`. `_created` is since when a counter or a histogram counts,
+    /// in seconds since 1970, unless `PROMETHEUS_DISABLE_CREATED_SERIES` is set. As tests with `prometheus_client` ask for it: what is to run
+    /// before a scrape (`on_collect`, `Gauge.set_function`) runs first.
     #[pyo3(signature = (name, labels=None))]
     fn get_sample_value(
         &self,
+        py: Python<'_>,
         name: &str,
         labels: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Option<f64>> {
+        hooks::run_here(py, &self.0, HOOKS_DEADLINE)?;
         let mut wanted = labels.map(convert::pairs).transpose()?.unwrap_or_default();
+        if let Some(metric) = name.strip_suffix("_created") {
+            return self.created(metric, &mut wanted);
+        }
         let snapshot = self.current()?.snapshot();
         let (family, part) = match snapshot.family(name) {
             Some(family) => (family, ""),

@@ -19,8 +19,8 @@ use crate::{
 /// on, and ends when nothing refers to it any more.
 ///
 /// A gauge's average is weighted by time: a value counts for as long as it was held. A counter's increase and rate are exact
-/// over the time that `coverage` tells. Time is cut into slots of a hundredth of the width, at least 10 ms; a window is at
-/// least 100 ms wide.
+/// over the time that the window covers: its width, and less than a slot more. Time is cut into slots of a hundredth of the
+/// width, at least 10 ms; a window is at least 100 ms wide.
 ///
 /// One over a single series stays as it was when that is removed; of a selector, a series that is removed leaves the window.
 #[pyclass(frozen, weakref, module = "metricbus")]
@@ -197,8 +197,8 @@ impl WindowStats {
         self.0.width.as_secs_f64()
     }
 
-    /// The share of the width that was observed, 0 to 1: small until the window has existed for its width. Of several series
-    /// the mean.
+    /// The share of the width that was observed, 0 to 1: small until the window has existed for its width, 1 from then on. Of
+    /// several series the mean.
     #[getter]
     fn coverage(&self) -> f64 {
         self.0.coverage

@@ -75,7 +75,7 @@ def test_the_planner_starts_workers_for_the_load_and_stops_them_after_it() -> No
 
 def test_the_planner_says_what_it_can_not_do() -> None:
     assert "more than 0 would be right" in example("planner.py", "--seconds", "0", status=2).stderr
-    assert "9090" in example("planner.py", "--serve", "9090", status=2).stderr
+    assert "9464" in example("planner.py", "--serve", ":9464", status=2).stderr
 
 
 def test_the_plot_of_a_window_shows_when_the_rule_fired(tmp_path: Path) -> None:

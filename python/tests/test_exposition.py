@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import inspect
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -79,6 +81,62 @@ def test_start_http_server_serves_until_it_is_shut_down(served: mb.MetricBus) ->
     with pytest.raises(ConnectionRefusedError):
         http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5).connect()
     server.server_close()
+
+
+def test_every_path_that_is_not_ours_leads_to_the_metrics(served: mb.MetricBus) -> None:
+    server, thread = mb.start_http_server(0, "127.0.0.1", served)
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+    async def ask(path: str) -> tuple[int, str]:
+        transport = httpx.ASGITransport(app=mb.make_asgi_app(served))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            answer = await client.get(path)
+            return answer.status_code, answer.text
+
+    try:
+        for way in (get, lambda path: asyncio.run(ask(path))):
+            assert all("requests_total 3" in way(path)[1] for path in ("/", "/metrics", "/anything/else"))
+            assert "rules_left_out" in way("/rules")[1]
+            assert way("/live") == (200, '{"status":"ok"}\n')
+            assert (way("/stream")[0], way("/api/v1/query")[0]) == (404, 404)
+            # As prometheus_client, by the names of samples.
+            some = way("/metrics?name[]=requests_total&name[]=ttft_seconds_count")[1]
+            assert [line for line in some.splitlines() if line[0] != "#"] == ["requests_total 3", "ttft_seconds_count 1"]
+        # For people.
+        with served.serve(0) as own, urllib.request.urlopen(f"http://127.0.0.1:{own.port}/") as response:
+            assert "text/html" in response.headers["content-type"]
+    finally:
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("address", [0, "0"])
+def test_a_port_alone_is_one_of_this_machine(served: mb.MetricBus, address: int | str) -> None:
+    with served.serve(address) as server:
+        assert server.address.startswith("127.0.0.1:") and server.port > 0
+    assert "9464" in str(inspect.signature(mb.serve_forever))
+    with pytest.raises(TypeError):
+        served.serve(True)
+    with pytest.raises(mb.ServeError, match="0 to 65535"):
+        served.serve(70000)
+
+
+def test_a_route_of_fastapi_answers_its_path_without_a_redirect(served: mb.MetricBus) -> None:
+    app = FastAPI()
+    app.add_route("/metrics", mb.make_asgi_app(served))  # type: ignore[arg-type]
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://here") as client:
+            return await client.get("/metrics")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, "requests_total 3" in answer.text) == (200, True)
 
 
 def test_a_server_on_a_port_that_is_taken_says_so(served: mb.MetricBus) -> None:
@@ -267,8 +325,8 @@ def test_serve_forever_serves_until_it_is_cancelled(served: mb.MetricBus) -> Non
 
 
 def test_serve_forever_says_what_address_is_wrong(served: mb.MetricBus) -> None:
-    with pytest.raises(mb.ServeError, match="9090"):
-        asyncio.run(mb.serve_forever(served, "9090"))
+    with pytest.raises(mb.ServeError, match="9464"):
+        asyncio.run(mb.serve_forever(served, ":9464"))
 
 
 def test_a_cancelled_scrape_leaves_nothing_behind(served: mb.MetricBus) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 import pytest
 
 import metricbus
+import metricbus as mb
 from metricbus import Counter, Gauge, Histogram, MetricBus
 
 
@@ -375,3 +376,79 @@ def test_what_prometheus_client_takes_for_many_processes_is_taken(bus: MetricBus
     Gauge("depth", "Waiting.", registry=bus, multiprocess_mode="livesum").set(1)
     with pytest.raises(TypeError, match=r"Exporter\(bus, merge=\[registry\]\)"):
         Gauge("depth", "Waiting.", registry=object())  # type: ignore[arg-type]
+
+
+def test_a_counter_that_is_reset_begins_anew_for_all_who_hold_it(bus: mb.MetricBus) -> None:
+    plain = mb.Counter("plain", "Plain.", registry=bus)
+    family = mb.Counter("by_code", "By code.", ("code",), registry=bus)
+    held, other = family.labels("200"), family.labels("500")
+    window = bus.window("plain_total", 60)
+    for counter in (plain, held, other):
+        counter.inc(5)
+    for counter in (plain, held):
+        counter.reset()
+        assert counter.get() == 0
+        counter.inc(2)
+    assert (plain.get(), held.get(), family.labels("200").get(), other.get()) == (2, 2, 2, 5)
+    assert bus.get_sample_value("plain_total") == 2
+    assert bus.get_sample_value("by_code_total", {"code": "200"}) == 2
+    # A restart, and no fall.
+    assert (window.stats().increase or 0) >= 0
+    assert not held.series.is_removed and held.series == family.labels("200").series
+    # A child that was removed does not come back by a late write, nor by another one that is reset.
+    family.remove("200")
+    other.reset()
+    held.inc()
+    assert bus.get_sample_value("by_code_total", {"code": "200"}) is None
+    family.labels("200").inc()
+    assert bus.get_sample_value("by_code_total", {"code": "200"}) == 1
+
+
+def test_children_are_removed_by_some_of_their_labels(bus: mb.MetricBus) -> None:
+    jobs = mb.Gauge("jobs", "Jobs.", ("tenant", "queue"), registry=bus)
+    for tenant, queue in (("a", "x"), ("a", "y"), ("b", "x")):
+        jobs.labels(tenant, queue).set(1)
+    jobs.remove_by_labels({})
+    assert len(jobs.all_series()) == 3
+    jobs.remove_by_labels({"tenant": "a"})
+    assert [series.labels for series in jobs.all_series()] == [{"tenant": "b", "queue": "x"}]
+    with pytest.raises(mb.LabelError, match="there is no label 'who'|there is no label \"who\""):
+        jobs.remove_by_labels({"who": "a"})
+    jobs.clear()
+    assert jobs.all_series() == []
+    plain = mb.Gauge("plain", "Plain.", registry=bus)
+    plain.set(1)
+    plain.clear()
+    assert plain.get() == 1
+
+
+def test_without_a_registry_a_metric_is_exposed_by_nobody() -> None:
+    hidden = mb.Counter("hidden_from_all", "Hidden.", registry=None)
+    hidden.inc()
+    assert hidden.get() == 1
+    assert b"hidden_from_all" not in mb.generate_latest()
+    shown = mb.Counter("shown_to_all", "Shown.")
+    assert b"shown_to_all" in mb.generate_latest()
+    del shown
+
+
+def test_what_can_not_be_observed_says_so_at_once(bus: mb.MetricBus) -> None:
+    counter = mb.Counter("c", "C.", ("l",), registry=bus)
+    gauge = mb.Gauge("g", "G.", ("l",), registry=bus)
+    for use in (counter.inc, counter.reset, counter.count_exceptions, gauge.track_inprogress, gauge.inc):
+        with pytest.raises(ValueError, match="missing label values"):
+            use()
+
+
+def test_decorated_functions_keep_their_signature(bus: mb.MetricBus) -> None:
+    import inspect
+
+    @mb.Gauge("busy", "Busy.", registry=bus).track_inprogress()
+    def work(amount: int, *, twice: bool = False) -> int:
+        return amount
+
+    assert inspect.getfullargspec(work)[:1] == (["amount"],)
+    assert inspect.getfullargspec(work).kwonlyargs == ["twice"]
+    with mb.Histogram("took_seconds", "Took.", registry=bus).time() as timer:
+        assert timer.duration is None
+    assert timer.duration == bus.get_sample_value("took_seconds_sum")

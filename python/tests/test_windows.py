@@ -202,3 +202,11 @@ def test_a_forked_child_has_windows_over_its_own_metrics(run: Callable[..., Comp
     child, error, parent = done.stdout.splitlines()
     assert (child, parent) == ("[1.0, 1.0, 1.0]", "[5.0, 5.0, 5.0]")
     assert "look it up on the bus again" in error
+
+
+def test_a_window_that_has_existed_for_its_width_is_covered_and_stays_so(bus: MetricBus, clock: Clock) -> None:
+    bus.gauge("g", "G.").set(1)
+    rule = bus.add_rule(mb.Rule("Full", mb.when(mb.Expr.over("g", 300).coverage(), at_least=1)))
+    for second in range(1, 1_201):
+        clock.advance(1)
+        assert rule.status().fired == (second >= 300), second

@@ -237,7 +237,7 @@ mod from {
                         count: summary.sample_count(),
                     })
                 });
-                let series = series.collect::<Result<Vec<_>, String>>()?;
+                let series = fit(&name, series, &mut foreign.unfit_series)?;
                 let help = family.help().to_owned();
                 foreign.summaries.push(Summary { name, help, series });
                 return Ok(());
@@ -271,7 +271,7 @@ mod from {
             };
             Ok(SeriesSnapshot { labels, value })
         });
-        let series = series.collect::<Result<Vec<_>, String>>()?;
+        let series = fit(&name, series, &mut foreign.unfit_series)?;
         foreign.families.push(FamilySnapshot {
             name,
             help: family.help().to_owned(),
@@ -280,6 +280,26 @@ mod from {
             series,
         });
         Ok(())
+    }
+
+    /// The series that can be exposed: one that can't does not take the others with it. An error where none can.
+    fn fit<T>(
+        name: &str,
+        series: impl Iterator<Item = Result<T, String>>,
+        unfit: &mut Vec<(String, String)>,
+    ) -> Result<Vec<T>, String> {
+        let (mut fit, mut faults) = (Vec::new(), Vec::new());
+        for one in series {
+            match one {
+                Ok(series) => fit.push(series),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        if fit.is_empty() && !faults.is_empty() {
+            return Err(faults.swap_remove(0));
+        }
+        unfit.extend(faults.into_iter().map(|fault| (name.to_owned(), fault)));
+        Ok(fit)
     }
 
     /// The crate's `protobuf` feature, which any crate of a program may switch on, renames `get_value` to `value`. An

@@ -10,6 +10,8 @@ pub(super) struct Foreign {
     pub(super) summaries: Vec<Summary>,
     /// Name and fault of what can't be exposed.
     pub(super) unfit: Vec<(String, String)>,
+    /// Name of the family and fault of single series that can't.
+    pub(super) unfit_series: Vec<(String, String)>,
 }
 
 /// A family of type summary.

@@ -102,6 +102,7 @@ const PAGE: &str = "<!doctype html>\n\
 ///
 /// - `GET /metrics`: every family of the bus, what was merged, `process_*` (on Linux) and `metricbus_*`. Prometheus text
 ///   0.0.4, or OpenMetrics 1.0 or protobuf for a client that names it in `Accept`; gzip for one that takes it.
+///   `?name[]=requests_total&name[]=…` asks for the samples of these names only, as text.
 /// - `GET /rules`: JSON that says of each rule what it watches, how it stands, and what it said last. See
 ///   [below](#rules).
 /// - `GET /health`: 200 where all checks pass, else 503; JSON that names each check and its error.
@@ -109,7 +110,8 @@ const PAGE: &str = "<!doctype html>\n\
 ///
 /// Other paths are 404, other methods than GET and HEAD 405. A family has one name and one type: where a merged registry
 /// or `process_*` has a name that the bus has too, the bus's stays, the other is left out, counted in
-/// `metricbus_exporter_skipped_families_total`, and logged once.
+/// `metricbus_exporter_skipped_families_total`, and logged once. A single series of a merged registry that would break the
+/// format is left out alone, and counted in `metricbus_exporter_skipped_series_total`.
 ///
 /// # Rules
 ///
@@ -165,6 +167,8 @@ const PAGE: &str = "<!doctype html>\n\
 #[derive(Clone)]
 pub struct Exporter {
     pub(super) inner: Arc<Inner>,
+    /// Whether paths that lead nowhere lead to the metrics.
+    everywhere: bool,
 }
 
 pub(super) struct Inner {
@@ -261,6 +265,27 @@ impl Exporter {
     /// ```
     pub fn bus(&self) -> &MetricBus {
         &self.inner.bus
+    }
+
+    /// This exporter, but with the metrics also under `/` and all other paths that lead nowhere, as Prometheus's client for
+    /// Python serves them. `/rules`, `/health` and `/live` stay what they are, and `/stream` and `/api/` are not taken.
+    ///
+    /// ```
+    /// # use http::Request;
+    /// # use metricbus::{MetricBus, export::Exporter};
+    /// # use tower_service::Service;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut exporter = Exporter::new(&MetricBus::new()).metrics_on_every_path();
+    /// let answer = exporter.call(Request::get("/").body(())?).await?;
+    /// assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn metrics_on_every_path(mut self) -> Exporter {
+        self.everywhere = true;
+        self
     }
 }
 
@@ -514,6 +539,7 @@ impl ExporterBuilder {
             .map_or(2, |n| n.get())
             .clamp(1, 4);
         Exporter {
+            everywhere: false,
             inner: Arc::new(Inner {
                 bus: self.bus,
                 checks: checks
@@ -580,7 +606,17 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
     /// A request's body is not read.
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let inner = self.inner.clone();
-        let route = Route::of(request.method(), request.uri().path());
+        let path = request.uri().path();
+        let mut route = Route::of(request.method(), path);
+        let leads_nowhere = match route {
+            Route::Page => true,
+            Route::Unknown => path != "/stream" && !path.starts_with("/api/"),
+            _ => false,
+        };
+        if self.everywhere && leads_nowhere {
+            route = Route::Metrics;
+        }
+        let names = super::names::wanted(request.uri().query());
         let head_only = request.method() == Method::HEAD;
         let format = negotiate::format(request.headers());
         let encoding = negotiate::encoding(request.headers());
@@ -590,7 +626,7 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
         };
         ResponseFuture(Box::pin(async move {
             let mut response = match route {
-                Route::Metrics => inner.metrics(format, encoding).await,
+                Route::Metrics => inner.metrics(format, encoding, &names).await,
                 Route::Rules => inner.rules(query, encoding).await,
                 Route::Health => inner.health().await,
                 Route::Live => answer(StatusCode::OK, JSON, "{\"status\":\"ok\"}\n"),
@@ -711,7 +747,19 @@ impl Inner {
         answer(status, JSON, body)
     }
 
-    async fn metrics(self: Arc<Self>, format: Format, encoding: Encoding) -> Response<Full<Bytes>> {
+    async fn metrics(
+        self: Arc<Self>,
+        mut format: Format,
+        mut encoding: Encoding,
+        names: &[String],
+    ) -> Response<Full<Bytes>> {
+        if !names.is_empty() {
+            // Chosen from the text.
+            encoding = Encoding::Identity;
+            if format == Format::Protobuf {
+                format = Format::Text;
+            }
+        }
         let began = Instant::now();
         let encoded = match Handle::try_current() {
             Err(_) => Err(Arc::new(ScrapeError::NoRuntime)),
@@ -723,7 +771,8 @@ impl Inner {
             }
         };
         let body = match encoded {
-            Ok(body) => body,
+            Ok(body) if names.is_empty() => body,
+            Ok(body) => super::names::only(&body, names),
             Err(error) => {
                 self.own.scrapes_failed.fetch_add(1, Relaxed);
                 return self.no_answer(&error);
@@ -928,6 +977,16 @@ impl Inner {
             for (name, fault) in &foreign.unfit {
                 self.skipped(name, fault);
             }
+            for (name, fault) in &foreign.unfit_series {
+                self.own.series_skipped.fetch_add(1, Relaxed);
+                if self.is_new(&format!("a series of {name}")) {
+                    tracing::warn!(
+                        family = name,
+                        why = fault,
+                        "metricbus: series left out of the scrape"
+                    );
+                }
+            }
         }
         // Last, with what was left out counted.
         let own = self.own.families(&self.hooks, &self.sources);
@@ -940,13 +999,15 @@ impl Inner {
         Ok(body.lend())
     }
 
+    /// Whether something is to be logged: each once.
+    fn is_new(&self, what: &str) -> bool {
+        let mut told = lock(&self.told);
+        told.len() < TOLD_MAX && told.insert(what.to_owned())
+    }
+
     fn skipped(&self, name: &str, why: &str) {
         self.own.families_skipped.fetch_add(1, Relaxed);
-        let is_new = {
-            let mut told = lock(&self.told);
-            told.len() < TOLD_MAX && told.insert(name.to_owned())
-        };
-        if is_new {
+        if self.is_new(name) {
             tracing::warn!(
                 family = name,
                 why,

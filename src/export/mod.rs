@@ -32,6 +32,8 @@ mod health;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "http")]
+mod names;
+#[cfg(feature = "http")]
 mod negotiate;
 #[cfg(feature = "http")]
 mod own;

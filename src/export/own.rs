@@ -24,6 +24,7 @@ pub(super) struct Own {
     durations_sum_ns: AtomicU64,
     bytes: AtomicU64,
     pub(super) families_skipped: AtomicU64,
+    pub(super) series_skipped: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connections_open: AtomicI64,
     pub(super) connections_delayed: AtomicU64,
@@ -186,6 +187,11 @@ impl Own {
                 "metricbus_exporter_skipped_families_total",
                 "Families left out of a scrape because their name was taken, or could not be exposed.",
                 &self.families_skipped,
+            ),
+            total(
+                "metricbus_exporter_skipped_series_total",
+                "Series of merged registries left out of a scrape because they could not be exposed.",
+                &self.series_skipped,
             ),
         ]
     }

@@ -107,12 +107,12 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 /// use metricbus::{MetricBus, export::{Exporter, ServeError}};
 ///
 /// let exporter = Exporter::new(&MetricBus::new());
-/// let error = exporter.serve_in_background("9090").unwrap_err();
+/// let error = exporter.serve_in_background(":9464").unwrap_err();
 /// assert!(matches!(error, ServeError::Address { .. }));
 /// assert_eq!(
 ///     error.to_string(),
-///     "\"9090\" is not an address to serve at: it has no host; \"127.0.0.1:9090\" would be right, \
-///      or \"0.0.0.0:9090\" to be reachable from other machines"
+///     "\":9464\" is not an address to serve at: it has no host; \"127.0.0.1:9464\" would be right, \
+///      or \"0.0.0.0:9464\" to be reachable from other machines"
 /// );
 /// ```
 #[derive(thiserror::Error)]
@@ -192,8 +192,9 @@ impl fmt::Debug for ServeError {
 }
 
 impl Exporter {
-    /// Serves at `address`, a host or IP address with a port: `"127.0.0.1:9090"`, `"[::1]:9090"`, `"localhost:9090"`.
-    /// Port 0 takes any that is free; see [`ExporterServer::local_addr`].
+    /// Serves at `address`, a host or IP address with a port: `"127.0.0.1:9464"`, `"[::1]:9464"`, `"localhost:9464"`;
+    /// or a port alone, `"9464"`, which is one of 127.0.0.1. (9464 is where OpenTelemetry's exporters for Prometheus are; 9090 is
+    /// Prometheus's own.) Port 0 takes any that is free; see [`ExporterServer::local_addr`].
     ///
     /// It listens where it is told and nowhere else. `127.0.0.1` is this machine only; say `0.0.0.0` to be reachable from
     /// others. There is no authentication.
@@ -509,7 +510,7 @@ fn parse(address: &str) -> Result<(&str, u16), ServeError> {
     };
     let is_port = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if address.trim().is_empty() {
-        return fault("it is empty; \"127.0.0.1:9090\" would be right".to_owned());
+        return fault("it is empty; \"127.0.0.1:9464\" would be right".to_owned());
     }
     if address.contains("://") || address.contains('/') {
         let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
@@ -524,13 +525,12 @@ fn parse(address: &str) -> Result<(&str, u16), ServeError> {
         } else {
             address.to_owned()
         };
-        return fault(format!("it has no port; \"{host}:9090\" would be right"));
+        return fault(format!("it has no port; \"{host}:9464\" would be right"));
     }
-    if is_port(address) {
-        return no_host(address);
-    }
-    let Some((host, port)) = address.rsplit_once(':') else {
-        return fault(format!("it has no port; \"{address}:9090\" would be right"));
+    let (host, port) = match address.rsplit_once(':') {
+        Some(parts) => parts,
+        None if is_port(address) => ("127.0.0.1", address),
+        None => return fault(format!("it has no port; \"{address}:9464\" would be right")),
     };
     if host.is_empty() && is_port(port) {
         return no_host(port);
@@ -995,13 +995,13 @@ mod tests {
     #[test]
     fn an_address_that_can_not_be_read_is_explained_with_one_that_can() {
         for (address, right) in [
-            ("", "\"127.0.0.1:9090\""),
-            ("9090", "\"127.0.0.1:9090\""),
-            (":9090", "\"0.0.0.0:9090\""),
-            ("127.0.0.1", "\"127.0.0.1:9090\""),
-            ("::1", "\"[::1]:9090\""),
-            ("localhost", "\"localhost:9090\""),
-            ("http://127.0.0.1:9090/metrics", "\"127.0.0.1:9090\""),
+            ("", "\"127.0.0.1:9464\""),
+            ("99999", "0 to 65535"),
+            (":9464", "\"0.0.0.0:9464\""),
+            ("127.0.0.1", "\"127.0.0.1:9464\""),
+            ("::1", "\"[::1]:9464\""),
+            ("localhost", "\"localhost:9464\""),
+            ("http://127.0.0.1:9464/metrics", "\"127.0.0.1:9464\""),
             ("fe80::1:2:3:4:5:6:99999", "\"[fe80::1:2:3:4:5:6]:99999\""),
             ("127.0.0.1:99999", "0 to 65535"),
             ("127.0.0.1:+80", "0 to 65535"),
@@ -1013,8 +1013,9 @@ mod tests {
         }
         for (address, host, port) in [
             ("127.0.0.1:0", "127.0.0.1", 0),
-            ("[::1]:9090", "::1", 9090),
+            ("[::1]:9464", "::1", 9464),
             ("localhost:80", "localhost", 80),
+            ("9464", "127.0.0.1", 9464),
             ("my-host.example:65535", "my-host.example", 65535),
         ] {
             assert_eq!(parse(address).unwrap(), (host, port));

@@ -12,7 +12,7 @@ use crate::{
     error::RuleError,
     interest::{Cuts, DeltaState, Distance, Interval, ThresholdState},
     time::{Time, nanos},
-    window::{self, Detail, Pane, WindowStats},
+    window::{self, Detail, DoubleDouble, Pane, WindowStats},
 };
 
 /// An expression ready to be evaluated, with its operands numbered.
@@ -477,7 +477,7 @@ struct Tree {
 
 #[derive(Clone, Copy, Debug)]
 struct Partial {
-    sum: f64,
+    sum: DoubleDouble,
     min: f64,
     max: f64,
     count: u64,
@@ -485,7 +485,7 @@ struct Partial {
 
 impl Partial {
     const NONE: Partial = Partial {
-        sum: 0.0,
+        sum: DoubleDouble::ZERO,
         min: f64::NAN,
         max: f64::NAN,
         count: 0,
@@ -541,7 +541,7 @@ impl Tree {
             Partial::NONE
         } else {
             Partial {
-                sum: value,
+                sum: value.into(),
                 min: value,
                 max: value,
                 count: 1,
@@ -561,8 +561,8 @@ impl Tree {
             return None;
         }
         let value = match how {
-            How::Sum | How::Merge => all.sum,
-            How::Avg => all.sum / all.count as f64,
+            How::Sum | How::Merge => all.sum.value(),
+            How::Avg => (all.sum / all.count.into()).value(),
             How::Min => all.min,
             How::Max => all.max,
             How::Count => all.count as f64,

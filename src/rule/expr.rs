@@ -353,7 +353,7 @@ impl Over {
         self.stat(Stat::Stddev)
     }
 
-    /// The share of the width that was observed, 0 to 1: a rule about a long window may want most of it.
+    /// The share of the width that was observed, 0 to 1: a rule about a long window may want most of it, or all.
     pub fn coverage(self) -> Expr {
         self.stat(Stat::Coverage)
     }

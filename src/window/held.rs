@@ -6,7 +6,10 @@
 
 use std::collections::VecDeque;
 
-use super::part::{Detail, Moments, Part};
+use super::{
+    double_double::DoubleDouble,
+    part::{Detail, Moments, Part, start_of},
+};
 use crate::{
     desc::MetricKind,
     series::is_unmeasured,
@@ -54,7 +57,7 @@ struct Span {
     /// The value when it began, or the first one.
     first: f64,
     count: u64,
-    sum: f64,
+    sum: DoubleDouble,
     min: f64,
     max: f64,
     /// The first finite value that was held for any time. Sums are of distances from it, so that large values with a
@@ -62,8 +65,8 @@ struct Span {
     base: f64,
     /// Nanoseconds for which something finite was held; of distance × nanoseconds, the sum; of its square, too.
     held: u64,
-    distance: f64,
-    square: f64,
+    distance: DoubleDouble,
+    square: DoubleDouble,
     /// 0, or what is infinite and was held: NaN where both were.
     infinite: f64,
     /// How many weights are its own. An idle span has none: they follow from its value.
@@ -78,13 +81,13 @@ impl Span {
             to: from,
             first,
             count: 0,
-            sum: 0.0,
+            sum: DoubleDouble::ZERO,
             min: f64::NAN,
             max: f64::NAN,
             base: f64::NAN,
             held: 0,
-            distance: 0.0,
-            square: 0.0,
+            distance: DoubleDouble::ZERO,
+            square: DoubleDouble::ZERO,
             infinite: 0.0,
             weights: 0,
             idle: false,
@@ -119,23 +122,25 @@ impl Span {
         if self.base.is_nan() {
             self.base = value;
         }
-        let distance = value - self.base;
-        let weighted = distance * ns as f64;
         self.held += ns;
-        self.distance += weighted;
-        self.square += distance * weighted;
+        if value != self.base {
+            let distance = DoubleDouble::sum(value, -self.base);
+            let weighted = distance * DoubleDouble::from(ns as f64);
+            self.distance += weighted;
+            self.square += distance * weighted;
+        }
     }
 
     fn moments(&self) -> Moments {
         if self.held == 0 {
             return Moments::default();
         }
-        let weight = self.held as f64;
+        let weight = DoubleDouble::from(self.held);
         let away = self.distance / weight;
         Moments {
             weight,
-            mean: self.base + away,
-            squares: (self.square - self.distance * away).max(0.0),
+            mean: DoubleDouble::from(self.base) + away,
+            squares: (self.square - self.distance * away).at_least_zero(),
         }
     }
 }
@@ -193,7 +198,7 @@ impl Held {
         }
         let open = &mut self.open;
         open.count += 1;
-        open.sum += value;
+        open.sum += value.into();
         open.min = open.min.min(value);
         open.max = open.max.max(value);
         if open.first.is_nan() {
@@ -297,28 +302,29 @@ impl Held {
 
     /// Drops what no window reaches any more.
     fn let_go(&mut self, now: Time) {
-        let start = now.0.saturating_sub(self.width);
+        let start = start_of(now, self.width, self.slot);
         while let Some(oldest) = self.closed.front()
-            && (oldest.to.0 <= start || (!oldest.idle && oldest.from.0 < start))
+            && oldest.to <= start
         {
             self.weights.drain(..oldest.weights as usize);
             self.closed.pop_front();
         }
     }
 
-    /// What was in `[now − width, now]`, or in the part of it that whole slots and the present one cover.
+    /// What was in the window that ends `now`.
     pub(crate) fn part(&mut self, now: Time, detail: Detail) -> Part {
         self.hold_until(now);
         let now = now.max(self.since);
         self.let_go(now);
-        let start = now.0.saturating_sub(self.width);
+        let start = start_of(now, self.width, self.slot);
+        let mut sum = DoubleDouble::ZERO;
         let mut part = Part::nothing(MetricKind::Gauge, self.width, self.slot);
         let mut first = f64::NAN;
         let mut from = self.open.from;
         let mut take = |span: &Span| {
             from = from.min(span.from);
             part.count += span.count;
-            part.sum += span.sum;
+            sum += span.sum;
             part.min = part.min.min(span.min);
             part.max = part.max.max(span.max);
             part.moments.add(span.moments());
@@ -330,13 +336,9 @@ impl Held {
         let mut weights = self.weights.iter().copied();
         for span in &self.closed {
             let mut span = *span;
-            if span.from.0 < start {
-                // Only an idle one is left here, which can be cut anywhere.
-                let from = start.div_ceil(self.slot).saturating_mul(self.slot);
-                if from >= span.to.0 {
-                    continue;
-                }
-                span = Span::idle(span.first, Time(from), span.to);
+            if span.from < start {
+                // Others begin where the window does, or later. An idle one can be cut anywhere.
+                span = Span::idle(span.first, start, span.to);
             }
             take(&span);
             if detail == Detail::Sketch {
@@ -359,7 +361,7 @@ impl Held {
                 let weight = put.weight() << self.shift;
                 part.weights.add_ascending([(put.index(), weight)]);
             }
-            if part.moments.weight == 0.0 && part.infinite == 0.0 {
+            if part.moments.is_nothing() && part.infinite == 0.0 {
                 // Asked at the very moment at which the window began.
                 part.weights
                     .add_ascending(index(self.value).map(|i| (i, 1)));
@@ -368,6 +370,7 @@ impl Held {
         if part.min.is_nan() {
             (part.min, part.max) = (self.value, self.value);
         }
+        part.sum = sum.value();
         part.covered = now.0 - from.0;
         part.last = self.value;
         part.increase = self.value - first;

@@ -1,5 +1,6 @@
 //! Sliding windows over series: average, extremes, rate, quantiles, at once and on the bus's own clock.
 
+mod double_double;
 mod held;
 mod pane;
 mod part;
@@ -24,6 +25,7 @@ use crate::{
     stats::next_id,
     subscription::{Shared, Subscription},
 };
+pub(crate) use double_double::DoubleDouble;
 use pane::Members;
 pub(crate) use pane::{Pane, pane};
 // For rules, which look at windows, too.
@@ -74,7 +76,8 @@ impl MetricBus {
 /// `None` means that there was nothing to go by; it is never 0 instead. NaN is passed over, and so is a gauge until it is
 /// first set. There is no rate until one slot of the width has been observed.
 ///
-/// Exact are those of gauges, the increase of a counter in `u64`, and a histogram's count and extremes. A histogram's sum is
+/// Exact are those of gauges, the increase of a counter in `u64`, and a histogram's count and extremes: sums and averages, also
+/// of several series, are rounded once and do not depend on an order. A histogram's sum is
 /// the difference of two running sums, as Prometheus would take it; where that can't tell (an observation of NaN or ±∞
 /// since the bus began, or sums so large that rounding has eaten the difference) it is within 1.1 % per observation.
 ///
@@ -87,9 +90,8 @@ impl MetricBus {
 pub struct WindowStats {
     /// The width in force: what was asked for, at least 100 ms.
     pub width: Duration,
-    /// The share of the width that was observed, 0 to 1. Small until the window has existed for its width; after that
-    /// at most one slot less than 1, since only whole slots are let go; of counters and histograms less still where the
-    /// clock's thread was held up, as they are known only when it comes. Of several series, the mean.
+    /// The share of the width that was observed, 0 to 1. Small until the window has existed for its width; from then on
+    /// it is 1. Of several series, the mean.
     pub coverage: f64,
     /// How many series took part.
     pub sources: usize,
@@ -152,11 +154,13 @@ impl WindowStats {
 ///
 /// It sees mutations from its making on. A gauge's average is weighted by time: a value counts for as long as it was
 /// held, and an idle window has avg = min = max = the held value. A counter's increase and rate are exact over the time
-/// that `coverage` tells.
+/// that the window covers.
 ///
 /// Time is cut into slots of a hundredth of the width, at least 10 ms, which begin at multiples of that by the bus's clock:
-/// so windows of different series line up. A window begins at the first such boundary that is not older than its width, and
-/// it is at least 100 ms wide. When its series is removed it stays as it was then. Dropping it ends it.
+/// so windows of different series line up. A window begins at the last such boundary that is as old as its width: it covers
+/// its width, and less than a slot more. Counters and histograms are known only when the clock's thread comes: where that was
+/// held up, their windows cover more. Rates are over the time that is covered. A window is at least 100 ms wide. When its
+/// series is removed it stays as it was then. Dropping it ends it.
 ///
 /// # Cost
 ///

@@ -2,24 +2,30 @@
 
 use std::time::Duration;
 
-use super::WindowStats;
+use super::{WindowStats, double_double::DoubleDouble};
 use crate::{
     desc::MetricKind,
     sketch::{INDEX_MAX, Weights, middle},
-    time::nanos,
+    time::{Time, nanos},
 };
 
 /// Slots per window, unless that makes them narrower than [`SLOT_MIN`].
 const SLOTS: u64 = 100;
 const SLOT_MIN: Duration = Duration::from_millis(10);
 
-/// Ten slots: what a window gives of its width when it slides is a tenth at most.
+/// Ten slots: a window covers a tenth more than its width at most.
 pub(crate) const WIDTH_MIN: Duration = Duration::from_millis(100);
 
 /// The slots of a window of this width. They begin at its multiples, by the bus's clock.
 pub(crate) fn slot_of(width: Duration) -> Duration {
     let width = nanos(width.max(WIDTH_MIN));
     Duration::from_nanos(width.div_ceil(SLOTS)).max(SLOT_MIN)
+}
+
+/// Where a window that ends `now` begins, unless it is younger: where a slot does, so that the window covers its width, and
+/// less than a slot more.
+pub(crate) fn start_of(now: Time, width: u64, slot: u64) -> Time {
+    Time(now.0.saturating_sub(width) / slot * slot)
 }
 
 /// How much is wanted of a window.
@@ -34,15 +40,17 @@ pub(crate) enum Detail {
 /// Mean and spread of weighted numbers, such that they merge without cancelling (Chan, Golub and LeVeque, 1983).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moments {
-    pub(crate) weight: f64,
-    pub(crate) mean: f64,
+    pub(crate) weight: DoubleDouble,
+    pub(crate) mean: DoubleDouble,
     /// Of the squares of the distances from the mean, the sum.
-    pub(crate) squares: f64,
+    pub(crate) squares: DoubleDouble,
 }
 
 impl Moments {
     pub(crate) fn add(&mut self, other: Moments) {
-        if other.weight > 0.0 {
+        if self.is_nothing() {
+            *self = other;
+        } else if !other.is_nothing() {
             let weight = self.weight + other.weight;
             let (away, share) = (other.mean - self.mean, other.weight / weight);
             self.mean += away * share;
@@ -51,8 +59,12 @@ impl Moments {
         }
     }
 
+    pub(crate) fn is_nothing(self) -> bool {
+        self.weight.value() == 0.0
+    }
+
     fn stddev(self) -> Option<f64> {
-        let variance = self.squares / self.weight;
+        let variance = (self.squares / self.weight).value();
         // Rounding may leave a little less than nothing.
         variance.is_finite().then(|| variance.max(0.0).sqrt())
     }
@@ -64,7 +76,7 @@ pub(crate) struct Part {
     pub(crate) kind: MetricKind,
     pub(crate) width: u64,
     pub(crate) slot: u64,
-    /// The nanoseconds that were observed.
+    /// The nanoseconds that were observed: once it has existed for so long, the width, and less than a slot more.
     pub(crate) covered: u64,
     pub(crate) count: u64,
     /// NaN where it can't be told.
@@ -109,8 +121,8 @@ impl Part {
 
     fn rate(&self) -> Option<f64> {
         // Over less than a slot, a single increment would be a rate of thousands.
-        let seconds = self.covered as f64 / 1e9;
-        number(self.increase / seconds).filter(|_| self.covered >= self.slot)
+        let rate = DoubleDouble::product(self.increase, 1e9) / self.covered.into();
+        number(rate.value()).filter(|_| self.covered >= self.slot)
     }
 }
 
@@ -120,7 +132,9 @@ fn number(value: f64) -> Option<f64> {
 
 /// Adds up what there is; `None` where nothing is.
 fn total(numbers: impl Iterator<Item = f64>) -> Option<f64> {
-    numbers.filter(|n| !n.is_nan()).reduce(|a, b| a + b)
+    let mut numbers = numbers.filter(|n| !n.is_nan()).peekable();
+    numbers.peek()?;
+    Some(numbers.sum::<DoubleDouble>().value())
 }
 
 /// The statistics of several series together, or of one: only then there is a `last`.
@@ -137,7 +151,7 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     // What other processes say may be anything.
     let counted = |n: u64, p: &Part| n.saturating_add(p.count);
     let count = parts.iter().fold(0, counted);
-    let sum = parts.iter().map(|p| p.sum).sum::<f64>();
+    let sum = parts.iter().map(|p| p.sum).sum::<DoubleDouble>().value();
     let min = parts.iter().fold(f64::NAN, |m, p| m.min(p.min));
     let max = parts.iter().fold(f64::NAN, |m, p| m.max(p.max));
     let mut moments = Moments::default();
@@ -149,19 +163,21 @@ pub(crate) fn merge(parts: &[Part], width: Duration) -> WindowStats {
     let infinite = measured().map(|p| p.infinite).sum::<f64>();
     let avg = if !gauges {
         let observed = measured().fold(0, counted);
-        measured().map(|p| p.sum).sum::<f64>() / observed as f64
+        let sum = measured().map(|p| p.sum).sum::<DoubleDouble>();
+        (sum / observed.into()).value()
     } else if infinite != 0.0 {
         infinite
-    } else if moments.weight > 0.0 && moments.mean.is_finite() {
-        moments.mean
-    } else if moments.weight > 0.0 {
-        f64::NAN
+    } else if !moments.is_nothing() {
+        Some(moments.mean.value())
+            .filter(|mean| mean.is_finite())
+            .unwrap_or(f64::NAN)
     } else {
         // Asked at the very moment at which the windows began.
         let held = || measured().filter_map(|p| number(p.last));
-        held().sum::<f64>() / held().count() as f64
+        let count = held().count() as u64;
+        (held().sum::<DoubleDouble>() / count.into()).value()
     };
-    let coverage = |p: &Part| p.covered as f64 / p.width as f64;
+    let coverage = |p: &Part| (p.covered as f64 / p.width as f64).min(1.0);
     WindowStats {
         width,
         coverage: if parts.is_empty() {

@@ -801,11 +801,8 @@ impl Reference {
             _ => added.max(life.born),
         };
         let slot = slot_of(width);
-        // Nothing is let go of until the window is older than its width.
-        let start = match self.now.saturating_sub(width) {
-            oldest if oldest <= from => from,
-            oldest => oldest.div_ceil(slot) * slot,
-        };
+        // It covers its width, and begins where a slot does.
+        let start = (self.now.saturating_sub(width) / slot * slot).max(from);
         let known = life.since_rule();
         let inside = |i: usize, at: Ms| i >= known && at >= start;
         let mut pane = Pane {

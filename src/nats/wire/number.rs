@@ -20,7 +20,7 @@ use crate::nats::subject::shown;
 const EXACT_MAX: u64 = 1 << 53;
 
 /// A double: a number, or `"NaN"`, `"+Inf"`, `"-Inf"`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Real(pub(crate) f64);
 
 /// Equal where their bits are, but for NaNs, which all are.

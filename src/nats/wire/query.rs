@@ -20,7 +20,7 @@ use crate::{
     nats::subject::shown,
     sketch::{INDEX_MAX, Weights},
     time::nanos,
-    window::{Moments, Part, WIDTH_MIN, slot_of},
+    window::{DoubleDouble, Moments, Part, WIDTH_MIN, slot_of},
 };
 
 /// What all forwarded series are now.
@@ -284,6 +284,15 @@ struct MomentsBody {
     weight: Real,
     mean: Real,
     squares: Real,
+    /// What mean and squares lost when they were rounded.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    mean_rest: Real,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    squares_rest: Real,
+}
+
+fn is_zero(number: &Real) -> bool {
+    number.0.to_bits() == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -310,9 +319,11 @@ impl PartBody {
             last: Real(part.last),
             increase: Real(part.increase),
             moments: MomentsBody {
-                weight: Real(part.moments.weight),
-                mean: Real(part.moments.mean),
-                squares: Real(part.moments.squares),
+                weight: Real(part.moments.weight.value()),
+                mean: Real(part.moments.mean.value()),
+                squares: Real(part.moments.squares.value()),
+                mean_rest: Real(part.moments.mean.rest()),
+                squares_rest: Real(part.moments.squares.rest()),
             },
             infinite: Real(part.infinite),
             age_ns: part.age.map(Whole),
@@ -322,21 +333,22 @@ impl PartBody {
     }
 
     fn read(self, width: u64, slot: u64) -> Result<Part, String> {
-        let moments = Moments {
-            weight: self.moments.weight.0,
-            mean: self.moments.mean.0,
-            squares: self.moments.squares.0,
-        };
-        if !(moments.weight >= 0.0 && moments.weight.is_finite()) {
-            return Err(format!("a weight of {} is none", moments.weight));
+        let told = self.moments;
+        let weight = told.weight.0;
+        let squares = DoubleDouble::new(told.squares.0, told.squares_rest.0);
+        if !(weight >= 0.0 && weight.is_finite()) {
+            return Err(format!("a weight of {weight} is none"));
         }
         // Of what is large they may be infinite, or no number.
-        if moments.squares < 0.0 {
-            return Err(format!(
-                "squares that add up to {} are none",
-                moments.squares
-            ));
+        if squares.value() < 0.0 {
+            let squares = squares.value();
+            return Err(format!("squares that add up to {squares} are none"));
         }
+        let moments = Moments {
+            weight: weight.into(),
+            mean: DoubleDouble::new(told.mean.0, told.mean_rest.0),
+            squares,
+        };
         if self.infinite.0 != 0.0 && self.infinite.0.is_finite() {
             return Err(format!("infinite is {}", self.infinite.0));
         }
@@ -363,7 +375,7 @@ impl PartBody {
             },
             width,
             slot,
-            covered: self.covered_ns.0.min(width),
+            covered: self.covered_ns.0,
             count: self.count.0,
             sum: self.sum.0,
             min: self.min.0,
@@ -514,7 +526,7 @@ pub(crate) mod tests {
 
     fn parts(width: u64) -> impl Strategy<Value = Part> {
         let numbers = (real(), real(), real(), real(), real());
-        let moments = (0.0..1e300, real(), 0.0..1e300);
+        let moments = (0.0..1e300_f64, real(), 0.0..1e300_f64);
         let weights = prop::collection::btree_map(-INDEX_MAX..=INDEX_MAX, 1_u64.., 0..20);
         (
             prop::sample::select(vec![
@@ -538,7 +550,11 @@ pub(crate) mod tests {
                     Part::nothing(kind, width, nanos(slot_of(Duration::from_nanos(width))));
                 (part.covered, part.count, part.age, part.stale) = counts;
                 (part.sum, part.min, part.max, part.last, part.increase) = numbers;
-                (part.moments.weight, part.moments.mean, part.moments.squares) = moments;
+                part.moments = Moments {
+                    weight: moments.0.into(),
+                    mean: moments.1.into(),
+                    squares: moments.2.into(),
+                };
                 part.infinite = infinite;
                 part.weights.add_ascending(weights);
                 part
