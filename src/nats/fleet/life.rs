@@ -188,7 +188,7 @@ impl Life {
     }
 
     /// What it says of its own interval.
-    pub(super) fn interval(&self) -> Duration {
+    pub(super) fn said_interval(&self) -> Duration {
         self.said
     }
 
@@ -356,7 +356,7 @@ mod tests {
     fn whatever_interval_a_source_says_it_is_asked_and_gone_within_minutes() {
         let mut life = Life::new(ms(0));
         life.set_interval(Duration::from_secs(3600));
-        assert_eq!(life.interval(), Duration::from_secs(3600));
+        assert_eq!(life.said_interval(), Duration::from_secs(3600));
         assert!(!life.wants_probe(ms(89_999), up(0)));
         // It is there, and answers: so it stays.
         assert!(life.wants_probe(ms(90_000), up(0)));
