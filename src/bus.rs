@@ -50,7 +50,10 @@ pub struct MetricBus(Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) clock: Clock,
+    /// Runs callbacks.
     pub(crate) pool: Pool,
+    /// Runs what timers set off, and nothing of anybody else's.
+    pub(crate) timers: Pool,
     pub(crate) stats: Arc<Stats>,
     pub(crate) rules: Rules,
     /// Of all subscriptions to events that no series makes: alerts, sources.
@@ -98,7 +101,11 @@ impl MetricBusBuilder {
         self
     }
 
-    /// How many threads may run callbacks, at most: 64 unless told otherwise. There are two as long as none hangs.
+    /// How many threads run callbacks, at most: 64 unless told otherwise. There are two as long as none takes long.
+    ///
+    /// When all of them are at work, callbacks that have been running for a second or more are said to hang: they are counted
+    /// (`metricbus_callbacks_hung`), logged, and their threads are replaced, so that they hold up nobody else. So there are no more threads than these
+    /// and one for each subscription whose callback hangs.
     pub fn workers_max(mut self, workers_max: usize) -> Self {
         self.workers_max = workers_max;
         self
@@ -115,8 +122,9 @@ impl MetricBusBuilder {
     #[must_use]
     pub fn build(self) -> MetricBus {
         MetricBus(Arc::new(Inner {
+            pool: Pool::new(self.workers_max, &self.clock),
+            timers: Pool::trusted(&self.clock),
             clock: self.clock,
-            pool: Pool::new(self.workers_max),
             stats: Arc::default(),
             rules: Rules::default(),
             mailboxes: Mailboxes::default(),
@@ -537,6 +545,13 @@ impl Inner {
         read(&self.registry).families.contains_key(name)
     }
 
+    /// The labels that all series of a metric have; `None` where it is not declared, or they come with labels of their own.
+    pub(crate) fn label_names_of(&self, name: &str) -> Option<Box<[Arc<str>]>> {
+        let registry = read(&self.registry);
+        let meta = &registry.families.get(name)?.meta;
+        (!meta.derived && !meta.mirrored).then(|| meta.label_names.clone())
+    }
+
     /// Takes a declaration back, with the names it is exposed by.
     pub(crate) fn withdraw(&self, name: &str) {
         let mut registry = self
@@ -712,13 +727,13 @@ impl Inner {
         listeners
     }
 
-    /// Wakes on the dispatcher's threads rather than in this one.
+    /// Wakes on a thread of the bus rather than in this one.
     pub(crate) fn wake_elsewhere(&self, mut wakes: Wakes) {
         if wakes.is_empty() {
             return;
         }
-        self.pool.start();
-        self.pool.spawn(async move { wake_all(&mut wakes) });
+        self.timers.start();
+        self.timers.spawn(async move { wake_all(&mut wakes) });
     }
 
     /// Shows what somebody counts of itself beside what the bus does, for as long as it lives.
@@ -737,11 +752,16 @@ impl Inner {
             let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
             (families, watches, feeds)
         };
-        let (workers, busy) = self.pool.workers();
+        let (workers, busy, hung) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();
         let unmatched = watches.iter().filter(|w| w.matched() == 0).count();
         for (name, help, value) in [
+            (
+                "metricbus_callbacks_hung",
+                "Callbacks that hang now: their threads are none of the dispatcher's any more until they come back.",
+                hung,
+            ),
             (
                 "metricbus_callbacks_running",
                 "Callbacks that are running now, hung ones included.",

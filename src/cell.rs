@@ -581,6 +581,13 @@ impl Cell {
         lock(&self.desk).as_ref().is_some_and(|desk| desk.retired)
     }
 
+    /// As [`is_retired`](Cell::is_retired), for those who may hold a desk: `false` where somebody is at it.
+    pub(crate) fn is_known_retired(&self) -> bool {
+        self.desk
+            .try_lock()
+            .is_ok_and(|desk| desk.as_ref().is_some_and(|desk| desk.retired))
+    }
+
     /// Runs `f` at the desk, if there is one.
     fn at_desk(
         &self,
@@ -748,7 +755,9 @@ pub(crate) fn wake_all(wakes: &mut Wakes) {
 
 #[cold]
 fn wake_each(wakes: &mut Wakes) {
-    for waker in wakes.drain(..) {
-        waker.wake();
-    }
+    let wake = |wakes: &mut Wakes| wakes.drain(..).for_each(std::task::Waker::wake);
+    #[cfg(not(metricbus_loom))]
+    crate::dispatch::inline_last(|| wake(wakes));
+    #[cfg(metricbus_loom)]
+    wake(wakes);
 }

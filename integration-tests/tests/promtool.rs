@@ -354,3 +354,32 @@ fn the_lints_flag_all_that_promtool_flags_and_little_else() -> Outcome {
     );
     Ok(())
 }
+
+/// Annotations that a rule takes, and one that it refuses for a reason that promtool has, too.
+#[test]
+fn promtool_takes_the_templates_that_rules_take() -> Outcome {
+    let template = "{{ $labels.worker }} of {{ .Holding }} at {{ $value }} {{ \"{{\" }}";
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("rules.json");
+    for (template, is_right) in [
+        (template, true),
+        ("{{ $value", false),
+        ("{{ $holding }}", false),
+    ] {
+        let bus = MetricBus::new();
+        let rule = Rule::new("R", Condition::when("kv", Threshold::above(0.5)));
+        let taken = bus
+            .add_rule(rule.any().annotation("what", template))
+            .is_ok();
+        assert_eq!(taken, is_right, "{template}");
+        // JSON is YAML.
+        let rule = serde_json::json!({ "alert": "R", "expr": "kv > 0.5", "annotations": { "what": template } });
+        let group = serde_json::json!({ "groups": [{ "name": "g", "rules": [rule] }] });
+        std::fs::write(&file, group.to_string())?;
+        let Some(verdict) = promtool::check_rules(&file) else {
+            return Ok(());
+        };
+        assert_eq!(verdict.clean, is_right, "{template}: {}", verdict.output);
+    }
+    Ok(())
+}

@@ -127,7 +127,7 @@ const PAGE: &str = "<!doctype html>\n\
 /// | `groups` | how many are in each state |
 /// | `series`, `ever_matched` | how many series match now, and whether any ever has |
 /// | `value`, `lastEvaluation`, `since_evaluation` | what was judged last, and when |
-/// | `fired`, `resolved`, `missed` | alerts, and those dropped from full mailboxes |
+/// | `fired`, `resolved`, `missed`, `hung` | alerts, those dropped from full mailboxes, and how often a callback was said to hang |
 /// | `alerts` | groups that are not inactive, the gravest first, 1 000 at most: `state`, `level`, `labels`, `value` (that which turned it last), `quality`, `activeAt` and `active_for` (since when the condition holds), `epoch`, and the `annotations` filled in |
 /// | `groups_left_out` | how many more there are |
 /// | `history` | its last transitions, the newest first: `at`, `state`, `level`, `previous_level`, `group`, `value`, `quality`, `cause`, `epoch` |

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
@@ -10,6 +11,7 @@ use std::{
 use super::life::{GoneWhy, SourceState};
 use crate::{
     MetricBus, SourceId, Time,
+    backlog::Subject,
     hub::{Enclose, Hub},
     listen::{Event, Listen, sealed},
     sync::lock,
@@ -103,6 +105,35 @@ impl fmt::Display for SourceChange {
             }
         }
     }
+}
+
+/// What becomes of a source supersedes what became of it before. Losses and what is refused are told one by one.
+impl Subject for SourceEvent {
+    fn subject(&self) -> Option<u64> {
+        match self.change {
+            SourceChange::AlertsLost { .. }
+            | SourceChange::Conflict { .. }
+            | SourceChange::Refused { .. } => None,
+            _ => {
+                let mut hasher = DefaultHasher::new();
+                self.source.hash(&mut hasher);
+                Some(hasher.finish())
+            }
+        }
+    }
+
+    fn is_final(&self) -> bool {
+        !matches!(
+            self.change,
+            SourceChange::Born
+                | SourceChange::Restarted { .. }
+                | SourceChange::Live
+                | SourceChange::Back
+                | SourceChange::Stale
+        )
+    }
+
+    const FINAL_KEPT: usize = 1 << 12;
 }
 
 impl Event for SourceEvent {}

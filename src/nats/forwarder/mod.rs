@@ -262,7 +262,7 @@ impl NatsForwarder {
         let subscribed = bus
             .on_alert()
             .capacity(ALERTS_AT_ONCE)
-            .inline(move |alert| {
+            .inline_trusted(move |alert| {
                 let Some(core) = forwarder.upgrade() else {
                     return;
                 };
