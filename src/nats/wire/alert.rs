@@ -777,7 +777,7 @@ pub(crate) mod tests {
                 r#""group":{"worker":"a"}"#,
                 r#""group":{"worker":"a","worker":"b"}"#,
             ),
-            (r#""group":{"worker":"a"}"#, r#""group":{"wor ker":"a"}"#),
+            (r#""group":{"worker":"a"}"#, r#""group":{"wor\nker":"a"}"#),
             (r#""value":0.95"#, r#""value":1e999"#),
             (r#""value":0.95"#, r#""value":"many""#),
             (r#""quality":"good""#, r#""quality":"fine""#),
