@@ -133,7 +133,6 @@ macro_rules! value {
                 slf
             }
 
-            #[expect(clippy::type_complexity, reason = "what pickle wants")]
             fn __reduce__<'py>(
                 slf: &Bound<'py, Self>,
             ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, pyo3::types::PyTuple>))> {
