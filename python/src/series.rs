@@ -166,9 +166,7 @@ impl Series {
         slf
     }
 
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         let mut parts = vec![slf.get().text()?.into_pyobject(slf.py())?.into_any()];
         for name in ["name", "help", "unit", "kind", "labels"] {
             parts.push(slf.getattr(name)?);

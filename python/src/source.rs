@@ -63,9 +63,7 @@ impl SourceId {
         slf
     }
 
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         let this = &slf.get().0;
         let parts = [&this.namespace, &this.component, &this.instance];
         values::reduce(slf.as_any(), PyTuple::new(slf.py(), parts)?)
@@ -137,9 +135,7 @@ impl Origin {
         slf
     }
 
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         let parts = ["source", "boot", "sequence"].map(|name| slf.getattr(name));
         let parts = parts.into_iter().collect::<PyResult<Vec<_>>>()?;
         values::reduce(slf.as_any(), PyTuple::new(slf.py(), parts)?)

@@ -22,11 +22,14 @@ pub(crate) fn to_dict(value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
     Ok(values.getattr("to_dict")?.call1((value,))?.unbind())
 }
 
+/// A function, and what it is to be called with.
+pub(crate) type Reduced<'py> = (Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>));
+
 /// What pickle wants to be told: how it is restored, from its class and its parts.
 pub(crate) fn reduce<'py>(
     value: &Bound<'py, PyAny>,
     parts: Bound<'py, PyTuple>,
-) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+) -> PyResult<crate::values::Reduced<'py>> {
     let values = value.py().import("metricbus._values")?;
     let class = value.get_type().into_any();
     Ok((values.getattr("restored")?, (class, parts)))
@@ -40,6 +43,7 @@ pub(crate) trait Part: Sized {
 macro_rules! parts {
     ($($type:ty),* $(,)?) => {$(
         impl Part for $type {
+            #[allow(clippy::needless_question_mark, reason = "the error of some is another")]
             fn part(part: &Bound<'_, PyAny>) -> PyResult<Self> {
                 Ok(part.extract()?)
             }
@@ -135,7 +139,7 @@ macro_rules! value {
 
             fn __reduce__<'py>(
                 slf: &Bound<'py, Self>,
-            ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, pyo3::types::PyTuple>))> {
+            ) -> PyResult<crate::values::Reduced<'py>> {
                 let parts = [$(slf.getattr(stringify!($field))?),*];
                 let parts = pyo3::types::PyTuple::new(slf.py(), parts)?;
                 crate::values::reduce(slf.as_any(), parts)

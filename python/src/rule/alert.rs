@@ -225,9 +225,7 @@ impl Alert {
         slf
     }
 
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         let (this, py) = (slf.get(), slf.py());
         let text = serde_json::to_string(&this.alert)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
@@ -261,9 +259,7 @@ pub(crate) struct Synced;
 
 #[pymethods]
 impl Synced {
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         values::reduce(slf.as_any(), PyTuple::empty(slf.py()))
     }
 

@@ -272,9 +272,7 @@ impl Rule {
         slf
     }
 
-    fn __reduce__<'py>(
-        slf: &Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>, Bound<'py, PyTuple>))> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
         let (this, py) = (slf.get(), slf.py());
         let parts = [
             this.json()?.into_pyobject(py)?.into_any(),
