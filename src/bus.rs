@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
-    series::{Series, SeriesCore},
+    series::{Series, SeriesCore, Value},
     similar::nearest,
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
@@ -51,7 +51,10 @@ pub struct MetricBus(Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) clock: Clock,
+    /// Runs callbacks.
     pub(crate) pool: Pool,
+    /// Runs what timers set off, and nothing of anybody else's.
+    pub(crate) timers: Pool,
     pub(crate) stats: Arc<Stats>,
     pub(crate) rules: Rules,
     /// Of all subscriptions to events that no series makes: alerts, sources.
@@ -99,7 +102,11 @@ impl MetricBusBuilder {
         self
     }
 
-    /// How many threads may run callbacks, at most: 64 unless told otherwise. There are two as long as none hangs.
+    /// How many threads run callbacks, at most: 64 unless told otherwise. There are two as long as none takes long.
+    ///
+    /// When all of them are at work, callbacks that have been running for a second or more are said to hang: they are counted
+    /// (`metricbus_callbacks_hung`), logged, and their threads are replaced, so that they hold up nobody else. So there are no more threads than these
+    /// and one for each subscription whose callback hangs.
     pub fn workers_max(mut self, workers_max: usize) -> Self {
         self.workers_max = workers_max;
         self
@@ -116,8 +123,9 @@ impl MetricBusBuilder {
     #[must_use]
     pub fn build(self) -> MetricBus {
         MetricBus(Arc::new(Inner {
+            pool: Pool::new(self.workers_max, &self.clock),
+            timers: Pool::trusted(&self.clock),
             clock: self.clock,
-            pool: Pool::new(self.workers_max),
             stats: Arc::default(),
             rules: Rules::default(),
             mailboxes: Mailboxes::default(),
@@ -519,6 +527,7 @@ impl Inner {
             expire_after: desc.expire_after,
             native: spec.kind == MetricKind::Histogram
                 && desc.native.unwrap_or(self.native_histograms),
+            nan_observations: Default::default(),
             derived: false,
             mirrored: false,
             clock: self.clock.clone(),
@@ -554,6 +563,13 @@ impl Inner {
 
     pub(crate) fn has_family(&self, name: &str) -> bool {
         read(&self.registry).families.contains_key(name)
+    }
+
+    /// The labels that all series of a metric have; `None` where it is not declared, or they come with labels of their own.
+    pub(crate) fn label_names_of(&self, name: &str) -> Option<Box<[Arc<str>]>> {
+        let registry = read(&self.registry);
+        let meta = &registry.families.get(name)?.meta;
+        (!meta.derived && !meta.mirrored).then(|| meta.label_names.clone())
     }
 
     /// Takes a declaration back, with the names it is exposed by.
@@ -593,6 +609,7 @@ impl Inner {
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: None,
             native: false,
+            nan_observations: Default::default(),
             derived: true,
             mirrored: false,
             clock: self.clock.clone(),
@@ -731,13 +748,13 @@ impl Inner {
         listeners
     }
 
-    /// Wakes on the dispatcher's threads rather than in this one.
+    /// Wakes on a thread of the bus rather than in this one.
     pub(crate) fn wake_elsewhere(&self, mut wakes: Wakes) {
         if wakes.is_empty() {
             return;
         }
-        self.pool.start();
-        self.pool.spawn(async move { wake_all(&mut wakes) });
+        self.timers.start();
+        self.timers.spawn(async move { wake_all(&mut wakes) });
     }
 
     /// Shows what somebody counts of itself beside what the bus does, for as long as it lives.
@@ -756,11 +773,16 @@ impl Inner {
             let watches: Vec<_> = watches.iter().filter(|w| !w.of_rule).cloned().collect();
             (families, watches, feeds)
         };
-        let (workers, busy) = self.pool.workers();
+        let (workers, busy, hung) = self.pool.workers();
         let declared = self.families();
         let series: usize = declared.iter().map(|family| family.len()).sum();
         let unmatched = watches.iter().filter(|w| w.matched() == 0).count();
         for (name, help, value) in [
+            (
+                "metricbus_callbacks_hung",
+                "Callbacks that hang now: their threads are none of the dispatcher's any more until they come back.",
+                hung,
+            ),
             (
                 "metricbus_callbacks_running",
                 "Callbacks that are running now, hung ones included.",
@@ -791,6 +813,7 @@ impl Inner {
         ] {
             families.push(stats::gauge(name, help, value as f64));
         }
+        families.push(nan_observations(&declared));
         let components = locked(&self.components);
         if !components.is_empty() {
             families.push(component_info(&components));
@@ -800,6 +823,22 @@ impl Inner {
         families.extend(self.own.families());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
+    }
+}
+
+/// By native histogram that there is.
+fn nan_observations(declared: &[Arc<FamilyCore>]) -> FamilySnapshot {
+    let native = declared.iter().filter(|family| family.meta.native);
+    let series = native.map(|family| SeriesSnapshot {
+        labels: vec![("metric".to_owned(), family.meta.name.to_string())],
+        value: SampleValue::Counter(Value::U64(family.meta.nan_observations.load(Relaxed))),
+    });
+    FamilySnapshot {
+        name: "metricbus_nan_observations_total".to_owned(),
+        help: "Observations of NaN, which native histograms leave out.".to_owned(),
+        unit: None,
+        kind: crate::MetricKind::Counter,
+        series: series.collect(),
     }
 }
 

@@ -346,6 +346,11 @@ impl Cell {
         }
     }
 
+    /// Shows an observation to those who listen, and counts it nowhere.
+    pub(crate) fn show(&self, v: f64, host: &impl Now) {
+        self.observed_outside(v, host);
+    }
+
     /// Takes over what was observed elsewhere: `count` counts it in its buckets, the sum becomes `sum`, and of the values
     /// `seen` those are shown that somebody has to hear of. One thread at a time; not beside [`observe`](Cell::observe),
     /// whose addition would be lost.
@@ -581,6 +586,13 @@ impl Cell {
         lock(&self.desk).as_ref().is_some_and(|desk| desk.retired)
     }
 
+    /// As [`is_retired`](Cell::is_retired), for those who may hold a desk: `false` where somebody is at it.
+    pub(crate) fn is_known_retired(&self) -> bool {
+        self.desk
+            .try_lock()
+            .is_ok_and(|desk| desk.as_ref().is_some_and(|desk| desk.retired))
+    }
+
     /// Runs `f` at the desk, if there is one.
     fn at_desk(
         &self,
@@ -748,7 +760,9 @@ pub(crate) fn wake_all(wakes: &mut Wakes) {
 
 #[cold]
 fn wake_each(wakes: &mut Wakes) {
-    for waker in wakes.drain(..) {
-        waker.wake();
-    }
+    let wake = |wakes: &mut Wakes| wakes.drain(..).for_each(std::task::Waker::wake);
+    #[cfg(not(metricbus_loom))]
+    crate::dispatch::inline_last(|| wake(wakes));
+    #[cfg(metricbus_loom)]
+    wake(wakes);
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    backlog::Subject,
     bus::MetricBus,
     cell::{Listener, Wakes, wake_all},
     error::SubscribeError,
@@ -56,7 +57,7 @@ impl MetricBus {
 /// A threshold was crossed.
 ///
 /// Per series, raised and cleared alternate, and `epoch` grows by 1 with each: a gap in it is the number of crossings
-/// that were dropped from a full mailbox.
+/// that were dropped from a full mailbox. The last crossing of each series always arrives.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Crossing {
@@ -105,6 +106,9 @@ pub struct Moved {
     pub from: f64,
     /// The value now.
     pub to: f64,
+    /// 1 for the first move of this series that the subscription knows of, 2 for the next … A gap is the number of moves that were
+    /// dropped from a full mailbox.
+    pub epoch: u64,
     /// When, by the bus's clock.
     pub at: Time,
 }
@@ -119,6 +123,42 @@ pub struct Changed {
     pub value: Value,
     /// The time of the delivery, by the bus's clock.
     pub at: Time,
+}
+
+/// A series, as a subject of letters: the letter keeps it from being freed, so nothing else has its address.
+fn subject(series: &Series) -> Option<u64> {
+    Some(Arc::as_ptr(series.core()) as u64)
+}
+
+impl Subject for Crossing {
+    fn subject(&self) -> Option<u64> {
+        subject(&self.series)
+    }
+
+    fn is_final(&self) -> bool {
+        self.series.core().cell.is_known_retired()
+    }
+}
+
+impl Subject for Moved {
+    fn subject(&self) -> Option<u64> {
+        subject(&self.series)
+    }
+
+    fn is_final(&self) -> bool {
+        self.series.core().cell.is_known_retired()
+    }
+}
+
+/// A series has one letter at most.
+impl Subject for ChangedSeries {
+    fn subject(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_final(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
 }
 
 impl Event for Crossing {}
@@ -295,6 +335,7 @@ struct DeltaListener {
     id: u64,
     series: Weak<SeriesCore>,
     state: DeltaState,
+    epoch: u64,
     pending: Option<Moved>,
     post: Post<Moved>,
 }
@@ -305,6 +346,7 @@ impl DeltaListener {
             id: birth.id,
             series: Arc::downgrade(birth.series),
             state: DeltaState::new(distance),
+            epoch: 0,
             pending: None,
             post: birth.post,
         }
@@ -323,10 +365,12 @@ impl Listener for DeltaListener {
         let Some((from, to)) = self.state.step(value) else {
             return;
         };
+        self.epoch += 1;
         self.pending = self.series.upgrade().map(|series| Moved {
             series: Series::of(series),
             from,
             to,
+            epoch: self.epoch,
             at: stamp.at(),
         });
     }

@@ -111,12 +111,6 @@ impl<T> Handoff<T> {
         self.is_empty() && self.busy.load(Ordering::Acquire) == 0
     }
 
-    /// Throws out all that waits.
-    pub(crate) fn clear(&self) {
-        let thrown = std::mem::take(&mut lock(&self.waiting).things);
-        drop(thrown);
-    }
-
     /// Does what waits, `turn` things at most, unless somebody is at it. `me` is not 0, and no other thread's.
     pub(crate) fn run(&self, me: u64, turn: usize, mut f: impl FnMut(T)) -> Turn {
         loop {

@@ -15,6 +15,7 @@
 mod bus;
 mod cell;
 // What each of its users leaves out is used by another.
+mod backlog;
 #[cfg(feature = "_client")]
 #[cfg_attr(not(feature = "otlp"), allow(dead_code))]
 mod client;
@@ -36,6 +37,7 @@ mod mailbox;
 mod metric;
 #[cfg(feature = "nats")]
 mod mirror;
+mod names;
 mod own;
 mod raw;
 mod rule;

@@ -16,7 +16,7 @@ use futures_core::Stream;
 use crate::{
     bus::{Inner, MetricBus},
     cell::{Listener, Wakes},
-    dispatch,
+    dispatch::{self, Callee},
     error::SubscribeError,
     inbox::{Inbox, Item},
     mailbox::Mailbox,
@@ -31,11 +31,13 @@ use crate::{
 pub trait Event: sealed::Event {}
 
 pub(crate) mod sealed {
+    use crate::backlog::Subject;
+
     /// What the machinery needs of an event.
     pub trait Event: Sized + Send + 'static {
         /// What is put into the mailbox.
         #[doc(hidden)]
-        type Letter: Send + 'static;
+        type Letter: Subject + Send + 'static;
 
         #[doc(hidden)]
         fn open(letter: Self::Letter, listener: u64) -> Option<Self>;
@@ -52,16 +54,21 @@ pub(crate) const CAPACITY_MAX: usize = 1 << 20;
 ///
 /// | | runs | when slow |
 /// |---|---|---|
-/// | [`call`](Listen::call) | on the dispatcher's threads | drops the oldest, counted |
-/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops the oldest, counted |
-/// | [`stream`](Listen::stream) | wherever it is polled | drops the oldest, counted |
+/// | [`call`](Listen::call) | on the dispatcher's threads | drops what is superseded, counted |
+/// | [`call_async`](Listen::call_async) | on the tokio runtime it was made in, else on the dispatcher | drops what is superseded, counted |
+/// | [`stream`](Listen::stream) | wherever it is polled | drops what is superseded, counted |
 /// | [`inline`](Listen::inline) | in the mutating thread, after its mutation | slows that thread down |
 ///
 /// Each subscription gets its events one at a time and in order per series. A callback may mutate metrics, also the one
 /// it listens to.
 ///
+/// Where more events wait than [`capacity`](Listen::capacity) says, the oldest goes of those behind which a later one of the same series (or
+/// of the same rule and group) waits. The last event of each always arrives, however many series a subscription is about: so what
+/// waits is bounded by the capacity and the number of series.
+///
 /// A callback that panics is caught and counted. After [three panics in a row](Subscription::is_detached) it is
-/// detached, with a `tracing` error. One that hangs keeps a thread of the dispatcher and holds up nobody else.
+/// detached, with a `tracing` error. One that hangs keeps a thread of the dispatcher and holds up nobody else, however many do
+/// ([`workers_max`](crate::MetricBusBuilder::workers_max)).
 ///
 /// ```
 /// use metricbus::{Crossed, MetricBus, Threshold};
@@ -97,6 +104,7 @@ pub(crate) struct Begin<'a, L> {
     /// Whether to say what holds already.
     pub(crate) initial: bool,
     pub(crate) mailbox: Arc<Mailbox<L>>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl<L> Begin<'_, L> {
@@ -186,8 +194,9 @@ impl<E: Event> Listen<E> {
         }
     }
 
-    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When it is full the oldest is dropped and
-    /// counted, so the last state always arrives.
+    /// How many events may wait (256 unless told otherwise; 0 counts as 1, and more than a million as a million). When there are as many, the oldest
+    /// goes that a later one of its series supersedes, and is counted. Where each is the last one of its series all of them stay, and so does
+    /// the next: there may be as many as there are series. Of series that were removed as many stay as the capacity says.
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events.min(CAPACITY_MAX);
         self
@@ -271,16 +280,34 @@ impl<E: Event> Listen<E> {
     ///
     /// The fastest way to react, and the only one that can slow a component down: `f` has to be short. Two threads that
     /// mutate at once don't call `f` at once; one of them calls it for both. Callbacks that set each other off run one
-    /// after the other, and after 256 in one go the rest runs on the dispatcher.
+    /// after the other, and after 256 in one go the rest runs on the dispatcher. So does what a timer sets off, such as an alert of a rule whose
+    /// hold is over. All other subscribers of the mutation are woken before.
     ///
     /// # Errors
     ///
     /// When the selector, the threshold or the delta is wrong.
     pub fn inline(self, f: impl FnMut(E) + Send + 'static) -> Result<Subscription, SubscribeError> {
+        self.inline_as(false, f)
+    }
+
+    /// As [`inline`](Self::inline), with an `f` that is this crate's own and short: it also runs in threads where nobody else's does.
+    #[cfg(feature = "nats")]
+    pub(crate) fn inline_trusted(
+        self,
+        f: impl FnMut(E) + Send + 'static,
+    ) -> Result<Subscription, SubscribeError> {
+        self.inline_as(true, f)
+    }
+
+    fn inline_as(
+        self,
+        trusted: bool,
+        f: impl FnMut(E) + Send + 'static,
+    ) -> Result<Subscription, SubscribeError> {
         let inner = self.bus.inner();
         let stats = inner.stats.clone();
         let scheduler =
-            dispatch::inline_scheduler(&inner.pool, move || bump(&stats.inline_overruns));
+            dispatch::inline_scheduler(&inner.pool, trusted, move || bump(&stats.inline_overruns));
         let (subscription, events) = self.subscribe()?;
         let (runnable, task) = async_task::spawn(drive(events, sync_callback(f)), scheduler);
         runnable.schedule();
@@ -306,13 +333,14 @@ impl<E: Event> Listen<E> {
         let inner = self.bus.inner();
         let id = next_id();
         let shared = Shared::new(inner.stats.clone());
-        let mailbox = Arc::new(Mailbox::new(self.capacity));
+        let mailbox = Arc::new(Mailbox::of_states(self.capacity));
         let wire = begin(Begin {
             inner,
             id,
             capacity: self.capacity,
             initial: self.initial,
             mailbox: mailbox.clone(),
+            shared: shared.clone(),
         })?;
         let reader = Reader {
             id,
@@ -457,18 +485,24 @@ async fn drive<E: Event, Fut: Future<Output: Outcome>>(
 ) {
     let mut panics = 0;
     let mut turn = 0;
+    let callee: Arc<dyn Callee> = Arc::new(Called {
+        shared: reader.shared.clone(),
+        wire: reader.wire.clone(),
+    });
     while let Some(event) = poll_fn(|cx| reader.poll_next(cx)).await {
+        dispatch::calling(&callee);
         let outcome = match catch_unwind(AssertUnwindSafe(|| f(event))) {
             Err(panic) => Err(panic),
             Ok(future) => {
                 let mut future = pin!(future);
-                poll_fn(
-                    |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                poll_fn(|cx| {
+                    dispatch::calling(&callee);
+                    match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
                         Ok(Poll::Pending) => Poll::Pending,
                         Ok(Poll::Ready(done)) => Poll::Ready(done.outcome()),
                         Err(panic) => Poll::Ready(Err(panic)),
-                    },
-                )
+                    }
+                })
                 .await
             }
         };
@@ -491,6 +525,20 @@ async fn drive<E: Event, Fut: Future<Output: Outcome>>(
             turn = 0;
             yield_now().await;
         }
+    }
+}
+
+/// Whose callback a thread calls.
+struct Called {
+    shared: Arc<Shared>,
+    wire: Weak<dyn Wire>,
+}
+
+impl Callee for Called {
+    fn hangs(&self) {
+        let about = self.wire.upgrade().map(|wire| wire.describe());
+        self.shared
+            .hangs(about.as_deref().unwrap_or("what has ended"));
     }
 }
 

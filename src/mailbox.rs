@@ -4,23 +4,32 @@
 //! allocates after it was made, and never wakes by itself: [`Mailbox::push`] hands back the waker of a parked reader,
 //! and the caller wakes it once it holds no lock.
 //!
-//! A full mailbox drops the *oldest* letter and counts it, so the last state always arrives. The reader takes all
+//! What a full mailbox gives up is counted. One of states ([`Mailbox::of_states`]) gives up what is superseded, and grows where nothing
+//! is, so the last state of each subject always arrives (`backlog.rs`); any other drops its *oldest* letter. The reader takes all
 //! letters at once by swapping buffers: one lock per batch, and one wake per batch, since a waker is handed out only
 //! once per park.
+//!
+//! Until it is full a mailbox of states is a ring like any other: a push compares nothing and allocates nothing. The push that finds it
+//! full, with an oldest letter of another subject, moves the letters into a backlog, once, and the reader takes that whole.
 
 use std::task::{Context, Poll, Waker};
 
 use crate::{
+    backlog::{Backlog, Evicted, Subject, Subjects},
     hint::prefetch_write,
     sync::{Mutex, lock, lock_politely},
 };
 
 pub(crate) struct Mailbox<T> {
     inner: Mutex<Inner<T>>,
+    /// Of letters that tell states.
+    subjects: Option<Subjects<T>>,
 }
 
 struct Inner<T> {
     queue: Letters<T>,
+    /// All letters, from when the queue was full until the reader comes. The queue is empty then.
+    backlog: Option<Box<Backlog<T>>>,
     /// Letters dropped since the reader last came, and since the mailbox was made.
     lagged: u64,
     dropped: u64,
@@ -81,6 +90,10 @@ impl<T> Letters<T> {
         self.len += 1;
     }
 
+    fn front(&self) -> Option<&T> {
+        self.places.get(self.first)?.as_ref()
+    }
+
     pub(crate) fn pop_front(&mut self) -> Option<T> {
         let letter = self.places.get_mut(self.first)?.take()?;
         self.len -= 1;
@@ -109,11 +122,13 @@ pub(crate) enum Taken {
 }
 
 impl<T> Mailbox<T> {
-    /// `capacity` of 0 counts as 1: the last state always arrives.
+    /// `capacity` of 0 counts as 1: the last letter always arrives.
     pub(crate) fn new(capacity: usize) -> Self {
         Mailbox {
+            subjects: None,
             inner: Mutex::new(Inner {
                 queue: Letters::with_capacity(capacity.max(1)),
+                backlog: None,
                 lagged: 0,
                 dropped: 0,
                 gone: 0,
@@ -123,23 +138,32 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// As [`new`](Mailbox::new), for letters that tell the state of something.
+    pub(crate) fn of_states(capacity: usize) -> Self
+    where
+        T: Subject,
+    {
+        Mailbox {
+            subjects: Some(Subjects::new()),
+            ..Mailbox::new(capacity)
+        }
+    }
+
     /// The waker of a parked reader, to be woken once no lock is held.
     #[must_use]
     pub(crate) fn push(&self, letter: T) -> Option<Waker> {
-        let mut evicted = None;
+        // What is evicted is freed after the lock.
+        let mut evicted = Evicted::new();
         let mut inner = lock(&self.inner);
         if inner.closed {
             return None;
         }
-        if inner.queue.is_full() {
-            evicted = inner.queue.pop_front();
-            inner.lagged += 1;
-            inner.dropped += 1;
-            inner.gone += 1;
+        if inner.queue.is_full() || inner.backlog.is_some() {
+            inner.push_full(self.subjects, letter, &mut evicted);
+        } else {
+            inner.queue.push_back(letter);
         }
-        inner.queue.push_back(letter);
         let wake = inner.parked.take();
-        // The evicted letter is freed after the lock.
         drop(inner);
         drop(evicted);
         wake
@@ -167,9 +191,7 @@ impl<T> Mailbox<T> {
                 }
             }
         }
-        inner.dropped += thrown.len() as u64;
-        inner.lagged += thrown.len() as u64;
-        inner.gone += thrown.len() as u64;
+        inner.lost(thrown.len());
         drop(inner);
     }
 
@@ -185,18 +207,20 @@ impl<T> Mailbox<T> {
     /// The position that the next letter will have.
     pub(crate) fn next_position(&self) -> u64 {
         let inner = lock(&self.inner);
-        inner.gone + inner.queue.len() as u64
+        inner.gone + inner.waiting() as u64
     }
 
     /// No more letters. Those inside stay readable unless `discard`.
     pub(crate) fn close(&self, discard: bool) -> Option<Waker> {
         let mut inner = lock(&self.inner);
         inner.closed = true;
-        let thrown = if discard {
-            std::mem::replace(&mut inner.queue, Letters::with_capacity(0))
-        } else {
-            Letters::with_capacity(0)
-        };
+        let thrown = discard.then(|| {
+            let none = Letters::with_capacity(0);
+            (
+                std::mem::replace(&mut inner.queue, none),
+                inner.backlog.take(),
+            )
+        });
         let wake = inner.parked.take();
         drop(inner);
         drop(thrown);
@@ -216,7 +240,7 @@ impl<T> Mailbox<T> {
     fn take(&self, cx: Option<&mut Context<'_>>, batch: &mut Letters<T>) -> Poll<Taken> {
         debug_assert!(batch.len() == 0);
         let mut inner = lock_politely(&self.inner);
-        if inner.queue.len() == 0 {
+        if inner.waiting() == 0 {
             if inner.closed {
                 return Poll::Ready(Taken::Closed);
             }
@@ -228,16 +252,66 @@ impl<T> Mailbox<T> {
             }
             return Poll::Pending;
         }
-        if batch.places.len() < inner.queue.places.len() {
-            // Here, on the reader's side, so that the writer never grows a queue. Once: the two buffers change places
-            // from then on.
-            *batch = Letters::with_capacity(inner.queue.places.len());
+        let (position, lagged) = (inner.gone, std::mem::take(&mut inner.lagged));
+        inner.gone += inner.waiting() as u64;
+        if let Some(backlog) = inner.backlog.take() {
+            // Writers go on with the empty queue meanwhile.
+            drop(inner);
+            *batch = Letters::with_capacity(backlog.len());
+            backlog
+                .into_letters()
+                .for_each(|letter| batch.push_back(letter));
+        } else {
+            if batch.places.len() != inner.queue.places.len() {
+                // Here, on the reader's side, so that the writer never grows a queue. Once: the two buffers change places
+                // from then on.
+                *batch = Letters::with_capacity(inner.queue.places.len());
+            }
+            std::mem::swap(&mut inner.queue, batch);
         }
-        std::mem::swap(&mut inner.queue, batch);
-        let position = inner.gone;
-        inner.gone += batch.len() as u64;
-        let lagged = std::mem::take(&mut inner.lagged);
         Poll::Ready(Taken::Letters { lagged, position })
+    }
+}
+
+impl<T> Inner<T> {
+    fn waiting(&self) -> usize {
+        let backlog = self.backlog.as_ref().map_or(0, |backlog| backlog.len());
+        self.queue.len() + backlog
+    }
+
+    /// So many letters were given up.
+    fn lost(&mut self, letters: usize) {
+        self.lagged += letters as u64;
+        self.dropped += letters as u64;
+        self.gone += letters as u64;
+    }
+
+    /// A letter for which there is no place in the queue.
+    #[cold]
+    fn push_full(&mut self, subjects: Option<Subjects<T>>, letter: T, evicted: &mut Evicted<T>) {
+        let oldest_may_go = match subjects {
+            None => true,
+            // The commonest case, all letters being of one series: what is superseded is the oldest, and nothing has to be moved.
+            Some(subjects) => self.queue.front().is_some_and(|oldest| {
+                let subject = subjects.of(&letter);
+                subject.is_some() && subjects.of(oldest) == subject
+            }),
+        };
+        let Some(subjects) = subjects.filter(|_| !oldest_may_go) else {
+            evicted.extend(self.queue.pop_front());
+            self.queue.push_back(letter);
+            return self.lost(evicted.len());
+        };
+        let queue = &mut self.queue;
+        let backlog = self.backlog.get_or_insert_with(|| {
+            let mut backlog = Backlog::new(subjects, queue.places.len());
+            while let Some(letter) = queue.pop_front() {
+                backlog.push(letter, evicted);
+            }
+            Box::new(backlog)
+        });
+        backlog.push(letter, evicted);
+        self.lost(evicted.len());
     }
 }
 
@@ -310,6 +384,49 @@ mod tests {
         mailbox.purge(|letter| letter % 2 == 0);
         assert_eq!(mailbox.dropped(), 3);
         assert_eq!(take(&mailbox), Some((3, vec![1, 3, 5])));
+    }
+
+    /// The subject, and the number of its state.
+    #[derive(Debug, PartialEq, Clone, Copy)]
+    struct State(u64, u32);
+
+    impl Subject for State {
+        fn subject(&self) -> Option<u64> {
+            Some(self.0)
+        }
+
+        fn is_final(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn of_states_the_last_of_each_subject_arrives_and_what_is_missed_is_counted() {
+        let mailbox = Mailbox::of_states(4);
+        let mut batch = Letters::with_capacity(4);
+        for round in 0..3 {
+            for subject in 0..100 {
+                let _ = mailbox.push(State(subject, 2 * round));
+                let _ = mailbox.push(State(subject, 2 * round + 1));
+            }
+            let lagged = 100;
+            let position = u64::from(round) * 200 + lagged;
+            let taken = mailbox.try_take(&mut batch);
+            assert_eq!(taken, Poll::Ready(Taken::Letters { lagged, position }));
+            let read: Vec<_> = std::iter::from_fn(|| batch.pop_front()).collect();
+            let last: Vec<_> = (0..100)
+                .map(|subject| State(subject, 2 * round + 1))
+                .collect();
+            assert_eq!(read, last);
+        }
+        // And then it is a ring again.
+        for number in 0..5 {
+            let _ = mailbox.push(State(1, number));
+        }
+        assert!(mailbox.try_take(&mut batch).is_ready());
+        let read: Vec<_> = std::iter::from_fn(|| batch.pop_front()).collect();
+        assert_eq!(read, [1, 2, 3, 4].map(|number| State(1, number)));
+        assert_eq!(mailbox.dropped(), 301);
     }
 
     #[test]

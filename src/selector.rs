@@ -209,6 +209,13 @@ impl Selector {
         }
     }
 
+    /// Whether some series with these labels, and perhaps others, could match.
+    pub(crate) fn could_match_labels(&self, labels: &[(String, String)]) -> bool {
+        let value = |m: &Matcher| labels.iter().find(|(name, _)| *name == m.label);
+        let mut matchers = self.matchers.iter();
+        matchers.all(|m| value(m).is_none_or(|(_, value)| m.accepts(value)))
+    }
+
     pub(crate) fn matches(&self, series: &Arc<SeriesCore>) -> bool {
         if let Some(only) = &self.only {
             return only.is(series);

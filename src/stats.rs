@@ -43,6 +43,7 @@ pub(crate) struct Stats {
     pub(crate) hooks_late: AtomicU64,
     pub(crate) inline_overruns: AtomicU64,
     pub(crate) rule_state_errors: AtomicU64,
+    pub(crate) derived_cut_off: AtomicU64,
     /// Alerts that the service behind a subscription or a layer did not take.
     #[cfg(feature = "tower")]
     pub(crate) delivery_errors: AtomicU64,
@@ -108,7 +109,7 @@ impl Stats {
             ),
             family(
                 "metricbus_alert_layer_dropped_total",
-                "Alerts that were lost in a layer: its queue was full, oldest first, or what it sends to had ended.",
+                "Alerts that were lost in a layer: its queue was full, what is superseded first, or what it sends to had ended.",
                 |counts| &counts.dropped,
             ),
             family(
@@ -170,7 +171,7 @@ impl Stats {
             ),
             counter(
                 "metricbus_events_dropped_total",
-                "Events dropped from full mailboxes, oldest first.",
+                "Events dropped from full mailboxes: what a later one of the same series supersedes, and of taps the oldest.",
                 dropped + self.dropped.load(Ordering::Relaxed),
             ),
             total(
@@ -182,6 +183,11 @@ impl Stats {
                 "metricbus_hook_timeouts_total",
                 "Hooks of other languages that were not done by their deadline before a scrape, a push or an export.",
                 &self.hooks_late,
+            ),
+            total(
+                "metricbus_derived_cut_off_total",
+                "Values of derived gauges that were not set, since setting the gauge had led to them over too many steps.",
+                &self.derived_cut_off,
             ),
             total(
                 "metricbus_inline_overruns_total",

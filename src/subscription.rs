@@ -194,12 +194,7 @@ impl CallbackReport {
 
     /// It has not come to its end, and its thread was needed.
     pub fn hangs(&self) {
-        bump(&self.shared.hung);
-        bump(&self.shared.stats.hung);
-        tracing::error!(
-            about = %self.about,
-            "metricbus: a callback hangs; its thread is not counted any more until it comes back"
-        );
+        self.shared.hangs(&self.about);
     }
 }
 
@@ -250,6 +245,21 @@ impl Shared {
 
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Its callback has not come to its end, and the thread was needed.
+    pub(crate) fn hangs(&self, about: &str) {
+        bump(&self.hung);
+        bump(&self.stats.hung);
+        tracing::error!(
+            about,
+            "metricbus: a callback hangs; its thread is not counted any more until it comes back"
+        );
+    }
+
+    /// How often its callback was said to hang.
+    pub(crate) fn hung(&self) -> u64 {
+        self.hung.load(Ordering::Relaxed)
     }
 
     pub(crate) fn panicked(&self) {

@@ -126,29 +126,111 @@ fn it_ends_when_dropped_and_its_name_is_free_again() {
 }
 
 #[test]
-fn gauges_derived_in_a_circle_are_cut_off() {
+fn gauges_derived_in_a_circle_are_refused_by_whichever_closes_it() {
     let (bus, _) = bus();
     let start = bus.gauge("start", "Start.").unwrap();
+    // A selector without a name never looks at what is derived.
     let _a = bus
         .derive(Desc::new("a", "A."), Expr::max(r#"{__name__=~"start|b"}"#))
         .unwrap();
-    // By name, so that it looks at what is derived.
     let _b = bus
         .derive(Desc::new("b", "B."), Expr::value("a") + 1.0)
         .unwrap();
     start.set(1.0);
     assert_eq!(values(&bus, "b"), [("b".to_owned(), 2.0)]);
-    let _c = bus
+    let why = |name: &str, expr: Expr| {
+        bus.derive(Desc::new(name, "X."), expr)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        why("own", Expr::value("own") + 1.0),
+        r#"rule "own": it is derived from itself: own, which looks at own"#
+    );
+    let c = bus
         .derive(Desc::new("c", "C."), Expr::value("d") + 1.0)
         .unwrap();
-    let _d = bus
-        .derive(
-            Desc::new("d", "D."),
-            Expr::value("c") + Expr::value("start"),
-        )
+    let d = || Expr::over("c", secs(10.0)).avg() + Expr::value("start");
+    assert_eq!(
+        why("d", d()),
+        r#"rule "d": it is derived from itself: d, which looks at c, which looks at d"#
+    );
+    // What was refused has left nothing behind; nor has what was dropped.
+    assert!(bus.series("d").unwrap().is_empty());
+    drop(c);
+    let _d = bus.derive(Desc::new("d", "D."), d()).unwrap();
+    assert!(
+        bus.derive(Desc::new("c", "C."), Expr::value("d") + 1.0)
+            .is_err()
+    );
+}
+
+#[test]
+fn a_circle_that_a_callback_closes_is_cut_off_and_counted() {
+    let (bus, _) = bus();
+    let start = bus.gauge("start", "Start.").unwrap();
+    let _next = bus
+        .derive(Desc::new("next", "Next."), Expr::value("start") + 1.0)
         .unwrap();
-    start.set(2.0);
-    assert!(values(&bus, "d").is_empty());
+    let back = start.clone();
+    let _circle = bus
+        .on_change("next")
+        .inline(move |change| back.set(change.value.as_f64()))
+        .unwrap();
+    let cut_off = || {
+        let own = bus.self_families();
+        let name = "metricbus_derived_cut_off_total";
+        let family = own.iter().find(|family| family.name == name).unwrap();
+        format!("{:?}", family.series[0].value)
+    };
+    // After some rounds it goes on in a thread of the bus.
+    for times in 1..=2 {
+        start.set(f64::from(times) / 4.0);
+        let end = format!("Counter(U64({times}))");
+        let mut turns = 0;
+        while cut_off() != end {
+            turns += 1;
+            assert!(turns < 10_000_000, "{}", cut_off());
+            std::thread::yield_now();
+        }
+    }
+    // What it was cut off at is that many steps away from where it began: it did not go on beside that.
+    let next = values(&bus, "next")[0].1;
+    assert_eq!(next, 0.5 + 128.0);
+}
+
+#[test]
+fn a_row_of_derived_gauges_has_a_bound_and_a_mutation_goes_through_it() {
+    let (bus, _) = bus();
+    let first = bus.gauge("g0", "First.").unwrap();
+    let mut chain = Vec::new();
+    let error = loop {
+        let (i, next) = (chain.len(), chain.len() + 1);
+        let expr = Expr::value(&*format!("g{i}")) + 1.0;
+        match bus.derive(Desc::new(format!("g{next}"), "Next."), expr) {
+            Ok(derived) => chain.push(derived),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(
+        error.contains("65 gauges that are derived from each other in a row; at most 64 may be"),
+        "{error}"
+    );
+    assert_eq!(chain.len(), 64);
+    first.set(1.0);
+    assert_eq!(values(&bus, "g64"), [("g64".to_owned(), 65.0)]);
+    // Side by side there may be as many as one likes.
+    for i in 0..2_000 {
+        let expr = Expr::value("g1") * f64::from(i);
+        bus.derive(Desc::new(format!("side{i}"), "Side."), expr)
+            .unwrap()
+            .forget();
+    }
+    first.set(2.0);
+    assert_eq!(
+        values(&bus, "side1999"),
+        [("side1999".to_owned(), 3.0 * 1999.0)]
+    );
 }
 
 #[test]

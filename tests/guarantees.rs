@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Barrier, Mutex,
+        Arc, Barrier, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -16,8 +16,8 @@ use std::{
 
 use futures::{StreamExt, executor::block_on};
 use metricbus::{
-    Cause, Change, Clock, Counter, Crossed, Crossing, Delta, Desc, Gauge, Lagged, MetricBus,
-    Series, Threshold, Value,
+    Alert, Cause, Change, Clock, Condition, Counter, Crossed, Crossing, Delta, Desc, Gauge, Lagged,
+    MetricBus, Rule, Series, Threshold, Value,
 };
 use proptest::prelude::*;
 
@@ -444,6 +444,237 @@ fn g3_a_gap_in_epochs_is_the_number_missed_and_the_last_state_arrives() {
     assert_eq!(own(&bus, "metricbus_events_dropped_total"), 95.0);
 }
 
+/// A callback that stands still until it is let go, and then notes what it is told.
+#[expect(
+    clippy::type_complexity,
+    reason = "a barrier, notes, and who writes them"
+)]
+fn held_back<E: Send + 'static>() -> (Arc<Barrier>, Arc<Mutex<Vec<E>>>, impl FnMut(E) + Send) {
+    let (begun, told) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(Vec::new())));
+    let (barrier, notes) = (begun.clone(), told.clone());
+    let mut first = true;
+    let callback = move |event| {
+        if std::mem::take(&mut first) {
+            // It has begun, and may go on.
+            barrier.wait();
+            barrier.wait();
+        }
+        notes.lock().unwrap().push(event);
+    };
+    (begun, told, callback)
+}
+
+/// One subscription about many more series than its mailbox has places for.
+#[test]
+fn g3_the_last_state_of_every_series_arrives_however_many_there_are() {
+    let bus = MetricBus::new();
+    let series = 1_000;
+    let gauges: Vec<Gauge> = (0..series)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    let (begun, told, callback) = held_back::<Crossing>();
+    let threshold = Threshold::above(0.9).clear_below(0.8);
+    let subscription = bus
+        .on_threshold("kv", threshold)
+        .capacity(16)
+        .call(callback)
+        .unwrap();
+    gauges[0].set(1.0);
+    begun.wait();
+    // It has one crossing at hand. Each worker crosses up, down, up, and half of them down again.
+    for (worker, gauge) in gauges.iter().enumerate() {
+        for value in [1.0, 0.0, 1.0] {
+            gauge.set(value);
+        }
+        if worker % 2 == 1 {
+            gauge.set(0.0);
+        }
+    }
+    begun.wait();
+    until("all is told", || {
+        let stats = subscription.stats();
+        let crossings = 3 * series + series / 2;
+        stats.delivered + stats.dropped == crossings as u64
+    });
+    until("it is noted", || {
+        told.lock().unwrap().len() as u64 == subscription.stats().delivered
+    });
+    let told = told.lock().unwrap();
+    let mut last: HashMap<String, (Crossed, u64)> = HashMap::new();
+    let mut missed = 0;
+    for crossing in told.iter() {
+        let seen = last
+            .entry(crossing.series.to_string())
+            .or_insert((Crossed::Cleared, 0));
+        assert!(crossing.epoch > seen.1, "{crossing:?} after {seen:?}");
+        missed += crossing.epoch - seen.1 - 1;
+        *seen = (crossing.state, crossing.epoch);
+    }
+    assert_eq!(last.len(), series);
+    for (worker, gauge) in gauges.iter().enumerate() {
+        let (state, epoch) = last[&gauge.series().to_string()];
+        let (up, crossings) = if worker % 2 == 0 {
+            (true, 3)
+        } else {
+            (false, 4)
+        };
+        assert_eq!(
+            (state == Crossed::Raised, epoch),
+            (up, crossings),
+            "worker {worker}"
+        );
+    }
+    // The gaps say how many were missed, of each series and so in all.
+    assert_eq!(missed, subscription.stats().dropped);
+    assert!(missed > 0);
+}
+
+#[test]
+fn g3_the_last_move_of_every_series_arrives_and_gaps_in_epochs_are_what_was_missed() {
+    let bus = MetricBus::new();
+    let gauges: Vec<Gauge> = (0..100)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    gauges.iter().for_each(|gauge| gauge.set(0.0));
+    let moves = bus
+        .on_delta("kv", Delta::absolute(1.0))
+        .capacity(4)
+        .stream()
+        .unwrap();
+    for value in 1..=5 {
+        gauges.iter().for_each(|gauge| gauge.set(f64::from(value)));
+    }
+    let dropped = moves.subscription().stats().dropped;
+    drop(bus);
+    let moves: Vec<_> = block_on(moves.collect());
+    let mut epochs = HashMap::new();
+    for one in &moves {
+        epochs.insert(one.series.to_string(), (one.to, one.epoch));
+    }
+    assert!(epochs.len() == 100 && epochs.values().all(|last| *last == (5.0, 5)));
+    assert_eq!(moves.len() as u64 + dropped, 500);
+}
+
+/// A rule about many series, and one about groups of them; to a callback, and to a stream.
+#[test]
+fn g3_the_last_alert_of_every_group_arrives_however_many_there_are() {
+    let bus = MetricBus::new();
+    let gauges: Vec<Gauge> = (0..1_000)
+        .map(|worker| {
+            bus.scope()
+                .with_label("worker", worker)
+                .gauge("kv", "k")
+                .unwrap()
+        })
+        .collect();
+    let full = Condition::when("kv", Threshold::above(0.9).clear_below(0.8));
+    let rule = bus.add_rule(Rule::new("Full", full)).unwrap();
+    let (begun, told, callback) = held_back::<Alert>();
+    let callback = rule.on_alert().capacity(16).call(callback).unwrap();
+    let stream = bus.on_alert().capacity(16).stream().unwrap();
+    gauges[0].set(1.0);
+    begun.wait();
+    for (worker, gauge) in gauges.iter().enumerate() {
+        for value in [1.0, 0.0, 1.0] {
+            gauge.set(value);
+        }
+        if worker % 2 == 1 {
+            gauge.set(0.0);
+        }
+    }
+    begun.wait();
+    let all = 3_500;
+    until("all is told", || {
+        let stats = callback.stats();
+        stats.delivered + stats.dropped == all
+            && told.lock().unwrap().len() as u64 == stats.delivered
+    });
+    let dropped = stream.subscription().stats().dropped;
+    assert_eq!(rule.status().missed, dropped + callback.stats().dropped);
+    drop((rule, bus));
+    let streamed: Vec<Alert> = block_on(stream.collect());
+    assert_eq!(streamed.len() as u64 + dropped, all);
+    for told in [&*told.lock().unwrap(), &streamed] {
+        let mut last = HashMap::new();
+        for alert in told {
+            last.insert(
+                alert.series.clone().unwrap().to_string(),
+                (alert.is_firing(), alert.epoch),
+            );
+        }
+        for (worker, gauge) in gauges.iter().enumerate() {
+            let expected = if worker % 2 == 0 {
+                (true, 3)
+            } else {
+                (false, 4)
+            };
+            assert_eq!(
+                last.get(&gauge.series().to_string()),
+                Some(&expected),
+                "worker {worker}"
+            );
+        }
+    }
+}
+
+/// Workers that come, cross, and go, for ever, before a reader that stands still.
+#[test]
+fn g5_last_words_of_removed_series_do_not_pile_up() {
+    let bus = MetricBus::new();
+    let family = bus
+        .family::<Gauge>(Desc::new("kv", "k").labels(["worker"]))
+        .unwrap();
+    let above = Threshold::above(0.9).clear_below(0.8);
+    let crossings = bus.on_threshold("kv", above).capacity(8).stream().unwrap();
+    let moves = bus
+        .on_delta("kv", Delta::absolute(0.5))
+        .capacity(8)
+        .stream()
+        .unwrap();
+    let stays = family.with_label_values(&["stays"]).unwrap();
+    stays.set(0.0);
+    stays.set(1.0);
+    for worker in 0..5_000 {
+        let worker = worker.to_string();
+        let gauge = family.with_label_values(&[&worker]).unwrap();
+        gauge.set(0.0);
+        gauge.set(1.0);
+        gauge.set(0.0);
+        family.remove(&[&worker]).unwrap();
+    }
+    let dropped = [
+        crossings.subscription().stats().dropped,
+        moves.subscription().stats().dropped,
+    ];
+    drop((stays, family, bus));
+    let crossings: Vec<_> = block_on(crossings.collect());
+    let moves: Vec<_> = block_on(moves.collect());
+    assert!(
+        crossings.len() < 64 && moves.len() < 64,
+        "{} and {}",
+        crossings.len(),
+        moves.len()
+    );
+    assert_eq!(crossings.len() as u64 + dropped[0], 10_001);
+    assert_eq!(moves.len() as u64 + dropped[1], 10_001);
+    // It is still there, and so is its last word.
+    assert!(
+        crossings
+            .iter()
+            .any(|c| c.series.label("worker").as_deref() == Some("stays"))
+    );
+}
+
 #[test]
 fn g3_raised_and_cleared_alternate_under_contention() {
     let bus = MetricBus::new();
@@ -606,6 +837,174 @@ fn g6_a_panic_now_and_then_does_not_detach() {
     assert_eq!(rx.iter().take(20).last(), Some(20));
     assert!(!subscription.is_detached());
     assert_eq!(subscription.stats().panicked, 10);
+}
+
+/// One thread more than there are for callbacks hangs, and ten times as many: the rest is called all the same, by mutations and by timers.
+#[test]
+fn g6_however_many_callbacks_hang_the_others_are_called() {
+    const THREADS: usize = 4;
+    for hanging in [THREADS + 1, 10 * THREADS] {
+        let clock = Clock::manual();
+        let builder = MetricBus::builder().clock(clock.clone());
+        let bus = builder.workers_max(THREADS).build();
+        let (g, kv) = (bus.gauge("g", "g").unwrap(), bus.gauge("kv", "k").unwrap());
+        let full = Condition::when(&kv, Threshold::above(0.9));
+        let hold = Duration::from_millis(50);
+        let rule = bus
+            .add_rule(Rule::new("Full", full).hold_for(hold))
+            .unwrap();
+
+        let gate = Arc::new(RwLock::new(()));
+        let closed = gate.write().unwrap();
+        let begun = Arc::new(AtomicU64::new(0));
+        let hung: Vec<_> = (0..hanging)
+            .map(|_| {
+                let (gate, begun) = (gate.clone(), begun.clone());
+                let hang = move |_| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    drop(gate.read());
+                };
+                bus.on_change(&g).call(hang).unwrap()
+            })
+            .collect();
+        g.set(1.0);
+        until("all of them hang", || {
+            clock.advance(Duration::from_secs(1));
+            begun.load(Ordering::SeqCst) == hanging as u64
+        });
+
+        let (tell, told) = mpsc::channel();
+        let (by_call, inline) = (tell.clone(), tell.clone());
+        let _callback = rule
+            .on_alert()
+            .call(move |_| by_call.send("callback").unwrap())
+            .unwrap();
+        let _inline = rule
+            .on_alert()
+            .inline(move |_| inline.send("inline").unwrap())
+            .unwrap();
+        let _other = bus
+            .on_change(&kv)
+            .call(move |_| tell.send("change").unwrap())
+            .unwrap();
+        kv.set(1.0);
+        clock.advance(hold);
+        let heard = Mutex::new(Vec::new());
+        until("everybody else has heard", || {
+            clock.advance(Duration::from_secs(1));
+            heard.lock().unwrap().extend(told.try_iter());
+            heard.lock().unwrap().len() == 3
+        });
+        let mut heard = heard.into_inner().unwrap();
+        heard.sort_unstable();
+        assert_eq!(heard, ["callback", "change", "inline"]);
+
+        // It is seen: which they are, how many there are, and how many threads are left.
+        until("it is told", || {
+            let told: u64 = hung
+                .iter()
+                .map(|subscription| subscription.stats().hung)
+                .sum();
+            told as f64 == own(&bus, "metricbus_callbacks_hung_total")
+                && told >= (hanging - THREADS + 1) as u64
+        });
+        let now = own(&bus, "metricbus_callbacks_hung");
+        assert!(
+            now >= (hanging - THREADS + 1) as f64 && now <= hanging as f64,
+            "{now}"
+        );
+        assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);
+
+        drop(closed);
+        until("all have come back", || {
+            own(&bus, "metricbus_callbacks_hung") == 0.0
+                && own(&bus, "metricbus_callbacks_running") == 0.0
+        });
+        assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);
+        let delivered = hung
+            .iter()
+            .map(|subscription| subscription.stats().delivered);
+        assert_eq!(delivered.sum::<u64>(), hanging as u64);
+    }
+}
+
+/// With the threads and the clock that a program has. It takes the second after which a callback is said to hang.
+#[test]
+fn g6_alerts_of_timers_are_told_while_more_callbacks_hang_than_there_are_threads() {
+    let bus = MetricBus::new();
+    let (g, kv) = (bus.gauge("g", "g").unwrap(), bus.gauge("kv", "k").unwrap());
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap();
+    let _hung: Vec<_> = (0..65)
+        .map(|_| {
+            let gate = gate.clone();
+            bus.on_change(&g).call(move |_| drop(gate.read())).unwrap()
+        })
+        .collect();
+    g.set(1.0);
+    let full = Condition::when(&kv, Threshold::above(0.9));
+    let rule = Rule::new("Full", full).hold_for(Duration::from_millis(5));
+    let rule = bus.add_rule(rule).unwrap();
+    let (tell, told) = mpsc::channel();
+    let inline = tell.clone();
+    let _callback = rule
+        .on_alert()
+        .call(move |_| tell.send("callback").unwrap())
+        .unwrap();
+    let _inline = rule
+        .on_alert()
+        .inline(move |_| inline.send("inline").unwrap())
+        .unwrap();
+    kv.set(1.0);
+    let mut heard = [told.recv().unwrap(), told.recv().unwrap()];
+    heard.sort_unstable();
+    assert_eq!(heard, ["callback", "inline"]);
+    drop(closed);
+}
+
+/// Slow is only who mutates.
+#[test]
+fn g6_an_inline_callback_that_hangs_keeps_nobody_else_from_hearing() {
+    let bus = MetricBus::new();
+    let g = bus.gauge("g", "g").unwrap();
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap();
+    let hang = gate.clone();
+    let _first = bus
+        .on_change(&g)
+        .inline(move |_| drop(hang.read()))
+        .unwrap();
+    let (tell, told) = mpsc::channel();
+    let _other = bus
+        .on_change(&g)
+        .call(move |_| tell.send(()).unwrap())
+        .unwrap();
+    // The same of what a timer sets off, which hangs on nobody's thread.
+    let fires = |name: &str| {
+        let full = Condition::when(&g, Threshold::above(0.5));
+        bus.add_rule(Rule::new(name, full).hold_for(Duration::from_millis(5)))
+            .unwrap()
+    };
+    let (hangs, tells) = (fires("Hangs"), fires("Tells"));
+    let hang = gate.clone();
+    let _inline = hangs.on_alert().inline(move |_| drop(hang.read())).unwrap();
+    let (tell, of_timers) = mpsc::channel();
+    let again = tell.clone();
+    let _of_the_same = hangs
+        .on_alert()
+        .call(move |_| tell.send(()).unwrap())
+        .unwrap();
+    let _of_another = tells
+        .on_alert()
+        .inline(move |_| again.send(()).unwrap())
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| g.set(1.0));
+        told.recv().unwrap();
+        of_timers.recv().unwrap();
+        of_timers.recv().unwrap();
+        drop(closed);
+    });
 }
 
 #[test]

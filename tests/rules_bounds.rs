@@ -248,3 +248,77 @@ fn one_group_that_comes_and_goes_does_not_make_others_be_forgotten() {
     let epochs: Vec<_> = last.map(|alert| alert.epoch).take(3).collect();
     assert_eq!(epochs, [20_202, 20_201, 4]);
 }
+
+/// What one can do with a rule's parts, on the small stack of a test's thread.
+fn use_up(expr: Expr, condition: Condition) -> (Option<String>, Option<String>) {
+    let copy = (expr.clone(), condition.clone());
+    assert!(copy == (expr.clone(), condition.clone()));
+    let texts = [
+        format!("{expr} {condition}"),
+        format!("{expr:?} {condition:?}"),
+    ];
+    assert!(texts.iter().all(|text| !text.is_empty()));
+    let bus = MetricBus::new();
+    let derived = bus.derive(Desc::new("derived", "Of a test."), expr);
+    let rule = bus.add_rule(Rule::new("rule", condition));
+    for i in 0..2 {
+        bus.gauge("a", "Of a test.").unwrap().set(f64::from(i));
+    }
+    if let Ok(rule) = &rule {
+        assert!(!format!("{:?}", rule.status()).is_empty());
+    }
+    let why = |error: metricbus::RuleError| error.to_string();
+    (derived.err().map(why), rule.err().map(why))
+}
+
+fn over(expr: impl Into<Expr>) -> Condition {
+    Condition::when(expr, Threshold::above(0.5))
+}
+
+#[test]
+fn nested_expressions_are_bounded() {
+    let a = || Expr::value("a");
+    let deep: [fn(Expr) -> Expr; 4] = [
+        |expr| expr + 1.0,
+        |expr| Expr::value("a") - expr,
+        |expr| expr.scaled(0.0, 1.0),
+        |expr| expr.ewma(Duration::from_secs(1)),
+    ];
+    for deeper in deep {
+        let nest = |n| (1..n).fold(a(), |expr, _| deeper(expr));
+        assert_eq!(use_up(nest(256), over(nest(256))), (None, None));
+        let (derived, rule) = use_up(nest(100_000), over(nest(100_000)));
+        assert!(derived.unwrap().contains("nested more than 256 deep"));
+        assert!(rule.unwrap().contains("nested more than 256 deep"));
+    }
+    // Shallow, and wide: each time twice as much of it.
+    let wide = (0..14).fold(a(), |expr, _| expr.clone() + expr);
+    let (derived, _) = use_up(wide.clone(), over(wide));
+    assert!(
+        derived
+            .unwrap()
+            .contains("more than 1000 series or selectors")
+    );
+}
+
+#[test]
+fn conditions_joined_are_bounded() {
+    let deep: [fn(Condition) -> Condition; 4] = [
+        |condition| condition & over("a"),
+        |condition| over("a") | condition,
+        |condition| !condition,
+        |condition| !(condition | over("a")),
+    ];
+    for deeper in deep {
+        let nest = |n| (1..n).fold(over("a"), |condition, _| deeper(condition));
+        assert_eq!(use_up(Expr::value("a"), nest(128)), (None, None));
+        let (_, rule) = use_up(Expr::value("a"), nest(10_000));
+        assert!(
+            rule.unwrap()
+                .contains("conditions are nested more than 256 deep")
+        );
+    }
+    let wide = (0..14).fold(over("a"), |condition, _| condition.clone() & condition);
+    let (_, rule) = use_up(Expr::value("a"), wide);
+    assert!(rule.unwrap().contains("more than 1000 series or selectors"));
+}

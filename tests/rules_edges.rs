@@ -356,3 +356,101 @@ fn a_hold_and_a_slot_that_end_at_one_instant_are_both_told() {
     let states: Vec<_> = rule.history().iter().map(|alert| alert.state).collect();
     assert_eq!(states, [Firing, Resolved, Firing]);
 }
+
+#[test]
+fn annotations_name_the_first_that_holds_and_all() {
+    let (bus, _) = bus();
+    let family = family(&bus, "g");
+    let set = |i: &str, value| family.with_label_values(&[i]).unwrap().set(value);
+    let rule = |name: &str| {
+        Rule::new(name, Condition::when("g", Threshold::above(0.9)))
+            .annotation("what", "{{ $labels.i }} of {{ .Holding }} at {{ $value }}")
+    };
+    let any = bus.add_rule(rule("any").any()).unwrap();
+    let two = bus.add_rule(rule("two").at_least(2)).unwrap();
+    let each = bus.add_rule(rule("each")).unwrap();
+    let last = |rule: &LiveRule| {
+        rule.history()
+            .pop()
+            .unwrap()
+            .annotation("what")
+            .unwrap()
+            .to_owned()
+    };
+    set("a", 1.0);
+    assert_eq!(last(&any), r#"a of {i="a"} at 1"#);
+    assert_eq!(last(&each), r#"a of {i="a"} at 1"#);
+    set("b", 2.0);
+    assert_eq!(last(&two), r#"a of {i="a"}, {i="b"} at 1"#);
+    assert_eq!(last(&each), r#"b of {i="b"} at 2"#);
+    set("a", 0.5);
+    // One holds still.
+    assert_eq!(last(&two), r#"b of {i="b"} at 0.5"#);
+    set("b", 0.5);
+    // None does; it was the first.
+    assert_eq!(last(&any), "a of  at 0.5");
+    for i in 0..12 {
+        set(&format!("c{i:02}"), 1.0);
+    }
+    let late = bus.add_rule(rule("late").any()).unwrap();
+    assert!(
+        last(&late).ends_with(r#"{i="c09"} and 2 more at 1"#),
+        "{}",
+        last(&late)
+    );
+    let shown = late.status().active.pop().unwrap();
+    assert_eq!((shown.holds, shown.holding.len()), (12, 10));
+}
+
+#[test]
+fn an_annotation_that_cannot_be_filled_is_refused() {
+    let (bus, _) = bus();
+    let g = family(&bus, "g");
+    let over = |expr: Expr| Condition::when(expr, Threshold::above(0.9));
+    let with = |rule: Rule, text: &str| {
+        bus.add_rule(rule.annotation("what", text))
+            .map(LiveRule::remove)
+    };
+    let why = |rule: Rule, text: &str| with(rule, text).unwrap_err().to_string();
+    let rule = || Rule::new("r", over(Expr::value("g"))).any();
+    assert!(why(rule(), "{{ $value").contains(r#"annotation "what": "{{ $value" is not closed"#));
+    assert!(why(rule(), "{{ $value | humanizePercentagee }}").contains("is not known in braces"));
+    let typo = r#"annotation "what" asks for label "typo", which no series that the rule looks at can have"#;
+    assert!(why(rule(), "{{ $labels.typo }}").contains(typo));
+    // Groups keep only the labels that they are grouped by; and a sum has no others.
+    let sum = || Rule::new("r", over(Expr::sum("g")));
+    assert!(why(sum(), "{{ $labels.i }}").contains("which no series"));
+    let by = Rule::new("r", over(Expr::sum("later").by(["zone"])));
+    assert!(with(by.clone(), "{{ $labels.zone }}").is_ok());
+    assert!(with(by, "{{ $labels.i }}").is_err());
+    // What can be is taken: a label of one of several operands, of the rule itself, of what is not known yet.
+    assert!(with(rule(), "{{ $labels.i }}").is_ok());
+    assert!(with(rule().label("typo", "x"), "{{ $labels.typo }}").is_ok());
+    assert!(
+        with(
+            Rule::new("r", over(Expr::value("later"))),
+            "{{ $labels.typo }}"
+        )
+        .is_ok()
+    );
+    assert!(
+        with(
+            Rule::new("r", over(Expr::value("g") / Expr::value("later"))),
+            "{{ $labels.typo }}"
+        )
+        .is_ok()
+    );
+    let named = Rule::new("r", over(Expr::value(r#"{__name__=~"g.*"}"#)));
+    assert!(with(named, "{{ $labels.typo }}").is_ok());
+    let _derived = bus
+        .derive(Desc::new("half", "Of a test."), Expr::value("g") / 2.0)
+        .unwrap();
+    assert!(with(Rule::new("r", over(Expr::value("half"))), "{{ $labels.i }}").is_ok());
+    // Changing a rule is adding it.
+    let live = bus.add_rule(rule()).unwrap();
+    assert!(
+        live.update(rule().annotation("what", "{{ $labels.typo }}"))
+            .is_err()
+    );
+    drop(g);
+}

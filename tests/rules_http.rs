@@ -118,6 +118,7 @@ fn everything_about_a_rule_is_told() {
                 "fired": 1,
                 "resolved": 0,
                 "missed": 0,
+                "hung": 0,
                 "dry_run": false,
                 "thresholds": [{ "input": "kv", "raise": 0.9, "clear": 0.8 }],
                 "hold_for": 0.5,

@@ -215,8 +215,8 @@ typedef struct mb_threshold {
     double clear_bound;
     // Not to say at once of what is raised already when the subscription is made.
     bool no_initial;
-    // How many events may wait for the callback; 0: 256. The oldest is dropped when there are more, so the last state
-    // always arrives.
+    // How many events may wait for the callback; 0: 256. When there are more, the oldest is dropped that a later one of its
+    // series supersedes, so the last state of each series always arrives.
     size_t capacity;
 } mb_threshold;
 

@@ -390,7 +390,7 @@ class threshold {
         raw_.no_initial = !wanted;
         return *this;
     }
-    // How many events may wait for the callback; the oldest is dropped when there are more. A negative number throws.
+    // How many events may wait for the callback; when there are more, the oldest goes that a later one of its series supersedes. A negative number throws.
     template <class T, detail::if_whole<T> = 0> threshold &capacity(T events) {
         raw_.capacity = detail::whole<decltype(raw_.capacity)>("capacity", events);
         return *this;

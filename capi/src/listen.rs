@@ -66,8 +66,8 @@ pub struct mb_threshold {
     pub clear_bound: f64,
     /// Not to say at once of what is raised already when the subscription is made.
     pub no_initial: bool,
-    /// How many events may wait for the callback; 0: 256. The oldest is dropped when there are more, so the last state
-    /// always arrives.
+    /// How many events may wait for the callback; 0: 256. When there are more, the oldest is dropped that a later one of its
+    /// series supersedes, so the last state of each series always arrives.
     pub capacity: usize,
 }
 

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     io::Write,
-    process::{Command, Stdio},
+    path::Path,
+    process::{Command, Output, Stdio},
     thread,
 };
 
@@ -19,6 +20,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    fn of(output: &Output) -> Verdict {
+        Verdict {
+            clean: output.status.success(),
+            output: format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
+        }
+    }
+
     /// The complaints by metric.
     pub fn complaints(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut complaints: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -53,12 +65,16 @@ pub fn check_metrics(exposition: &str) -> Option<Verdict> {
         promtool.wait_with_output()
     })
     .unwrap_or_else(|why| panic!("promtool: {why}"));
-    Some(Verdict {
-        clean: output.status.success(),
-        output: format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ),
-    })
+    Some(Verdict::of(&output))
+}
+
+/// Checks a file of alerting rules. `None` if there is no promtool here.
+pub fn check_rules(file: &Path) -> Option<Verdict> {
+    let program = parts::prometheus_program("promtool")?;
+    let output = Command::new(program)
+        .args(["check", "rules"])
+        .arg(file)
+        .output()
+        .unwrap_or_else(|why| panic!("promtool did not start: {why}"));
+    Some(Verdict::of(&output))
 }

@@ -165,7 +165,6 @@ fn a_bad_name_is_flagged_by_promtool_and_by_the_lints() -> Outcome {
         (Counter, "hit_counter_total", "The type in the name."),
         (Gauge, "load_gauge", "The type in the name."),
         (Histogram, "size_histogram", "The type in the name."),
-        (Gauge, "a_summary_of_it", "Another type in the name."),
         (Gauge, "queueDepth", "In camelCase."),
         (Gauge, "job:depth:sum5", "As of a recording rule."),
         (Gauge, "depth_count", "The suffix of a histogram."),
@@ -338,7 +337,11 @@ fn the_lints_flag_all_that_promtool_flags_and_little_else() -> Outcome {
     let complaints = verdict.complaints();
     let missed: Vec<_> = complaints
         .iter()
-        .filter(|(name, _)| !flagged.contains(**name))
+        .filter(|(name, texts)| {
+            // Up to 2.53 promtool complains of any type in a name; since then, as the lint, of the metric's own.
+            let of_type = |text: &&str| text.contains("should not include type");
+            !flagged.contains(**name) && !texts.iter().all(of_type)
+        })
         .collect();
     let extra: Vec<_> = lints
         .iter()
@@ -352,5 +355,34 @@ fn the_lints_flag_all_that_promtool_flags_and_little_else() -> Outcome {
         missed.first(),
         extra.first()
     );
+    Ok(())
+}
+
+/// Annotations that a rule takes, and one that it refuses for a reason that promtool has, too.
+#[test]
+fn promtool_takes_the_templates_that_rules_take() -> Outcome {
+    let template = "{{ $labels.worker }} of {{ .Holding }} at {{ $value }} {{ \"{{\" }}";
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("rules.json");
+    for (template, is_right) in [
+        (template, true),
+        ("{{ $value", false),
+        ("{{ $holding }}", false),
+    ] {
+        let bus = MetricBus::new();
+        let rule = Rule::new("R", Condition::when("kv", Threshold::above(0.5)));
+        let taken = bus
+            .add_rule(rule.any().annotation("what", template))
+            .is_ok();
+        assert_eq!(taken, is_right, "{template}");
+        // JSON is YAML.
+        let rule = serde_json::json!({ "alert": "R", "expr": "kv > 0.5", "annotations": { "what": template } });
+        let group = serde_json::json!({ "groups": [{ "name": "g", "rules": [rule] }] });
+        std::fs::write(&file, group.to_string())?;
+        let Some(verdict) = promtool::check_rules(&file) else {
+            return Ok(());
+        };
+        assert_eq!(verdict.clean, is_right, "{template}: {}", verdict.output);
+    }
     Ok(())
 }

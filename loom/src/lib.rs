@@ -9,6 +9,8 @@
 
 #[path = "../../src/backend/arrivals.rs"]
 mod arrivals;
+#[path = "../../src/backlog.rs"]
+mod backlog;
 #[path = "../../src/cell.rs"]
 mod cell;
 #[path = "../../src/handoff.rs"]

@@ -18,6 +18,7 @@ use loom::{
 
 use crate::{
     arrivals::Arrivals,
+    backlog::Subject,
     cell::{Cell, Listener, Real, Recorded, Signal, Wakes, Whole},
     handoff::{Handoff, Turn},
     interest::{ChangeState, Cuts, ExtremesState, Interval, ThresholdState},
@@ -646,6 +647,66 @@ fn a_parked_reader_is_woken_for_every_letter() {
             let (dropped, letters) = take(&mailbox, &waker).unwrap();
             assert_eq!(letters.last(), Some(&1), "the last letter always arrives");
             assert_eq!(got + lagged + dropped + letters.len() as u64, 2);
+        }
+    });
+}
+
+/// A state of one of two subjects.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct State(u64, u32);
+
+impl Subject for State {
+    fn subject(&self) -> Option<u64> {
+        Some(self.0)
+    }
+
+    fn is_final(&self) -> bool {
+        false
+    }
+}
+
+/// Two writers fill a mailbox of one place, each with the states of a subject of its own, while a reader takes: the last state of both arrives,
+/// each in its order, what was given up is counted, and a parked reader is woken.
+#[test]
+fn the_last_state_of_every_subject_arrives() {
+    model(2, || {
+        let mailbox = Arc::new(Mailbox::of_states(1));
+        let writers = [1, 2].map(|subject| {
+            let mailbox = mailbox.clone();
+            thread::spawn(move || {
+                for number in 1..=2 {
+                    if let Some(waker) = mailbox.push(State(subject, number)) {
+                        waker.wake();
+                    }
+                }
+            })
+        });
+        let woken = StdArc::new(Flag(loom::sync::atomic::AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        let (mut read, mut lagged) = (Vec::new(), 0);
+        while let Some((dropped, letters)) = take(&mailbox, &waker) {
+            lagged += dropped;
+            read.extend(letters);
+        }
+        // Parked. Whatever is pushed from here on wakes.
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        if read.len() as u64 + lagged < 4 {
+            assert!(woken.0.load(loom::sync::atomic::Ordering::SeqCst));
+            while let Some((dropped, letters)) = take(&mailbox, &waker) {
+                lagged += dropped;
+                read.extend(letters);
+            }
+        }
+        assert_eq!(read.len() as u64 + lagged, 4);
+        for subject in [1, 2] {
+            let numbers: Vec<_> = read
+                .iter()
+                .filter(|s| s.0 == subject)
+                .map(|s| s.1)
+                .collect();
+            assert!(numbers == [1, 2] || numbers == [2], "{read:?}");
         }
     });
 }

@@ -652,8 +652,8 @@ class Listen(Generic[E]):
         at the same time, and beyond that one more for each that has been running for a second. A coroutine function is awaited before
         the next event is taken, and needs a loop. What it raises goes to the loop's exception handler, or to
         `threading.excepthook`, and is counted; after three failures in a row it is detached. `SystemExit` and `KeyboardInterrupt` leave
-        the loop's `run`; in a thread they are logged. While it is busy, events wait in the mailbox; when that is full the
-        oldest are dropped and counted.
+        the loop's `run`; in a thread they are logged. While it is busy, events wait in the mailbox; when that is full,
+        what a later event of the same series supersedes is dropped and counted.
 
         Keep what this gives: it ends when nothing refers to it any more, unless it was told to `forget`.
         """

@@ -523,6 +523,10 @@ class Moved:
     @property
     def after(self) -> float: ...
     @property
+    def epoch(self) -> int:
+        """1 for the first move of this series, 2 for the next …: a gap is the number that the mailbox had no room for."""
+
+    @property
     def at(self) -> float: ...
 
 @final
@@ -922,7 +926,8 @@ class Rule:
     It judges every series that its selectors match, present and future: with `group="each"` each alone, with `"any"`,
     `"all"` or a number (at least so many) as a group, one for all or one for each value of the labels `by`.
 
-    Annotations may have `{{ $value }}` and `{{ $labels.name }}` in them. `every`: how often windows are looked at.
+    Annotations may have `{{ $value }}`, `{{ $labels.name }}` and `{{ .Holding }}` in them; anything else in braces, and a label that
+    no series can have, raises `RuleError`. `every`: how often windows are looked at.
     `initial=False`: says nothing of what holds already when it is added. `dry_run=True`: records and tells nobody.
     `history`: how many of its last alerts it remembers, 100 unless told otherwise.
 

@@ -165,10 +165,12 @@ pub(crate) fn names(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String
             "{what} is {value:?}; a sequence of names like (\"model\",) would be right"
         ))
     };
-    let names = value.try_iter().map_err(|_| wrong())?;
-    names
-        .map(|name| name?.extract().map_err(|_| wrong()))
-        .collect()
+    gate::foreign(value.py(), || {
+        let names = value.try_iter().map_err(|_| wrong())?;
+        names
+            .map(|name| name?.extract().map_err(|_| wrong()))
+            .collect()
+    })
 }
 
 /// The last second that a `datetime` can hold.
@@ -201,7 +203,7 @@ pub(crate) fn pairs(value: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>>
         ))
     })?;
     let mut pairs = Vec::new();
-    for item in mapping.items()? {
+    for item in gate::foreign(value.py(), || mapping.items())? {
         let (name, value): (String, Bound<'_, PyAny>) = item.extract()?;
         pairs.push((name, text(&value)?));
     }

@@ -3,18 +3,18 @@
 use std::fmt::Display;
 
 use metricbus::{ExemplarError, backend::BackendError};
-use pyo3::{
-    prelude::*,
-    types::{IntoPyDict, PyType},
-};
+use pyo3::{prelude::*, types::IntoPyDict};
+
+use crate::gate;
 
 /// An exception class of ours with this message.
 pub(crate) fn raise(class: &str, message: impl Display) -> PyErr {
     Python::attach(|py| {
         let made = || -> PyResult<PyErr> {
             let class = py.import("metricbus._errors")?.getattr(class)?;
-            let class = class.cast_into::<PyType>()?;
-            Ok(PyErr::from_type(class, message.to_string()))
+            // Made here, where the interpreter's end waits for it.
+            let error = gate::foreign(py, || class.call1((message.to_string(),)))?;
+            Ok(PyErr::from_value(error))
         };
         made().unwrap_or_else(|error| error)
     })
@@ -78,7 +78,8 @@ impl<T> Raise<T> for Result<T, BackendError> {
                     let class = py.import("metricbus._errors")?.getattr("BackendError")?;
                     let words = [("backend", backend), ("why", why)].into_py_dict(py)?;
                     words.set_item("kind", kind)?;
-                    let error = class.call((error.to_string(),), Some(&words))?;
+                    let error =
+                        gate::foreign(py, || class.call((error.to_string(),), Some(&words)))?;
                     Ok(PyErr::from_value(error))
                 };
                 made().unwrap_or_else(|error| error)

@@ -82,6 +82,8 @@ pub(crate) struct Moved {
     before: f64,
     /// The value now.
     after: f64,
+    /// 1 for the first move of this series, 2 for the next …: a gap is the number that the mailbox had no room for.
+    epoch: u64,
     /// When, in seconds on the bus's clock.
     at: f64,
 }
@@ -104,6 +106,7 @@ impl Letter for metricbus::Moved {
             series: Py::new(py, Series::of(self.series))?,
             before: self.from,
             after: self.to,
+            epoch: self.epoch,
             at: self.at.as_secs_f64(),
         };
         Ok(Py::new(py, moved)?.into_any())

@@ -167,10 +167,12 @@ impl Exporter {
     ) -> PyResult<Exporter> {
         let merge = match merge {
             None => Vec::new(),
-            Some(registries) => registries
-                .try_iter()?
-                .map(|registry| Ok(registry?.unbind()))
-                .collect::<PyResult<_>>()?,
+            Some(registries) => gate::foreign(registries.py(), || {
+                let registries = registries.try_iter()?;
+                registries
+                    .map(|registry| Ok(registry?.unbind()))
+                    .collect::<PyResult<_>>()
+            })?,
         };
         Exporter::of(Plan {
             process_metrics,

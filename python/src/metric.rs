@@ -519,7 +519,9 @@ pub(crate) fn label_names(names: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Stri
             "labelnames is the text {names:?}; a sequence of names like ({names:?},) would be right"
         )));
     }
-    names.try_iter()?.map(|name| name?.extract()).collect()
+    gate::foreign(names.py(), || {
+        names.try_iter()?.map(|name| name?.extract()).collect()
+    })
 }
 
 /// Upper bounds of buckets, without or with `inf` at the end.
@@ -527,10 +529,12 @@ pub(crate) fn buckets(bounds: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Buck
     let Some(bounds) = bounds else {
         return Ok(None);
     };
-    let mut bounds: Vec<f64> = bounds
-        .try_iter()?
-        .map(|bound| bound?.extract())
-        .collect::<PyResult<_>>()?;
+    let mut bounds: Vec<f64> = gate::foreign(bounds.py(), || {
+        bounds
+            .try_iter()?
+            .map(|bound| bound?.extract())
+            .collect::<PyResult<_>>()
+    })?;
     if bounds.last() == Some(&f64::INFINITY) {
         bounds.pop();
     }

@@ -108,7 +108,10 @@ where
     let home = Home(locals.event_loop(py).unbind());
     let at_home = TaskLocals::new(Bound::new(py, home)?.into_any());
     let locals = at_home.with_context(locals.context(py));
-    generic::future_into_py_with_locals::<Ours, _, T>(py, locals, future)
+    // Futures of asyncio's loops are made by Python code.
+    gate::foreign(py, || {
+        generic::future_into_py_with_locals::<Ours, _, T>(py, locals, future)
+    })
 }
 
 /// The event loop in which something is awaited, for those who bring the result. It may be closed by then, with nobody left

@@ -208,6 +208,53 @@ def test_a_slow_coroutine_is_given_the_last_state_and_told_what_it_missed(
     in_loop(main())
 
 
+def test_the_last_event_of_every_series_arrives_however_many_there_are(bus: MetricBus, in_loop: Callable[[Any], Any]) -> None:
+    """To a function in a thread, to a coroutine, and to an iterator that nobody asked before."""
+    kv = bus.gauge("many", "Many.", labels=("worker",))
+    workers = [kv.labels(str(number)) for number in range(300)]
+    expected = {str(number): (number % 2 == 0, 3 + number % 2) for number in range(300)}
+
+    def last(crossings: list[Any]) -> dict[str, tuple[bool, int]]:
+        return {crossing.series.labels["worker"]: (crossing.is_raised, crossing.epoch) for crossing in crossings}
+
+    async def main() -> None:
+        in_thread, in_coroutine = list[Any](), Heard()
+        go, at_it, complete = threading.Event(), threading.Event(), threading.Event()
+
+        def slow(crossing: Crossing) -> None:
+            at_it.set()
+            go.wait(30)
+            in_thread.append(crossing)
+            if last(in_thread) == expected:
+                complete.set()
+
+        function = await asyncio.to_thread(bus.on_threshold, "many", slow, above=0.5, capacity=4)
+        coroutine = bus.on_threshold("many", in_coroutine.slowly, above=0.5, capacity=4)
+        iterator = bus.on_threshold("many", above=0.5, capacity=4)
+        with function, coroutine, iterator as crossings:
+            crossings.get_nowait()
+            workers[0].set(1)
+            await asyncio.to_thread(at_it.wait, 30)
+            for number, worker in enumerate(workers):
+                for value in (1, 0, 1):
+                    worker.set(value)
+                if number % 2:
+                    worker.set(0)
+            go.set()
+            assert await asyncio.to_thread(complete.wait, 9)
+            while last(in_coroutine) != expected:
+                await in_coroutine.until(len(in_coroutine) + 1)
+            read = []
+            while (crossing := crossings.get_nowait()) is not None:
+                read.append(crossing)
+            assert last(read) == expected
+            # Together with what the gaps in the epochs say, that is all of them.
+            for heard, subscription in ((in_thread, function), (in_coroutine, coroutine), (read, crossings)):
+                assert len(heard) + subscription.stats().dropped == 3 * 300 + 150
+
+    in_loop(main())
+
+
 def test_closing_ends_it_from_inside_outside_and_another_thread(
     bus: MetricBus, kv: Gauge, in_loop: Callable[[Any], Any]
 ) -> None:

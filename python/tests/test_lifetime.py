@@ -404,6 +404,12 @@ DAEMONS = {
     "log": "bus.counter(f'requests{next(names)}', 'Requests.')",
     "callback": "gauge.inc()",
     "snapshot": "bus.snapshot()",
+    "await": "asyncio.run(ask())",
+    "error": """
+                    try:
+                        family.labels(nothing=1)
+                    except mb.LabelError:
+                        pass""",
 }
 
 
@@ -412,7 +418,7 @@ def test_a_program_ends_while_daemon_threads_are_inside(run: Run, what: str) -> 
     for _ in range(3):
         done = run(
             f"""
-            import itertools, logging, threading, time
+            import asyncio, itertools, logging, threading, time
             import metricbus as mb, prometheus_client
             bus = mb.MetricBus()
             names = itertools.count()
@@ -443,6 +449,10 @@ def test_a_program_ends_while_daemon_threads_are_inside(run: Run, what: str) -> 
             app = mb.make_wsgi_app(bus)
             if {what!r} == "callback":
                 kept = [bus.on_change(gauge, lambda event: busy()) for _ in range(10)]
+
+            async def ask():
+                for _ in range(100):
+                    await exporter.answer_async("/health")
 
             def loop():
                 while True:

@@ -640,3 +640,33 @@ def test_a_rule_written_before_a_fork_is_added_in_the_child(run: Callable[..., C
         """
     )
     assert done.stdout.splitlines() == ['Full{worker="a"} firing at 2, Full{worker="a"} firing at 1', "firing"]
+
+
+def test_an_annotation_that_cannot_be_filled_is_refused_when_the_rule_is_added():
+    bus = mb.MetricBus()
+    kv = bus.gauge("kv", "Share in use.", labels=("worker",))
+    full = mb.when("kv", above=0.9)
+    for text, why in [
+        ("{{ $value", "not closed"),
+        ("{{ $value | humanizePercentagee }}", "not known in braces"),
+        ("{{ $labels.typo }}", "typo"),
+    ]:
+        with pytest.raises(mb.RuleError, match=why):
+            bus.add_rule(mb.Rule("Full", full, group="any", annotations={"what": text}))
+    text = "{{ $labels.worker }} of {{ .Holding }}"
+    rule = bus.add_rule(mb.Rule("Full", full, group="any", annotations={"what": text}))
+    kv.labels("a").set(0.95)
+    assert rule.history()[-1].annotations == {"what": 'a of {worker="a"}'}
+
+
+def test_a_rule_between_its_bounds_is_still_firing_after_a_restart(tmp_path):
+    told = []
+    for value in (0.95, 0.85):
+        bus = mb.MetricBus()
+        bus.keep_rule_state(tmp_path / "rules.json")
+        kv = bus.gauge("kv", "Share in use.")
+        rule = bus.add_rule(mb.Rule("Full", mb.when(kv, above=0.9, clear_below=0.8)))
+        kv.set(value)
+        told.append((str(rule.status().state), len(rule.history())))
+        bus.save_rule_state()
+    assert told == [("firing", 1), ("firing", 0)]

@@ -26,7 +26,7 @@ pub struct Alert {
     pub group: Pairs,
     /// The group's labels and the rule's own, which win. As Prometheus, with `alertname` left to whoever sends it.
     pub labels: Pairs,
-    /// The rule's annotations, with `{{ $value }}` and `{{ $labels.name }}` filled in.
+    /// The rule's annotations, [filled in](crate::Rule::annotation).
     pub annotations: Pairs,
     /// The series, where the rule is about one: a group of one, and a single metric.
     pub series: Option<Series>,

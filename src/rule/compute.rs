@@ -147,6 +147,9 @@ impl Program {
             source: source.clone(),
             window,
         };
+        if self.inputs.len() >= super::plan::PLACES_MAX {
+            return Err(super::plan::too_many());
+        }
         self.inputs.push(input);
         Ok(Calc::Input(self.inputs.len() - 1))
     }

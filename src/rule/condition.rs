@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::expr::{Expr, Node};
+use super::expr::{DEPTH_MAX, Expr, Node};
 use crate::{
     error::SelectorError,
     selector::{IntoSelector, Selector},
@@ -134,14 +134,45 @@ impl Condition {
         Condition(Test::Gone(selector.into_selector(), keep))
     }
 
-    /// Both hold. As `a & b`.
-    pub fn and(self, other: Condition) -> Condition {
-        Condition(Test::And(Box::new(self.0), Box::new(other.0)))
+    /// Made of conditions, each of which is not too deep.
+    fn nested(test: Test) -> Condition {
+        let is_wrong = |test: &Test| matches!(test, Test::Changed(Node::Wrong(_)));
+        // What is wrong stays what it is, whatever is made of it.
+        let test = match test {
+            Test::And(a, _) | Test::Or(a, _) | Test::Not(a) if is_wrong(&a) => *a,
+            Test::And(_, b) | Test::Or(_, b) if is_wrong(&b) => *b,
+            test => test,
+        };
+        if test.depth() > DEPTH_MAX {
+            // An expression that means nothing says why when the rule is made.
+            let why = format!(
+                "conditions are nested more than {DEPTH_MAX} deep; one about many series is a rule with any(), all() or \
+                 at_least(k)"
+            );
+            return Condition(Test::Changed(Node::Wrong(why)));
+        }
+        Condition(test)
     }
 
-    /// At least one holds. As `a | b`.
+    /// Both hold, 256 of them at most. As `a & b`.
+    pub fn and(self, other: Condition) -> Condition {
+        Condition::nested(Test::And(Box::new(self.0), Box::new(other.0)))
+    }
+
+    /// At least one holds, of 256 at most. As `a | b`.
     pub fn or(self, other: Condition) -> Condition {
-        Condition(Test::Or(Box::new(self.0), Box::new(other.0)))
+        Condition::nested(Test::Or(Box::new(self.0), Box::new(other.0)))
+    }
+}
+
+impl Test {
+    fn depth(&self) -> usize {
+        let below = match self {
+            Test::And(a, b) | Test::Or(a, b) => a.depth().max(b.depth()),
+            Test::Not(a) => a.depth(),
+            _ => 0,
+        };
+        below + 1
     }
 }
 
@@ -165,7 +196,7 @@ impl Not for Condition {
     type Output = Condition;
 
     fn not(self) -> Condition {
-        Condition(Test::Not(Box::new(self.0)))
+        Condition::nested(Test::Not(Box::new(self.0)))
     }
 }
 

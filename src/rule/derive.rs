@@ -1,11 +1,12 @@
 //! Derived gauges: an expression as a metric like any other, so that rules, taps, windows and `/metrics` apply to it.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Wake, Waker},
 };
@@ -26,7 +27,7 @@ use crate::{
     labels::push_label,
     metric::FamilyCore,
     series::SeriesCore,
-    stats::Stats,
+    stats::{Stats, bump},
     sync::lock,
     threshold::Threshold,
 };
@@ -39,8 +40,9 @@ impl MetricBus {
     /// timer. Each value is set, in order, so that a rule on it sees every excursion. A series comes with the first
     /// value; while there is no data it is NaN.
     ///
-    /// An expression without a metric's name never looks at derived gauges. Gauges that are derived from each other in a
-    /// circle are cut off after 64 rounds, with a `tracing` error.
+    /// An expression without a metric's name never looks at derived gauges. Where callbacks that run inline close a circle, by
+    /// setting what the gauge comes from, it is cut off after 128 steps: what would be set then is not, which
+    /// `metricbus_derived_cut_off_total` counts, and the first time is logged.
     ///
     /// ```
     /// use metricbus::{Desc, Expr, Gauge, MetricBus};
@@ -62,7 +64,8 @@ impl MetricBus {
     ///
     /// # Errors
     ///
-    /// When the expression is wrong, or the gauge can't be declared, or is declared already.
+    /// When the expression is wrong, or the gauge can't be declared, or is declared already; when it would be derived from
+    /// itself, also by way of others, or in a row of more than 64 derived gauges.
     pub fn derive(&self, desc: Desc, expr: impl Into<Expr>) -> Result<Derived, RuleError> {
         let expr = expr.into();
         let plan = Plan::of_expression(&expr.0)?;
@@ -74,7 +77,13 @@ impl MetricBus {
                 why: "a metric of that name is declared already; a derived gauge needs a name of its own".to_owned(),
             });
         }
-        let family = inner.derived_family(&desc)?;
+        let added = lock(&inner.rules.derivations).add(&desc, &plan);
+        added.map_err(|why| RuleError::Rule {
+            rule: desc.name.clone(),
+            why,
+        })?;
+        let forget = |_: &_| lock(&inner.rules.derivations).remove(&desc.name);
+        let family = inner.derived_family(&desc).inspect_err(forget)?;
         let sink = Arc::new_cyclic(|me| Gauges {
             family,
             bus: Arc::downgrade(inner),
@@ -82,6 +91,7 @@ impl MetricBus {
             constant: desc.constant.clone(),
             series: Mutex::default(),
             closed: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             me: me.clone(),
         });
         let log = Log::new(&desc.name, Vec::new(), Arc::new(|| {}));
@@ -144,6 +154,7 @@ impl Drop for Derived {
         self.sink.closed.store(true, Ordering::SeqCst);
         self.sink.family.remove_where(|_| true);
         inner.withdraw(self.name());
+        lock(&inner.rules.derivations).remove(self.name());
     }
 }
 
@@ -163,6 +174,8 @@ struct Gauges {
     series: Mutex<HashMap<Box<str>, Arc<Setter>>>,
     /// It was dropped.
     closed: AtomicBool,
+    /// It was cut off, and that was logged.
+    cut_off: AtomicBool,
     me: Weak<Gauges>,
 }
 
@@ -179,9 +192,13 @@ impl Sink for Gauges {
                 setter
             }
         };
-        let dropped = setter
-            .values
-            .push(Some(value.unwrap_or(f64::NAN)), VALUES_MAX);
+        let steps = STEPS.get() + 1;
+        let step = if steps > STEPS_MAX {
+            Step::CutOff
+        } else {
+            Step::Value(value.unwrap_or(f64::NAN), steps)
+        };
+        let dropped = setter.values.push(step, VALUES_MAX);
         drop(series);
         if dropped.is_some() {
             self.stats.dropped(1);
@@ -193,7 +210,7 @@ impl Sink for Gauges {
         let series = lock(&self.series);
         if let Some(setter) = series.get(key) {
             // It goes when it gets there, unless its labels are back by then.
-            setter.values.push(None, usize::MAX);
+            setter.values.push(Step::End, usize::MAX);
             wakes.push(Waker::from(setter.clone()));
         }
     }
@@ -210,22 +227,36 @@ struct Setter {
     gauges: Weak<Gauges>,
     key: Box<str>,
     text: String,
-    /// To be set, in order; `None` ends the series.
-    values: Handoff<Option<f64>>,
+    /// To be done, in order.
+    values: Handoff<Step>,
     /// What it set last.
     series: Mutex<Option<Arc<SeriesCore>>>,
-    /// Times that setting led to setting again, by the thread that is at it.
-    rounds: AtomicUsize,
 }
+
+enum Step {
+    /// To be set; and how many gauges were set one because of the other, this one included.
+    Value(f64, usize),
+    /// There were too many of them.
+    CutOff,
+    /// The series ends.
+    End,
+}
+
+thread_local! {
+    /// The gauge that this thread is setting is so many steps away from a mutation that nobody derived.
+    static STEPS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Steps that one mutation may lead to. More than the longest chain that can be declared: only callbacks that set what a gauge
+/// is derived from get there. Fewer than the runs after which an inline callback is left to the dispatcher, where nobody knows
+/// what came of what.
+const STEPS_MAX: usize = 128;
 
 /// Values that may wait. They come as fast as one thread sets them; more wait only where several evaluate at once.
 const VALUES_MAX: usize = 1_024;
 
 /// Values that a thread sets in one go, its own and those of others; the rest is left to the dispatcher.
 const TURN: usize = 64;
-
-/// Rounds in which setting a gauge may lead to its being set again. Circles have no end.
-const ROUNDS_MAX: usize = 64;
 
 impl Gauges {
     fn setter(&self, key: &str, labels: &[(String, String)]) -> Setter {
@@ -245,7 +276,6 @@ impl Gauges {
             text,
             values: Handoff::new(),
             series: Mutex::default(),
-            rounds: AtomicUsize::new(0),
         }
     }
 }
@@ -258,20 +288,40 @@ impl Setter {
         }
     }
 
-    fn set(&self, value: Option<f64>) {
-        let series = lock(&self.series).take();
+    fn set(&self, step: Step) {
         let Some(gauges) = self.gauges.upgrade() else {
             return;
         };
-        let Some(value) = value else {
-            self.remove(series);
-            let mut setters = lock(&gauges.series);
-            // What is put is put under this lock.
-            if self.values.is_empty() {
-                setters.remove(&self.key);
+        let (value, steps) = match step {
+            Step::Value(value, steps) => (value, steps),
+            Step::CutOff => {
+                bump(&gauges.stats.derived_cut_off);
+                if !gauges.cut_off.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        gauge = %self.family.meta.name,
+                        "metricbus: a callback sets what this derived gauge is derived from; it was cut off after {STEPS_MAX} steps"
+                    );
+                }
+                return;
             }
-            return;
+            Step::End => {
+                self.remove(lock(&self.series).take());
+                let mut setters = lock(&gauges.series);
+                // What is put is put under this lock.
+                if self.values.is_empty() {
+                    setters.remove(&self.key);
+                }
+                return;
+            }
         };
+        // Inline callbacks that panic are caught; so this is always put back.
+        let before = STEPS.replace(steps);
+        self.set_value(value, &gauges);
+        STEPS.set(before);
+    }
+
+    fn set_value(&self, value: f64, gauges: &Gauges) {
+        let series = lock(&self.series).take();
         let mut series = series.unwrap_or_else(|| self.family.child(&self.text));
         series.cell.set_real(value, &*series);
         if series.cell.is_retired() {
@@ -283,36 +333,18 @@ impl Setter {
             return self.remove(Some(series));
         }
         *lock(&self.series) = Some(series);
-        if self.rounds.load(Ordering::Relaxed) > ROUNDS_MAX {
-            self.values.clear();
-            tracing::error!(
-                gauge = %self.family.meta.name,
-                "metricbus: a derived gauge is derived from itself, by way of others; it was cut off"
-            );
-        }
     }
 }
 
 impl Wake for Setter {
     fn wake(self: Arc<Self>) {
-        let me = this_thread();
-        let mut first = true;
-        let turn = self.values.run(me, TURN, |value| {
-            if std::mem::take(&mut first) {
-                self.rounds.store(0, Ordering::Relaxed);
-            }
-            self.set(value);
-        });
+        let turn = self.values.run(this_thread(), TURN, |step| self.set(step));
         match turn {
-            Turn::Done => {}
-            Turn::Others(busy) if busy == me => {
-                self.rounds.fetch_add(1, Ordering::Relaxed);
-            }
-            Turn::Others(_) => {}
+            Turn::Done | Turn::Others(_) => {}
             Turn::More => {
                 if let Some(bus) = self.bus.upgrade() {
-                    bus.pool.start();
-                    bus.pool.spawn(async move { self.wake() });
+                    bus.timers.start();
+                    bus.timers.spawn(async move { self.wake() });
                 }
             }
         }

@@ -42,6 +42,9 @@ use crate::{
 /// Operands that are mutated one after the other are judged in between: where errors are counted before requests, the
 /// first error is a share of 1/0 = ∞ for a moment. Count the whole first; or compare windows, which are looked at together.
 ///
+/// An expression may be nested 256 deep (a sum of 257 terms, written down, is), and a rule may name 1 000 series or selectors in
+/// all. What is beyond that is an error where it is used.
+///
 /// A series that is an operand takes the slow path with each change of its value (some 100 ns); one that is compared
 /// with a threshold alone does not.
 ///
@@ -80,6 +83,21 @@ pub(crate) enum Node {
     },
     /// Something that means nothing; said when the expression is used.
     Wrong(String),
+}
+
+/// How deep expressions and conditions may be nested: what goes over them does so by recursion, on the stack of whichever
+/// thread mutates.
+pub(crate) const DEPTH_MAX: usize = 256;
+
+impl Node {
+    fn depth(&self) -> usize {
+        let below = match self {
+            Node::Binary(_, a, b) => a.depth().max(b.depth()),
+            Node::Scaled { of, .. } | Node::Ewma { of, .. } => of.depth(),
+            Node::Constant(_) | Node::Value(_) | Node::Window { .. } | Node::Wrong(_) => 0,
+        };
+        below + 1
+    }
 }
 
 /// Which series, and what is made of several.
@@ -153,6 +171,23 @@ impl Source {
 }
 
 impl Expr {
+    /// Made of expressions, each of which is not too deep.
+    fn nested(node: Node) -> Expr {
+        // What is wrong stays what it is, whatever is made of it.
+        let node = match node {
+            Node::Binary(_, a, _) if matches!(*a, Node::Wrong(_)) => *a,
+            Node::Binary(_, _, b) if matches!(*b, Node::Wrong(_)) => *b,
+            Node::Scaled { of, .. } | Node::Ewma { of, .. } if matches!(*of, Node::Wrong(_)) => *of,
+            node => node,
+        };
+        if node.depth() > DEPTH_MAX {
+            return Expr(Node::Wrong(format!(
+                "an expression is nested more than {DEPTH_MAX} deep; to add up many series use Expr::sum of a selector, or                  derive a gauge of a part"
+            )));
+        }
+        Expr(node)
+    }
+
     /// The value of each selected series; of a histogram, each observation.
     ///
     /// In arithmetic a selector should mean one metric: of two with the same labels the one that was mutated last counts. To
@@ -246,7 +281,7 @@ impl Expr {
     /// |---|---|---|---|---|---|---|
     /// | `scaled(50.0, 100.0)` | 0 | 0 | 0.5 | 1 | 1 | NaN |
     pub fn scaled(self, from: f64, to: f64) -> Expr {
-        Expr(Node::Scaled {
+        Expr::nested(Node::Scaled {
             of: Box::new(self.0),
             from,
             to,
@@ -264,7 +299,7 @@ impl Expr {
     /// | 61 s | | 6.32 |
     /// | 63 s | | 9.50 |
     pub fn ewma(self, tau: Duration) -> Expr {
-        Expr(Node::Ewma {
+        Expr::nested(Node::Ewma {
             of: Box::new(self.0),
             tau,
         })
@@ -387,7 +422,7 @@ macro_rules! arithmetic {
             type Output = Expr;
 
             fn $method(self, other: Expr) -> Expr {
-                Expr(Node::Binary(Op::$op, Box::new(self.0), Box::new(other.0)))
+                Expr::nested(Node::Binary(Op::$op, Box::new(self.0), Box::new(other.0)))
             }
         }
 

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Alert, AlertCause, Notice, Pairs, Quality, Rule, RuleState,
+    derivations::Derivations,
     engine::Engine,
     log::{Feed, Letter, Log},
     plan::Plan,
@@ -283,6 +284,8 @@ pub struct RuleStatus {
     pub resolved: u64,
     /// Alerts that were dropped from full mailboxes of subscribers.
     pub missed: u64,
+    /// How often callbacks of its subscribers were said to hang: all threads for callbacks were at work, and theirs had been for a second or more.
+    pub hung: u64,
     /// Whether it tells no subscriber.
     pub dry_run: bool,
 }
@@ -321,6 +324,10 @@ pub struct RuleGroup {
     pub quality: Quality,
     /// How many alerts there were of it.
     pub epoch: u64,
+    /// Of a group of several: the labels of those for which the condition holds, ten at most.
+    pub holding: Vec<Pairs>,
+    /// Of a group of several: for how many it holds.
+    pub holds: usize,
 }
 
 fn sorted(texts: impl Iterator<Item = String>) -> Vec<String> {
@@ -345,6 +352,8 @@ impl RuleStatus {
                 value: group.value,
                 quality: group.quality,
                 epoch: group.kept.epoch,
+                holding: group.holding.clone(),
+                holds: group.holds,
             })
             .collect();
         let bus = slot.bus.upgrade();
@@ -378,6 +387,7 @@ impl RuleStatus {
             fired: slot.log.fired(),
             resolved: slot.log.resolved(),
             missed: slot.log.missed(),
+            hung: slot.log.hung(),
             dry_run: rule.dry_run,
         };
         (rule, status, view.left_out)
@@ -418,7 +428,7 @@ impl Slot {
             .upgrade()
             .filter(|_| !*removed)
             .ok_or(RuleError::Removed { rule: name })?;
-        plan.check_for(&inner)?;
+        plan.check_rule_for(&rule, &inner)?;
         if self.engine().rule().judges_as(&rule) {
             self.engine().change(rule, &mut wakes);
             drop(removed);
@@ -485,6 +495,7 @@ impl Slot {
 pub(crate) struct Rules {
     table: Mutex<Table>,
     pub(crate) changed: Changed,
+    pub(crate) derivations: Mutex<Derivations>,
     #[cfg(feature = "persist")]
     pub(crate) keeper: Mutex<Option<Arc<super::keeper::Keeper>>>,
 }
@@ -555,7 +566,7 @@ impl Rules {
         feed: Option<Arc<Feed>>,
     ) -> Result<Arc<Slot>, RuleError> {
         let plan = Plan::new(&rule)?;
-        plan.check_for(inner)?;
+        plan.check_rule_for(&rule, inner)?;
         let name = rule.name.clone();
         let (slot, restored) = {
             let mut table = self.table();
@@ -635,6 +646,7 @@ impl Begin<'_, Letter> {
             initial: self.initial,
             ended: Arc::default(),
             rules: AtomicU64::new(0),
+            subscription: Arc::downgrade(&self.shared),
         })
     }
 }

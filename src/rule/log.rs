@@ -2,23 +2,26 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use super::{
-    Alert, AlertCause, AlertState, Notice, Quality, Rule, alert::Pairs, compute::Reading,
-    live::Told,
+    Alert, AlertCause, AlertState, Group, Notice, Quality, Rule, alert::Pairs, compute::Reading,
+    live::Told, template::Facts,
 };
 use crate::{
+    backlog::Subject,
     cell::Wakes,
     clock::Clock,
     listen::{Event, Post, sealed},
     series::{Series, SeriesCore},
     stats::bump,
+    subscription::Shared,
     time::Time,
 };
 
@@ -38,6 +41,8 @@ pub(crate) struct Turn {
     /// How long before that it really began.
     pub(crate) before: Duration,
     pub(crate) holding: Vec<Pairs>,
+    /// The first that held when it was told last that it fires.
+    pub(crate) first: Pairs,
     pub(crate) holds: usize,
     pub(crate) members: usize,
 }
@@ -52,6 +57,8 @@ pub(crate) struct Feed {
     pub(crate) ended: Arc<AtomicBool>,
     /// Rules that it hears of.
     pub(crate) rules: AtomicU64,
+    /// Weak, since that may hold this.
+    pub(crate) subscription: Weak<Shared>,
 }
 
 /// An alert, or the mark, in a feed's mailbox.
@@ -80,6 +87,37 @@ impl Letter {
             missed: None,
         }
     }
+}
+
+/// Groups of rules of all sources, told apart. By a table that nobody outside knows, so that nobody can make two be one.
+static TABLE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// An alert tells the state of a group of a rule, of one source where it came from another process.
+impl Subject for Alert {
+    fn subject(&self) -> Option<u64> {
+        let source = self.origin.as_ref().map(|origin| &origin.source);
+        Some(TABLE.hash_one((&self.rule, &self.group, source)))
+    }
+
+    /// Nobody knows which groups will come again.
+    fn is_final(&self) -> bool {
+        !self.is_firing()
+    }
+
+    const FINAL_KEPT: usize = 1 << 16;
+}
+
+impl Subject for Letter {
+    /// Nothing supersedes the mark.
+    fn subject(&self) -> Option<u64> {
+        self.alert.as_ref().and_then(|alert| alert.subject())
+    }
+
+    fn is_final(&self) -> bool {
+        self.alert.as_ref().is_some_and(|alert| alert.is_final())
+    }
+
+    const FINAL_KEPT: usize = Alert::FINAL_KEPT;
 }
 
 impl Drop for Letter {
@@ -243,9 +281,36 @@ impl Log {
         self.missed.load(Ordering::Relaxed)
     }
 
+    /// How often callbacks of its subscribers were said to hang.
+    pub(crate) fn hung(&self) -> u64 {
+        let said = self.said();
+        let subscriptions = said
+            .feeds
+            .iter()
+            .filter_map(|feed| feed.subscription.upgrade());
+        subscriptions.map(|subscription| subscription.hung()).sum()
+    }
+
     fn alert(&self, rule: &Rule, turn: Turn, clock: &Clock) -> Alert {
         let labels = labels_of(rule, &turn.group);
-        let annotations = annotations_of(rule, &labels, turn.value);
+        // Of one series: itself.
+        let alone = [turn.group.clone()];
+        let (holding, holds) = if rule.group == Group::Each {
+            let holds = usize::from(turn.firing);
+            (&alone[..holds], holds)
+        } else {
+            (&turn.holding[..], turn.holds)
+        };
+        let annotations = annotations_of(
+            rule,
+            &Facts {
+                value: turn.value,
+                labels: &labels,
+                first: turn.holding.first().unwrap_or(&turn.first),
+                holding,
+                holds,
+            },
+        );
         Alert {
             rule: self.name.clone(),
             state: if turn.firing {
@@ -289,66 +354,12 @@ pub(crate) fn labels_of(rule: &Rule, group: &[(String, String)]) -> Vec<(String,
     labels
 }
 
-/// The rule's annotations, sorted and filled in, for an alert with these labels.
-pub(crate) fn annotations_of(
-    rule: &Rule,
-    labels: &[(String, String)],
-    value: Reading,
-) -> Vec<(String, String)> {
+/// The rule's annotations, sorted and filled in.
+pub(crate) fn annotations_of(rule: &Rule, facts: &Facts<'_>) -> Vec<(String, String)> {
     let annotations = rule.annotations.iter();
     let mut filled: Vec<_> = annotations
-        .map(|(name, text)| (name.clone(), fill(text, value, labels)))
+        .map(|(name, text)| (name.clone(), facts.fill(text)))
         .collect();
     filled.sort();
     filled
-}
-
-/// Puts the value and labels into the places for them.
-fn fill(text: &str, value: Reading, labels: &[(String, String)]) -> String {
-    let mut filled = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let Some((name, after)) = after.split_once("}}") else {
-            break;
-        };
-        filled.push_str(before);
-        match name.trim() {
-            "$value" => match value {
-                Some(value) => filled.push_str(&value.to_string()),
-                None => filled.push_str("(no data)"),
-            },
-            name => match name.strip_prefix("$labels.") {
-                Some(label) => filled.extend(
-                    labels
-                        .iter()
-                        .filter(|(n, _)| n == label)
-                        .map(|(_, value)| value.as_str()),
-                ),
-                None => {
-                    filled.push_str("{{");
-                    filled.push_str(name);
-                    filled.push_str("}}");
-                }
-            },
-        }
-        rest = after;
-    }
-    filled.push_str(rest);
-    filled
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_in_an_annotation_are_filled_and_others_left() {
-        let labels = [("worker".to_owned(), "a".to_owned())];
-        let text = "{{ $labels.worker }}{{$labels.none}} is at {{ $value }}, {{ other }} {{ $value";
-        assert_eq!(
-            fill(text, Some(0.5), &labels),
-            "a is at 0.5, {{other}} {{ $value"
-        );
-        assert_eq!(fill("{{ $value }}", None, &[]), "(no data)");
-    }
 }

@@ -3,6 +3,7 @@
 mod alert;
 mod compute;
 mod condition;
+mod derivations;
 mod derive;
 mod engine;
 mod expr;
@@ -18,6 +19,7 @@ pub(crate) mod show;
 // Without a file there is nothing to go on from.
 #[cfg_attr(not(feature = "persist"), allow(dead_code))]
 mod store;
+mod template;
 
 use std::time::Duration;
 
@@ -35,6 +37,8 @@ pub(crate) use expr::{Gather, How, Node, Op, Source, Stat};
 pub(crate) use live::Rules;
 use machine::Timing;
 pub(crate) use metrics::families;
+#[cfg(feature = "nats")]
+pub(crate) use template::check as check_template;
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is
 /// [added to a bus](crate::MetricBus::add_rule).
@@ -335,8 +339,18 @@ impl Rule {
         self
     }
 
-    /// Adds an annotation to its alerts. `{{ $value }}` stands for the value and `{{ $labels.name }}` for a label, empty
-    /// where there is none.
+    /// Adds an annotation to its alerts. It is a template, of which `promtool` takes the same: nothing else may stand in
+    /// double braces.
+    ///
+    /// | | is filled with |
+    /// |---|---|
+    /// | `{{ $value }}` | the value; `(no data)` without one |
+    /// | `{{ $labels.name }}` | a label of the alert; of a group of several that does not have it, of the first series that holds (or did, once resolved); nothing where there is none |
+    /// | `{{ .Holding }}` | the labels of all series that hold, ten at most and how many more: `{worker="a"}, {worker="b"}` |
+    /// | `{{ "{{" }}` | this text |
+    ///
+    /// Anything else in braces is an error when the rule is added, and so is a label that no series of it can have: none of its
+    /// metrics is declared with it. A metric that is not declared yet may have any.
     pub fn annotation(mut self, name: impl Into<String>, text: impl Into<String>) -> Rule {
         self.annotations.push((name.into(), text.into()));
         self

@@ -6,11 +6,12 @@ use super::{
     Group, Rule, Test,
     compute::{Judge, PERIOD_MIN, Program, Truth},
     expr::{Node, Source},
+    template,
 };
 use crate::{
     bus::Inner,
     error::{RuleError, SelectorError},
-    labels,
+    labels::{self, OVERFLOW_LABEL},
     selector::Selector,
     series::SeriesCore,
 };
@@ -111,6 +112,9 @@ impl Tree {
     }
 }
 
+/// The most series and selectors that a rule may name. Each series that comes is held against all of them.
+pub(super) const PLACES_MAX: usize = 1_000;
+
 /// The most slots of an M of N: they are bits of one word.
 const SLOTS_MAX: u32 = 64;
 
@@ -130,6 +134,44 @@ impl Plan {
         Ok(plan)
     }
 
+    /// That all it looks at can be of this bus, and that a series can have each label that an annotation asks for. Of a metric
+    /// that nobody has declared yet anything can be.
+    pub(crate) fn check_rule_for(&self, rule: &Rule, bus: &Inner) -> Result<(), RuleError> {
+        self.check_for(bus)?;
+        for (annotation, text) in &rule.annotations {
+            for label in template::labels(text) {
+                let own = rule.labels.iter().any(|(name, _)| name == label);
+                // By the selector's name series are told apart.
+                if own || label == "__name__" || self.could_have(label, bus) {
+                    continue;
+                }
+                return Err(RuleError::Rule {
+                    rule: rule.name.clone(),
+                    why: format!(
+                        "annotation {annotation:?} asks for label {label:?}, which no series that the rule looks at can have"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn could_have(&self, label: &str, bus: &Inner) -> bool {
+        self.places.iter().any(|place| {
+            if let Some(by) = &place.by {
+                // Whether one of the series has it is not asked: most will be declared later.
+                return by.iter().any(|name| name == label);
+            }
+            let names = place
+                .selector
+                .metric_name()
+                .and_then(|name| bus.label_names_of(name));
+            names.is_none_or(|names| {
+                label == OVERFLOW_LABEL || names.iter().any(|name| **name == *label)
+            })
+        })
+    }
+
     /// That all it looks at can be of this bus.
     pub(crate) fn check_for(&self, bus: &Inner) -> Result<(), SelectorError> {
         let mut places = self.places.iter();
@@ -144,6 +186,9 @@ impl Plan {
             .collect();
         for (index, place) in places.iter_mut().enumerate() {
             place.index = index;
+        }
+        if places.len() > PLACES_MAX {
+            return Err(too_many());
         }
         let Some(first) = places.first() else {
             return Err(RuleError::Expression {
@@ -230,6 +275,12 @@ impl Leaf {
 }
 
 fn check(rule: &Rule) -> Result<(), RuleError> {
+    for (name, text) in &rule.annotations {
+        template::parse(text).map_err(|why| RuleError::Rule {
+            rule: rule.name.clone(),
+            why: format!("annotation {name:?}: {why}"),
+        })?;
+    }
     let wrong = |why: String| {
         Err(RuleError::Rule {
             rule: rule.name.clone(),
@@ -304,7 +355,18 @@ fn check(rule: &Rule) -> Result<(), RuleError> {
     Ok(())
 }
 
+pub(super) fn too_many() -> RuleError {
+    RuleError::Wrong {
+        why: format!(
+            "it names more than {PLACES_MAX} series or selectors; name many at once by a selector, as in \"{{worker=~\\\"a.*\\\"}}\""
+        ),
+    }
+}
+
 fn plant(test: &Test, leaves: &mut Vec<Leaf>) -> Result<Tree, RuleError> {
+    if leaves.len() > PLACES_MAX {
+        return Err(too_many());
+    }
     let leaf = match test {
         Test::When(node, threshold) => numeric(node, Judge::Threshold(threshold.cuts()?))?,
         Test::Moved(node, delta) => numeric(node, Judge::Moved(delta.distance()?))?,

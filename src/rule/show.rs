@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::{
     Alert, Group, Pairs, Rule, RuleGroup, RuleStatus,
     log::{annotations_of, labels_of},
+    template::Facts,
 };
 use crate::{bus::MetricBus, time::Time};
 
@@ -57,6 +58,7 @@ pub(crate) fn write_rule(
     fields.add("fired", &status.fired);
     fields.add("resolved", &status.resolved);
     fields.add("missed", &status.missed);
+    fields.add("hung", &status.hung);
     fields.add("dry_run", &status.dry_run);
     let thresholds = status.thresholds.iter().map(|threshold| Threshold {
         level: threshold.level.as_deref(),
@@ -262,9 +264,21 @@ impl<'a> Active<'a> {
             BTreeMap::new()
         } else {
             let labels = labels_of(rule, &group.labels);
-            annotations_of(rule, &labels, group.value)
-                .into_iter()
-                .collect()
+            // Of one series: itself.
+            let alone = [group.labels.clone()];
+            let (holding, holds) = if rule.group == Group::Each {
+                (&alone[..], 1)
+            } else {
+                (&group.holding[..], group.holds)
+            };
+            let facts = Facts {
+                value: group.value,
+                labels: &labels,
+                first: group.holding.first().unwrap_or(&group.labels),
+                holding,
+                holds,
+            };
+            annotations_of(rule, &facts).into_iter().collect()
         };
         Active {
             state: group.state.as_str(),

@@ -27,8 +27,10 @@ use tower_service::Service;
 use super::error::{BoxError, LayerError};
 use crate::{
     MetricBus,
+    backlog::Subject,
     bus::Inner,
     clock::{Clock, TimerKey},
+    dispatch::{self, Callee},
     inbox::{Inbox, Item},
     listen::{CAPACITY_DEFAULT, CAPACITY_MAX, PANICS_MAX, Payload, TURN, yield_now},
     mailbox::Mailbox,
@@ -39,7 +41,7 @@ use crate::{
 
 /// What a layer makes of alerts. Pure: told what comes and what time it is, it says what is to be sent.
 pub(super) trait Machine: Send + 'static {
-    type Out: Send + 'static;
+    type Out: Subject + Send + 'static;
     const NAME: &'static str;
 
     fn take(&mut self, alert: Alert, now: Time, effects: &mut Effects<Self::Out>);
@@ -162,7 +164,7 @@ impl<M: Machine> Relay<M> {
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
     {
-        let mailbox = Arc::new(Mailbox::new(ground.capacity));
+        let mailbox = Arc::new(Mailbox::of_states(ground.capacity));
         let tally = Arc::new(Tally {
             own: LayerCounts::default(),
             all: ground.stats.layer(M::NAME),
@@ -325,6 +327,10 @@ impl<T: Send + 'static> Delivery<T> {
     {
         let mut panics = 0;
         let mut turn = 0;
+        let callee: Arc<dyn Callee> = Arc::new(Layer {
+            name: self.layer,
+            stats: self.tally.stats.clone(),
+        });
         loop {
             let letter = match poll_fn(|cx| self.inbox.poll_next(cx)).await {
                 Item::Letter(letter) => letter,
@@ -335,7 +341,12 @@ impl<T: Send + 'static> Delivery<T> {
                 Item::End => return,
             };
             self.delivering = true;
-            let outcome = deliver(&mut service, letter).await;
+            let mut delivery = pin!(deliver(&mut service, letter));
+            let outcome = poll_fn(|cx| {
+                dispatch::calling(&callee);
+                delivery.as_mut().poll(cx)
+            })
+            .await;
             self.delivering = false;
             match outcome {
                 Ok(()) => {
@@ -371,6 +382,22 @@ impl<T: Send + 'static> Delivery<T> {
                 yield_now().await;
             }
         }
+    }
+}
+
+/// Whom a thread calls that delivers.
+struct Layer {
+    name: &'static str,
+    stats: Arc<Stats>,
+}
+
+impl Callee for Layer {
+    fn hangs(&self) {
+        bump(&self.stats.hung);
+        tracing::error!(
+            layer = self.name,
+            "metricbus: a service hangs; its thread is not counted any more until it comes back"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     MetricBus,
+    backlog::Subject,
     rule::{Alert, Pairs},
     time::Time,
 };
@@ -136,6 +137,17 @@ relayed! {
 pub(super) struct RollupMachine {
     limits: Limits,
     batches: Keys<Pairs, Rolled>,
+}
+
+/// A batch is told once, and supersedes none.
+impl Subject for Rolled {
+    fn subject(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_final(&self) -> bool {
+        true
+    }
 }
 
 impl Machine for RollupMachine {

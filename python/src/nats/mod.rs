@@ -30,7 +30,7 @@ pub(crate) use self::{
 use crate::{
     convert,
     error::{Raise, raise},
-    runtime,
+    gate, runtime,
 };
 
 impl<T> Raise<T> for Result<T, nats::NatsError> {
@@ -88,9 +88,11 @@ impl<'py> IntoPyObject<'py> for Late {
 /// Something to await that is there already.
 fn at_once<'py>(py: Python<'py>, value: impl IntoPyObject<'py>) -> PyResult<Bound<'py, PyAny>> {
     let running = py.import("asyncio")?.call_method0("get_running_loop")?;
-    let future = running.call_method0("create_future")?;
-    future.call_method1("set_result", (value,))?;
-    Ok(future)
+    gate::foreign(py, || {
+        let future = running.call_method0("create_future")?;
+        future.call_method1("set_result", (value,))?;
+        Ok(future)
+    })
 }
 
 /// A date of a status.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
@@ -10,6 +11,7 @@ use std::{
 use super::life::{GoneWhy, SourceState};
 use crate::{
     MetricBus, SourceId, Time,
+    backlog::Subject,
     hub::{Enclose, Hub},
     listen::{Event, Listen, sealed},
     sync::lock,
@@ -35,7 +37,11 @@ pub struct SourceEvent {
 
 impl fmt::Display for SourceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.source, self.change)
+        match self.change {
+            // Who has only just come has not heard it before.
+            SourceChange::Live if self.initial => write!(f, "{} is there", self.source),
+            ref change => write!(f, "{} {change}", self.source),
+        }
     }
 }
 
@@ -99,6 +105,35 @@ impl fmt::Display for SourceChange {
             }
         }
     }
+}
+
+/// What becomes of a source supersedes what became of it before. Losses and what is refused are told one by one.
+impl Subject for SourceEvent {
+    fn subject(&self) -> Option<u64> {
+        match self.change {
+            SourceChange::AlertsLost { .. }
+            | SourceChange::Conflict { .. }
+            | SourceChange::Refused { .. } => None,
+            _ => {
+                let mut hasher = DefaultHasher::new();
+                self.source.hash(&mut hasher);
+                Some(hasher.finish())
+            }
+        }
+    }
+
+    fn is_final(&self) -> bool {
+        !matches!(
+            self.change,
+            SourceChange::Born
+                | SourceChange::Restarted { .. }
+                | SourceChange::Live
+                | SourceChange::Back
+                | SourceChange::Stale
+        )
+    }
+
+    const FINAL_KEPT: usize = 1 << 12;
 }
 
 impl Event for SourceEvent {}
@@ -265,7 +300,7 @@ mod tests {
         assert_eq!(
             heard,
             [
-                ("ns/c/a was heard again", true),
+                ("ns/c/a is there", true),
                 ("ns/c/b is stale", true),
                 ("ns/c/b was heard again", false)
             ]

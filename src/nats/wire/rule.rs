@@ -18,7 +18,10 @@ use crate::{
     Condition, Delta, Rule, Selector, SelectorError, Threshold,
     interest::Distance,
     nats::subject::{SubjectError, check_part, escape, shown, unescape},
-    rule::{Gather, Group, HISTORY_DEFAULT, How, Level, Node, Op, Slots, Source, Stat, Test},
+    rule::{
+        Gather, Group, HISTORY_DEFAULT, How, Level, Node, Op, Slots, Source, Stat, Test,
+        check_template,
+    },
 };
 
 /// What stands for every namespace, or every component, in a key: nothing is escaped to it.
@@ -137,6 +140,10 @@ pub(crate) fn encode_rule(rule: &Rule) -> Result<String, WireError> {
     }
     if rule.history != HISTORY_DEFAULT {
         fields.push(("history", Json::Whole(rule.history as u64)));
+    }
+    for (name, text) in &rule.annotations {
+        let at = || format!("annotations.{name}");
+        check_template(text).map_err(|why| WireError::field(at(), why))?;
     }
     for (name, pairs) in [("labels", &rule.labels), ("annotations", &rule.annotations)] {
         if !pairs.is_empty() {
@@ -1420,6 +1427,17 @@ pub(crate) mod tests {
         let many = |n| Rule::new("r", (1..n).fold(leaf(), |all, _| all & leaf()));
         // Each condition, and the one that is all of them.
         assert!(encode_rule(&many(NODES_MAX - 1)).is_ok());
+        let template = Rule::new("r", leaf()).annotation("what", "{{ $value");
+        let error = encode_rule(&template).unwrap_err().to_string();
+        assert!(
+            error.contains("annotations.what") && error.contains("not closed"),
+            "{error}"
+        );
+        // As deep as they can be made.
+        let deep = (1..256).fold(Expr::value("v"), |expr, _| expr.scaled(0.0, 1.0));
+        let deep = Rule::new("r", Condition::when(deep, Threshold::above(0.5)));
+        let error = encode_rule(&deep).unwrap_err().to_string();
+        assert!(error.contains("deeper than"), "{error}");
         assert!(encode_rule(&many(NODES_MAX)).is_err());
         let text = encode_rule(&many(NODES_MAX - 1)).unwrap();
         assert_eq!(decode_rule(&text).unwrap(), many(NODES_MAX - 1));

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Members that an alert of a group names.
-const HOLDING_MAX: usize = 10;
+pub(super) const HOLDING_MAX: usize = 10;
 
 pub(super) fn labels_of(holding: Vec<(Pairs, Reading)>) -> Vec<Pairs> {
     holding.into_iter().map(|(labels, _)| labels).collect()
@@ -427,6 +427,9 @@ impl Engine {
         {
             group.value = value.or(group.value);
         }
+        if let Some((labels, _)) = holding.first().filter(|_| level > 0) {
+            group.first = labels.clone();
+        }
         if cause == AlertCause::Initial && !state.rule.initial {
             group.level = level;
             return;
@@ -478,6 +481,7 @@ impl Engine {
             quality: group.quality,
             epoch: group.epoch,
             holding: Vec::new(),
+            first: group.first.clone(),
             holds: {
                 let trues = group.trues.get(level.saturating_sub(1));
                 trues.copied().unwrap_or(0)

@@ -552,6 +552,7 @@ impl Engine {
             known: false,
             value: None,
             quality: Quality::NoData,
+            first: Pairs::default(),
             series,
             grace: None,
         };

@@ -51,8 +51,8 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    AlertCause, Quality, Rule, RuleState,
-    compute::{Program, Reading},
+    AlertCause, Group, Pairs, Quality, Rule, RuleState,
+    compute::{Program, Reading, Truth},
     log::{Log, Turn},
     plan::{Leaf, Plan},
 };
@@ -173,7 +173,7 @@ impl Engine {
     /// What members and groups would have to remember, should it end here.
     #[cfg(feature = "persist")]
     pub(crate) fn memory(&self) -> Memory {
-        use super::compute::{Judge, Truth};
+        use super::compute::Judge;
 
         let state = lock(&self.state);
         // Who is not known yet goes on remembering.
@@ -499,6 +499,7 @@ impl Engine {
             active.truncate(groups_max);
         }
         view.active.reserve_exact(active.len());
+        let mut holding = self.holding_by_group(state);
         for (rule_state, shown) in active {
             let group = match shown {
                 Shown::Awaited(key, was) => GroupView {
@@ -510,6 +511,8 @@ impl Engine {
                     quality: Quality::NoData,
                     key: key.into(),
                     kept: was.clone(),
+                    holding: Vec::new(),
+                    holds: 0,
                 },
                 Shown::Here(index) => {
                     let Some(group) = state.groups.get(index) else {
@@ -524,6 +527,9 @@ impl Engine {
                         quality: group.quality,
                         key: Box::from(&*group.key),
                         kept: self.inherit(group),
+                        holding: holding.remove(&index).unwrap_or_default(),
+                        holds: group.trues
+                            [group.level.saturating_sub(1).min(group.trues.len() - 1)],
                     }
                 }
             };
@@ -533,6 +539,25 @@ impl Engine {
         drop(guard);
         self.wake(wakes);
         (rule, view)
+    }
+
+    /// Of groups of several: some of the members that hold at the level in force.
+    fn holding_by_group(&self, state: &State) -> HashMap<usize, Vec<Pairs>> {
+        let mut found: HashMap<usize, Vec<Pairs>> = HashMap::new();
+        if self.plan.group == Group::Each {
+            return found;
+        }
+        for member in state.members.iter() {
+            let Some(at) = member.group else { continue };
+            let level = state.groups.get(at).map_or(0, |group| group.level);
+            if member.truths.get(level.saturating_sub(1)) == Some(&Truth::True) {
+                let holding = found.entry(at).or_default();
+                if holding.len() < judge::HOLDING_MAX {
+                    holding.push(member.labels.clone());
+                }
+            }
+        }
+        found
     }
 
     /// Calls `f` with what is firing, under the rule's lock: nothing fires or is resolved meanwhile.

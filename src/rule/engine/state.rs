@@ -250,6 +250,8 @@ pub(super) struct GroupState {
     pub(super) known: bool,
     pub(super) value: Reading,
     pub(super) quality: Quality,
+    /// Of a group of several: the labels of the first that held when it was told last that it fires.
+    pub(super) first: Pairs,
     pub(super) series: Weak<SeriesCore>,
     /// Until then it stays as it was before the restart while nothing is known.
     pub(super) grace: Option<Time>,
@@ -327,6 +329,9 @@ pub(crate) struct GroupView {
     #[cfg_attr(not(feature = "persist"), allow(dead_code))]
     pub(crate) key: Box<str>,
     pub(crate) kept: Inherited,
+    /// Of a group of several that fires: some of those that hold, and how many do.
+    pub(crate) holding: Vec<Pairs>,
+    pub(crate) holds: usize,
 }
 
 /// An engine, as it is shown.

@@ -338,9 +338,9 @@ impl Engine {
             }
             // Not on the clock's thread: all timers of the process share it.
             if let Some(inner) = engine.inner.upgrade() {
-                inner.pool.start();
+                inner.timers.start();
                 inner
-                    .pool
+                    .timers
                     .spawn(async move { engine.tick(engine.clock.now()) });
             }
         });
