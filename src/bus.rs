@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
-    series::{Series, SeriesCore},
+    series::{Series, SeriesCore, Value},
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
     watch::{Watch, Watches},
@@ -508,6 +508,7 @@ impl Inner {
             expire_after: desc.expire_after,
             native: spec.kind == MetricKind::Histogram
                 && desc.native.unwrap_or(self.native_histograms),
+            nan_observations: Default::default(),
             derived: false,
             mirrored: false,
             clock: self.clock.clone(),
@@ -589,6 +590,7 @@ impl Inner {
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: None,
             native: false,
+            nan_observations: Default::default(),
             derived: true,
             mirrored: false,
             clock: self.clock.clone(),
@@ -792,6 +794,7 @@ impl Inner {
         ] {
             families.push(stats::gauge(name, help, value as f64));
         }
+        families.push(nan_observations(&declared));
         let components = locked(&self.components);
         if !components.is_empty() {
             families.push(component_info(&components));
@@ -801,6 +804,22 @@ impl Inner {
         families.extend(self.own.families());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
+    }
+}
+
+/// By native histogram that there is.
+fn nan_observations(declared: &[Arc<FamilyCore>]) -> FamilySnapshot {
+    let native = declared.iter().filter(|family| family.meta.native);
+    let series = native.map(|family| SeriesSnapshot {
+        labels: vec![("metric".to_owned(), family.meta.name.to_string())],
+        value: SampleValue::Counter(Value::U64(family.meta.nan_observations.load(Relaxed))),
+    });
+    FamilySnapshot {
+        name: "metricbus_nan_observations_total".to_owned(),
+        help: "Observations of NaN, which native histograms leave out.".to_owned(),
+        unit: None,
+        kind: crate::MetricKind::Counter,
+        series: series.collect(),
     }
 }
 

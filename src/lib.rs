@@ -37,6 +37,7 @@ mod mailbox;
 mod metric;
 #[cfg(feature = "nats")]
 mod mirror;
+mod names;
 mod own;
 mod raw;
 mod rule;

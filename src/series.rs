@@ -18,6 +18,7 @@ use crate::{
     exemplar::{Exemplar, Exemplars},
     hint::bounds_under,
     labels,
+    names::is_plain,
     sketch::Sketch,
     time::{Now, Time},
 };
@@ -348,7 +349,8 @@ impl SeriesCore {
 
 /// One metric with one set of label values, whatever its type.
 ///
-/// Displayed as it is exposed: `http_requests_total{method="GET"}`. Two handles are equal when they are the same series
+/// Displayed as it is exposed: `http_requests_total{method="GET"}`, or `{"http.requests",method="GET"}` where the name
+/// needs quotes. Two handles are equal when they are the same series
 /// of the same bus.
 #[derive(Clone)]
 pub struct Series(Held);
@@ -458,11 +460,13 @@ impl Hash for Series {
 
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
-        if self.core().text.is_empty() {
-            return Ok(());
+        let (name, text) = (self.name(), &self.core().text);
+        match (is_plain(name, true), text.is_empty()) {
+            (true, true) => f.write_str(name),
+            (true, false) => write!(f, "{name}{{{text}}}"),
+            (false, true) => write!(f, "{{\"{name}\"}}"),
+            (false, false) => write!(f, "{{\"{name}\",{text}}}"),
         }
-        write!(f, "{{{}}}", self.core().text)
     }
 }
 

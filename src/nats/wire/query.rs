@@ -706,7 +706,7 @@ pub(crate) mod tests {
             body.replacen("\"infinite\":0", "\"infinite\":1", 1),
             body.replacen("\"worker\":\"a\"", "\"worker\":\"a\",\"worker\":\"b\"", 1),
             body.replacen("\"worker\":\"a\"", "\"le\":\"a\"", 1),
-            body.replacen("kv_usage_ratio", "kv usage", 1),
+            body.replacen("kv_usage_ratio", "kv\\nusage", 1),
             body.replacen("\"moments\":{\"weight\":", "\"moments\":{\"weight\":-", 1),
         ] {
             assert_ne!(bad, body);
