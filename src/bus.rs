@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::Ordering::Relaxed},
 };
 
 use crate::{
@@ -21,7 +21,8 @@ use crate::{
     rule::{self, Rules},
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
-    series::{Series, SeriesCore},
+    series::{Series, SeriesCore, Value},
+    similar::nearest,
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
     watch::{Watch, Watches},
@@ -389,6 +390,24 @@ impl Inner {
         Ok(selector)
     }
 
+    /// Of a selector with the name of no metric: the name of one that may have been meant.
+    pub(crate) fn did_you_mean(&self, selector: &Selector) -> Option<String> {
+        let asked_for = selector.only_series().is_none();
+        let name = selector.metric_name().filter(|_| asked_for)?;
+        let registry = read(&self.registry);
+        if registry.families.contains_key(name) {
+            return None;
+        }
+        nearest(name, registry.families.keys().map(|name| &**name))
+    }
+
+    /// Says so in the log. Never called under a lock.
+    pub(crate) fn warn_of_name(&self, selector: &Selector) {
+        if let Some(meant) = self.did_you_mean(selector) {
+            tracing::warn!(%selector, "metricbus: no metric has the name of this selector so far; did you mean {meant}?");
+        }
+    }
+
     /// A handle of another bus would match nothing, for ever.
     pub(crate) fn check_owns(&self, selector: &Selector) -> Result<(), SelectorError> {
         let Some(series) = selector.only_series() else {
@@ -508,6 +527,7 @@ impl Inner {
             expire_after: desc.expire_after,
             native: spec.kind == MetricKind::Histogram
                 && desc.native.unwrap_or(self.native_histograms),
+            nan_observations: Default::default(),
             derived: false,
             mirrored: false,
             clock: self.clock.clone(),
@@ -598,6 +618,7 @@ impl Inner {
             series_max: desc.series_max.unwrap_or(self.series_max),
             expire_after: None,
             native: false,
+            nan_observations: Default::default(),
             derived: true,
             mirrored: false,
             clock: self.clock.clone(),
@@ -801,6 +822,7 @@ impl Inner {
         ] {
             families.push(stats::gauge(name, help, value as f64));
         }
+        families.push(nan_observations(&declared));
         let components = locked(&self.components);
         if !components.is_empty() {
             families.push(component_info(&components));
@@ -810,6 +832,22 @@ impl Inner {
         families.extend(self.own.families());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
+    }
+}
+
+/// By native histogram that there is.
+fn nan_observations(declared: &[Arc<FamilyCore>]) -> FamilySnapshot {
+    let native = declared.iter().filter(|family| family.meta.native);
+    let series = native.map(|family| SeriesSnapshot {
+        labels: vec![("metric".to_owned(), family.meta.name.to_string())],
+        value: SampleValue::Counter(Value::U64(family.meta.nan_observations.load(Relaxed))),
+    });
+    FamilySnapshot {
+        name: "metricbus_nan_observations_total".to_owned(),
+        help: "Observations of NaN, which native histograms leave out.".to_owned(),
+        unit: None,
+        kind: crate::MetricKind::Counter,
+        series: series.collect(),
     }
 }
 

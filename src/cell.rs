@@ -346,6 +346,11 @@ impl Cell {
         }
     }
 
+    /// Shows an observation to those who listen, and counts it nowhere.
+    pub(crate) fn show(&self, v: f64, host: &impl Now) {
+        self.observed_outside(v, host);
+    }
+
     /// Takes over what was observed elsewhere: `count` counts it in its buckets, the sum becomes `sum`, and of the values
     /// `seen` those are shown that somebody has to hear of. One thread at a time; not beside [`observe`](Cell::observe),
     /// whose addition would be lost.

@@ -1,16 +1,24 @@
 //! What a metric is declared to be, and whether that can be. Owns validation; registers nothing.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use crate::{
     clock::Clock,
     error::{BucketError, DeclareError},
     labels::OVERFLOW_LABEL,
+    names::{self, Escaping},
 };
 
 /// The type of a metric, as exposition formats name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum MetricKind {
     /// Only grows.
     Counter,
@@ -337,6 +345,8 @@ pub(crate) struct Meta {
     pub(crate) expire_after: Option<Duration>,
     /// Of a histogram: its sketch is kept from birth.
     pub(crate) native: bool,
+    /// NaN that was observed and left out, as native histograms do.
+    pub(crate) nan_observations: AtomicU64,
     /// Computed from other metrics; its series come with labels of their own.
     pub(crate) derived: bool,
     /// Mutated in other processes; its series come with labels of their own.
@@ -427,8 +437,19 @@ impl Meta {
     }
 }
 
-/// See [`Meta::exposed_names`].
+/// See [`Meta::exposed_names`]. Of a name that is not plain, those that escaping makes of it are among them. Dots are not:
+/// names that they make the same are the same in underscores.
 pub(crate) fn exposed_names(name: &str, kind: MetricKind) -> Vec<String> {
+    let mut all = exposed_as(name, kind);
+    for scheme in [Escaping::Underscores, Escaping::Values] {
+        if let Cow::Owned(escaped) = scheme.of_metric(name) {
+            all.extend(exposed_as(&escaped, kind));
+        }
+    }
+    all
+}
+
+fn exposed_as(name: &str, kind: MetricKind) -> Vec<String> {
     match kind {
         MetricKind::Gauge => vec![name.to_owned()],
         MetricKind::Counter => {
@@ -509,7 +530,9 @@ pub(crate) fn unfit_name(name: &str, kind: MetricKind) -> Option<&'static str> {
     if kind == MetricKind::Counter && name == "_total" {
         return Some("nothing is left of it without \"_total\", as OpenMetrics names a counter");
     }
-    name.starts_with("metricbus_")
+    Escaping::Underscores
+        .of_metric(name)
+        .starts_with("metricbus_")
         .then_some("names that begin with \"metricbus_\" are the bus's own")
 }
 
@@ -524,29 +547,32 @@ pub(crate) fn check_labels(metric: &str, label_names: &[&str]) -> Result<(), Dec
                 labels: label_names.iter().map(|&l| l.to_owned()).collect(),
             });
         }
+        let same = |earlier: &&&str| underscored(earlier) == underscored(label);
+        if let Some(earlier) = label_names[..i].iter().find(same) {
+            return Err(DeclareError::Labels {
+                metric: metric.to_owned(),
+                why: format!(
+                    "labels {earlier:?} and {label:?} are both {:?} to who reads plain names only; rename one",
+                    underscored(label)
+                ),
+            });
+        }
     }
     Ok(())
 }
 
 pub(crate) fn check_name(name: &str) -> Result<(), DeclareError> {
-    let fault = |why: String| {
-        Err(DeclareError::Name {
+    match names::fault(name) {
+        None => Ok(()),
+        Some(why) => Err(DeclareError::Name {
             name: name.to_owned(),
             why,
-        })
-    };
-    match name.chars().next() {
-        None => return fault("it is empty".to_owned()),
-        Some(c) if c.is_ascii_digit() => return fault(format!("it begins with {c:?}")),
-        _ => {}
+        }),
     }
-    match name
-        .chars()
-        .find(|&c| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
-    {
-        Some(c) => fault(format!("it contains {c:?}")),
-        None => Ok(()),
-    }
+}
+
+fn underscored(label: &str) -> Cow<'_, str> {
+    Escaping::Underscores.of_label(label)
 }
 
 fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
@@ -562,14 +588,16 @@ fn check_label(metric: &str, label: &str) -> Result<(), DeclareError> {
         "le" => reserved("it holds the bound of a histogram's bucket"),
         "quantile" => reserved("it holds the quantile of a summary"),
         OVERFLOW_LABEL => reserved("it marks the series beyond a family's cardinality limit"),
-        _ if label.starts_with("__") => reserved("names beginning with __ are Prometheus's own"),
+        _ if underscored(label).starts_with("__") => {
+            reserved("names beginning with __ are Prometheus's own")
+        }
         _ => Ok(()),
     }
 }
 
 /// Whether this is a label's name at all.
 pub(crate) fn check_label_name(metric: &str, label: &str) -> Result<(), DeclareError> {
-    match label_name_fault(label) {
+    match names::fault(label) {
         None => Ok(()),
         Some(why) => Err(DeclareError::LabelName {
             metric: metric.to_owned(),
@@ -577,19 +605,6 @@ pub(crate) fn check_label_name(metric: &str, label: &str) -> Result<(), DeclareE
             why,
         }),
     }
-}
-
-/// What is wrong with a label's name, if anything.
-pub(crate) fn label_name_fault(label: &str) -> Option<String> {
-    match label.chars().next() {
-        None => return Some("it is empty".to_owned()),
-        Some(c) if c.is_ascii_digit() => return Some(format!("it begins with {c:?}")),
-        _ => {}
-    }
-    let wrong = label
-        .chars()
-        .find(|&c| !(c.is_ascii_alphanumeric() || c == '_'));
-    wrong.map(|c| format!("it contains {c:?}"))
 }
 
 fn check_unit(name: &str, kind: MetricKind, unit: &str) -> Result<(), DeclareError> {
@@ -623,8 +638,8 @@ mod tests {
     }
 
     #[test]
-    fn names_that_prometheus_would_refuse_are_refused() {
-        for name in ["", "1st", "kv-usage", "kv usage", "größe", "a\n"] {
+    fn names_are_any_text_that_needs_no_escaping_in_quotes() {
+        for name in ["", "a\n", "\0", "say \"a\"", "a\\b"] {
             assert!(
                 matches!(
                     check(name, MetricKind::Gauge, &[]),
@@ -633,20 +648,22 @@ mod tests {
                 "{name:?}"
             );
         }
-        for name in ["a", "_a", ":a", "a:b_9"] {
+        for name in [
+            "a", "_a", ":a", "a:b_9", "1st", "kv-usage", "kv usage", "größe",
+        ] {
             assert!(check(name, MetricKind::Gauge, &[]).is_ok(), "{name:?}");
         }
     }
 
     #[test]
     fn labels_that_mean_something_else_are_refused() {
-        for label in ["le", "quantile", "__name__", "otel_metric_overflow"] {
+        for label in ["le", "quantile", "__name__", "_.x", "otel_metric_overflow"] {
             assert!(matches!(
                 check("a", MetricKind::Gauge, &[label]),
                 Err(DeclareError::LabelReserved { .. })
             ));
         }
-        for label in ["", "a:b", "9a", "a-b"] {
+        for label in ["", "a\n", "\"", "\\"] {
             assert!(matches!(
                 check("a", MetricKind::Gauge, &[label]),
                 Err(DeclareError::LabelName { .. })
@@ -656,6 +673,9 @@ mod tests {
             check("a", MetricKind::Gauge, &["x", "y", "x"]),
             Err(DeclareError::LabelTwice { .. })
         ));
+        assert!(check("a", MetricKind::Gauge, &["x.y", "é", "a:b", "9a"]).is_ok());
+        let error = check("a", MetricKind::Gauge, &["x.y", "x_y"]).unwrap_err();
+        assert!(error.to_string().contains("are both \"x_y\""), "{error}");
     }
 
     #[test]

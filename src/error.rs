@@ -12,7 +12,7 @@ use crate::desc::MetricKind;
 pub enum DeclareError {
     /// The name is not `[a-zA-Z_:][a-zA-Z0-9_:]*`.
     #[error(
-        "metric name {name:?} is not valid: {why}; a name is letters, digits, '_' and ':', not beginning with a digit"
+        "metric name {name:?} is not valid: {why}; a name is any text without '\"', '\\' and control characters, best of letters, digits and '_'"
     )]
     Name {
         /// The name as given.
@@ -20,9 +20,9 @@ pub enum DeclareError {
         /// What is wrong with it.
         why: String,
     },
-    /// A label's name is not `[a-zA-Z_][a-zA-Z0-9_]*`.
+    /// A label's name is empty, or has something in it that would have to be escaped.
     #[error(
-        "metric {metric:?}: label name {label:?} is not valid: {why}; a label name is letters, digits and '_', not beginning with a digit"
+        "metric {metric:?}: label name {label:?} is not valid: {why}; a label name is any text without '\"', '\\' and control characters, best of letters, digits and '_'"
     )]
     LabelName {
         /// The metric.
@@ -375,7 +375,7 @@ pub enum CounterError {
 #[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExemplarError {
-    /// A label's name is not `[a-zA-Z_][a-zA-Z0-9_]*`.
+    /// A label's name is not `[a-zA-Z_][a-zA-Z0-9_]*`, or it begins with `__`.
     #[error(
         "exemplar label {label:?} is not valid: {why}; a label name is letters, digits and '_', not beginning with a digit"
     )]

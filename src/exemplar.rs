@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{desc::label_name_fault, error::ExemplarError, sync::lock_politely};
+use crate::{error::ExemplarError, names::plain_label_fault, sync::lock_politely};
 
 /// The most characters that the names and values of an exemplar's labels may have together: OpenMetrics's limit.
 const CHARACTERS_MAX: usize = 128;
@@ -26,8 +26,10 @@ const CHARACTERS_MAX: usize = 128;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Exemplar {
-    /// Names and values; 128 characters in all at most.
+    /// Names and values; 128 characters in all at most. A name has letters of ASCII, digits and `_`, and does not begin with a
+    /// digit or `__`.
     pub labels: Vec<(String, String)>,
     /// What was observed, or by how much the counter was raised.
     pub value: f64,
@@ -35,11 +37,19 @@ pub struct Exemplar {
     pub at: SystemTime,
 }
 
+/// Parsers of OpenMetrics know no names in quotes here, and some refuse a whole scrape for a name that is reserved.
+fn fault(name: &str) -> Option<String> {
+    plain_label_fault(name).or_else(|| {
+        name.starts_with("__")
+            .then(|| "names beginning with __ are Prometheus's own".to_owned())
+    })
+}
+
 /// Labels that an exemplar can have, or why not.
 pub(crate) fn checked(labels: &[(&str, &str)]) -> Result<Vec<(String, String)>, ExemplarError> {
     let mut characters = 0;
     for (i, (name, value)) in labels.iter().enumerate() {
-        if let Some(why) = label_name_fault(name) {
+        if let Some(why) = fault(name) {
             return Err(ExemplarError::LabelName {
                 label: (*name).to_owned(),
                 why,
@@ -166,10 +176,13 @@ mod tests {
         let long = "é".repeat(126);
         c.inc_with_exemplar(&[("id", &long)]).unwrap();
         let too_long = format!("{long}x");
-        let wrong: [(&[(&str, &str)], &str); 4] = [
+        let wrong: [(&[(&str, &str)], &str); 7] = [
             (&[("id", &too_long)], "129 characters"),
             (&[("id", "1"), ("id", "2")], "twice"),
             (&[("trace-id", "1")], "'-'"),
+            (&[("größe", "1")], "'ö'"),
+            (&[("__trace", "1")], "beginning with __"),
+            (&[("__name__", "1")], "beginning with __"),
             (&[("", "1")], "it is empty"),
         ];
         for (labels, says) in wrong {
@@ -178,11 +191,11 @@ mod tests {
             let error = h.observe_with_exemplar(1.0, labels).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
         }
-        assert_eq!(c.get(), 5);
+        assert_eq!(c.get(), 8);
         assert_eq!(c.exemplar().unwrap().labels[0].1, long);
         let nan = h.observe_with_exemplar(f64::NAN, &[]).unwrap_err();
         assert_eq!(nan, ExemplarError::NoNumber);
-        assert_eq!(h.snapshot().count, 5);
+        assert_eq!(h.snapshot().count, 8);
         assert!(h.exemplars().is_empty());
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
+use crate::names::is_plain;
+
 /// A set of labels known by their type: implemented by `#[derive(Labels)]`.
 ///
 /// ```
@@ -44,10 +46,20 @@ pub(crate) fn push_label(out: &mut String, name: &str, value: &str) {
     if !out.is_empty() {
         out.push(',');
     }
-    out.push_str(name);
+    push_name(out, name);
     out.push_str("=\"");
     escape(out, value);
     out.push('"');
+}
+
+/// A name that is not plain has quotes around it. Nothing in a name has to be escaped in them.
+fn push_name(out: &mut String, name: &str) {
+    if is_plain(name, false) {
+        return out.push_str(name);
+    }
+    for part in ["\"", name, "\""] {
+        out.push_str(part);
+    }
 }
 
 /// As [`push_label`], of a value that is escaped already.
@@ -55,7 +67,8 @@ pub(crate) fn push_raw(out: &mut String, name: &str, value: &str) {
     if !out.is_empty() {
         out.push(',');
     }
-    for part in [name, "=\"", value, "\""] {
+    push_name(out, name);
+    for part in ["=\"", value, "\""] {
         out.push_str(part);
     }
 }
@@ -72,7 +85,7 @@ pub(crate) fn push_label_display(out: &mut String, name: &str, value: &dyn Displ
     if !out.is_empty() {
         out.push(',');
     }
-    out.push_str(name);
+    push_name(out, name);
     out.push_str("=\"");
     // A `Display` that fails leaves what it wrote until then.
     let _ = write!(Escaping(out), "{value}");
@@ -94,11 +107,19 @@ pub(crate) fn escape(out: &mut String, value: &str) {
     out.push_str(rest);
 }
 
-/// The pairs of a text that [`push_label`] wrote: names, and values still escaped.
+/// Whether a text that [`push_label`] wrote may have names in quotes; where it says not, there are none.
+pub(crate) fn may_have_quoted_names(text: &str) -> bool {
+    text.starts_with('"') || text.contains(",\"")
+}
+
+/// The pairs of a text that [`push_label`] wrote: names without quotes, and values still escaped.
 pub(crate) fn raw_pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = text;
     std::iter::from_fn(move || {
-        let (name, after) = rest.split_once("=\"")?;
+        let (name, after) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once("\"=\"")?,
+            None => rest.split_once("=\"")?,
+        };
         let mut end = 0;
         let bytes = after.as_bytes();
         while end < bytes.len() && bytes[end] != b'"' {
@@ -150,13 +171,16 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_rendered_is_read_back(
-            labels in prop::collection::vec(("[a-z_]{1,8}", any::<String>()), 0..5)
+            labels in prop::collection::vec(("[a-z_=é., {}-]{1,8}", any::<String>()), 0..5)
         ) {
             let mut text = String::new();
             for (name, value) in &labels {
                 push_label(&mut text, name, value);
             }
             prop_assert_eq!(pairs(&text), labels.clone());
+            prop_assert!(
+                may_have_quoted_names(&text) || labels.iter().all(|(name, _)| is_plain(name, false))
+            );
             let mut again = String::new();
             for (name, value) in &labels {
                 push_label_display(&mut again, name, value);

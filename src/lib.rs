@@ -37,6 +37,7 @@ mod mailbox;
 mod metric;
 #[cfg(feature = "nats")]
 mod mirror;
+mod names;
 mod own;
 mod raw;
 mod rule;
@@ -45,6 +46,7 @@ mod selector;
 mod series;
 #[cfg(any(feature = "http", feature = "_client"))]
 mod signal;
+mod similar;
 mod sketch;
 mod snapshot;
 mod source;

@@ -1,11 +1,14 @@
 //! The naming lint: what `promtool check metrics` would say of a name, said at declaration.
 //!
 //! A lint never refuses a metric. The rules are those of Prometheus's `util/promlint` (naming conventions at
-//! prometheus.io/docs/practices/naming).
+//! prometheus.io/docs/practices/naming), as of Prometheus 3.5, and what else a scrape would make of a name.
 
 use std::fmt;
 
-use crate::desc::{Meta, MetricKind};
+use crate::{
+    desc::{Meta, MetricKind},
+    names::{Escaping, is_plain},
+};
 
 /// A warning about a declaration's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,20 @@ const UNITS: &[(&str, &str)] = &[
 const PREFIXES: &[&str] = &[
     "", "pico", "nano", "micro", "milli", "centi", "deci", "deca", "hecto", "kilo", "kibi", "mega",
     "mebi", "mibi", "giga", "gibi", "tera", "tebi", "peta", "pebi",
+];
+
+/// What Prometheus says of each scrape, and of alerts, under names of its own.
+const PROMETHEUS_OWN: &[&str] = &[
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "scrape_samples_post_metric_relabeling",
+    "scrape_series_added",
+    "scrape_timeout_seconds",
+    "scrape_sample_limit",
+    "scrape_body_size_bytes",
+    "ALERTS",
+    "ALERTS_FOR_STATE",
 ];
 
 const ABBREVIATED: &[&str] = &[
@@ -111,13 +128,30 @@ pub(crate) fn lint(meta: &Meta) -> Vec<Lint> {
     }
     let lower = name.to_lowercase();
     let words: Vec<&str> = lower.split('_').collect();
-    // A first word that is a type or a unit names the thing counted, as promlint sees it.
-    for kind in ["counter", "gauge", "histogram", "summary"] {
-        if words.iter().skip(1).any(|word| *word == kind) {
-            say(format!(
-                "the name should not include a metric type, {kind:?}"
-            ));
-        }
+    // A first word that is a type or a unit names the thing counted, as promlint sees it. Another type than its own may be
+    // what the metric is about.
+    let kind = meta.kind.as_str();
+    if words.iter().skip(1).any(|word| *word == kind) {
+        say(format!("the name should not include its type, {kind:?}"));
+    }
+    if PROMETHEUS_OWN.contains(&name) {
+        say("Prometheus writes a metric of this name itself about each target, and the two mix; choose another".to_owned());
+    }
+    if !is_plain(name, true) {
+        let plain = Escaping::Underscores.of_metric(name);
+        say(format!(
+            "names of letters of ASCII, digits and '_' are understood everywhere; this one is {plain:?} to many"
+        ));
+    }
+    for label in meta
+        .label_names
+        .iter()
+        .filter(|label| !is_plain(label, false))
+    {
+        let plain = Escaping::Underscores.of_label(label);
+        say(format!(
+            "label names of letters of ASCII, digits and '_' are understood everywhere; {label:?} is {plain:?} to many"
+        ));
     }
     for word in name.split('_') {
         for (unit, base) in UNITS {

@@ -122,6 +122,7 @@ impl Mirror {
             expire_after: None,
             // The sketch would begin after the counts that it is to stand for.
             native: false,
+            nan_observations: Default::default(),
             derived: false,
             mirrored: true,
             clock: inner.clock.clone(),
@@ -478,7 +479,7 @@ mod tests {
             .err()
             .unwrap();
         assert!(own.to_string().contains("this bus itself"), "{own}");
-        let wrong = shape("no name", MetricKind::Gauge, Numbers::Real);
+        let wrong = shape("no\nname", MetricKind::Gauge, Numbers::Real);
         assert!(mirror.family(&wrong).is_err());
     }
 

@@ -18,12 +18,15 @@ use crate::{
     exemplar::{Exemplar, Exemplars},
     hint::bounds_under,
     labels,
+    names::is_plain,
     sketch::Sketch,
     time::{Now, Time},
 };
 
 /// The value of a counter, a gauge, or (as a count) a histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(untagged))]
 pub enum Value {
     /// Of a counter that counts in `u64`, or the number of observations of a histogram.
     U64(u64),
@@ -359,10 +362,25 @@ impl SeriesCore {
 
 /// One metric with one set of label values, whatever its type.
 ///
-/// Displayed as it is exposed: `http_requests_total{method="GET"}`. Two handles are equal when they are the same series
+/// Displayed as it is exposed: `http_requests_total{method="GET"}`, or `{"http.requests",method="GET"}` where the name
+/// needs quotes. Two handles are equal when they are the same series
 /// of the same bus.
 #[derive(Clone)]
 pub struct Series(Held);
+
+/// As `name` and `labels`.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Series {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+
+        let labels: std::collections::BTreeMap<_, _> = self.labels().into_iter().collect();
+        let mut series = serializer.serialize_struct("Series", 2)?;
+        series.serialize_field("name", self.name())?;
+        series.serialize_field("labels", &labels)?;
+        series.end()
+    }
+}
 
 /// The reference count of a series lies beside its value. A reader that clones a handle for every mutation would take
 /// that cache line away from the mutating thread each time, and counts a reference of its own instead.
@@ -454,6 +472,11 @@ impl Series {
         self.core().meta.clock.date(self.core().born())
     }
 
+    /// A time of the series' bus as a date.
+    pub(crate) fn date(&self, at: Time) -> SystemTime {
+        self.core().meta.clock.wall(at)
+    }
+
     /// Whether the series was removed or has expired. Writes to it go nowhere.
     pub fn is_removed(&self) -> bool {
         self.core().cell.is_retired()
@@ -480,11 +503,13 @@ impl Hash for Series {
 
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
-        if self.core().text.is_empty() {
-            return Ok(());
+        let (name, text) = (self.name(), &self.core().text);
+        match (is_plain(name, true), text.is_empty()) {
+            (true, true) => f.write_str(name),
+            (true, false) => write!(f, "{name}{{{text}}}"),
+            (false, true) => write!(f, "{{\"{name}\"}}"),
+            (false, false) => write!(f, "{{\"{name}\",{text}}}"),
         }
-        write!(f, "{{{}}}", self.core().text)
     }
 }
 

@@ -117,7 +117,7 @@ fn scopes_nest_and_a_label_given_twice_is_refused() {
         Err(DeclareError::LabelTwice { .. })
     ));
     assert!(matches!(
-        scope.with_prefix("-").gauge("h", "h"),
+        scope.with_prefix("\n").gauge("h", "h"),
         Err(DeclareError::Name { .. })
     ));
 }
@@ -700,7 +700,7 @@ fn a_component_with_labels_that_would_break_the_metrics_page_is_refused() {
     let bus = MetricBus::new();
     let scope = bus.scope();
     for bad in [
-        scope.with_label("bad name", 1),
+        scope.with_label("bad\nname", 1),
         scope.with_label("x", 1).with_label("x", 2),
         scope.with_label("le", 1),
     ] {

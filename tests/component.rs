@@ -102,14 +102,14 @@ fn metrics_of_a_container_and_of_a_struct_live_on_the_same_bus() {
 fn what_the_bus_refuses_the_container_refuses_with_the_same_words() {
     let container = PrometheusContainer::new("myapp");
     let name = container
-        .create_counter("re-quests", "Requests.", &[])
+        .create_counter("re\nquests", "Requests.", &[])
         .unwrap_err();
     assert!(
-        matches!(&name, DeclareError::Name { name, .. } if name == "myapp_re-quests"),
+        matches!(&name, DeclareError::Name { name, .. } if name == "myapp_re\nquests"),
         "{name}"
     );
     let label = container
-        .create_gauge("g", "A gauge.", &[("a-b", "")])
+        .create_gauge("g", "A gauge.", &[("a\nb", "")])
         .unwrap_err();
     assert!(matches!(label, DeclareError::LabelName { .. }), "{label}");
     container.create_gauge("g", "A gauge.", &[]).unwrap();

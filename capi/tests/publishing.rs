@@ -130,7 +130,7 @@ fn null_is_an_error_that_says_of_what() {
 
         // A handle that was not made is NULL, whatever was there.
         assert_eq!(
-            mb_gauge_new(bus.0, &desc("no name"), &mut gauge),
+            mb_gauge_new(bus.0, &desc("no\nname"), &mut gauge),
             MB_ERROR_DECLARE
         );
         assert!(gauge.is_null());

@@ -1,35 +1,34 @@
 //! What a name may be. The same rules as the library's own at declaration, so that a name known when compiling fails
 //! there.
 
-/// `Err` with what is wrong, unless `name` is `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+/// `Err` with what is wrong, if `name` can't be a metric's.
 pub(crate) fn check_metric(name: &str) -> Result<(), String> {
-    check(name, true).map_err(|why| {
-        format!(
-            "metric name {name:?} is not valid: {why}; a name is letters, digits, '_' and ':', not beginning with a digit"
-        )
-    })
+    check(name).map_err(|why| format!("metric name {name:?} is not valid: {why}; {RIGHT}"))
 }
 
-/// `Err` with what is wrong, unless `prefix` can be part of a metric name. It may begin with a digit: a scope can have a
-/// prefix that comes before it.
+/// `Err` with what is wrong, unless `prefix` can be part of a metric name.
 pub(crate) fn check_prefix(prefix: &str) -> Result<(), String> {
-    check_letters(prefix, true).map_err(|why| {
-        format!("prefix {prefix:?} is not valid: {why}; a prefix is letters, digits, '_' and ':'")
-    })
+    check_letters(prefix).map_err(|why| format!("prefix {prefix:?} is not valid: {why}; {RIGHT}"))
 }
 
-/// `Err` with what is wrong, unless `name` is `[a-zA-Z_][a-zA-Z0-9_]*` and means nothing else.
+/// `Err` with what is wrong, if `name` can't be a label's or means something else.
 pub(crate) fn check_label(name: &str) -> Result<(), String> {
-    check(name, false).map_err(|why| {
-        format!(
-            "label name {name:?} is not valid: {why}; a label name is letters, digits and '_', not beginning with a digit"
-        )
-    })?;
+    check(name).map_err(|why| format!("label name {name:?} is not valid: {why}; {RIGHT}"))?;
+    // In underscores, as many read it.
+    let is_underscore =
+        |(at, c): (usize, char)| !(c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit()));
+    let reserved = name.len() > 1
+        && name
+            .char_indices()
+            .take(2)
+            .filter(|at| is_underscore(*at))
+            .count()
+            == 2;
     let why = match name {
         "le" => "it holds the bound of a histogram's bucket",
         "quantile" => "it holds the quantile of a summary",
         "otel_metric_overflow" => "it marks the series beyond a family's cardinality limit",
-        _ if name.starts_with("__") => "names beginning with __ are Prometheus's own",
+        _ if reserved => "names beginning with __ are Prometheus's own",
         _ => return Ok(()),
     };
     Err(format!("label {name:?} is reserved: {why}"))
@@ -58,18 +57,22 @@ pub(crate) fn check_unit(name: &str, unit: &str) -> Result<(), String> {
     ))
 }
 
-fn check(name: &str, colon: bool) -> Result<(), String> {
-    match name.chars().next() {
-        None => return Err("it is empty".to_owned()),
-        Some(c) if c.is_ascii_digit() => return Err(format!("it begins with {c:?}")),
-        _ => {}
+/// What a name may be, and should.
+const RIGHT: &str =
+    "a name is any text without '\"', '\\' and control characters, best of letters, digits and '_'";
+
+fn check(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("it is empty".to_owned());
     }
-    check_letters(name, colon)
+    check_letters(name)
 }
 
-fn check_letters(name: &str, colon: bool) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || (colon && c == ':');
-    match name.chars().find(|&c| !allowed(c)) {
+fn check_letters(name: &str) -> Result<(), String> {
+    match name
+        .chars()
+        .find(|&c| c.is_control() || c == '"' || c == '\\')
+    {
         Some(c) => Err(format!("it contains {c:?}")),
         None => Ok(()),
     }
@@ -80,30 +83,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_prometheus_takes_pass() {
-        for name in ["a", "_a", ":a", "a:b_9"] {
+    fn names_pass_that_need_no_escaping_in_quotes() {
+        for name in [
+            "a", "_a", ":a", "a:b_9", "1st", "kv-usage", "kv usage", "größe",
+        ] {
             assert_eq!(check_metric(name), Ok(()), "{name:?}");
         }
-        for name in ["", "1st", "kv-usage", "kv usage", "größe", "a\n"] {
+        for name in ["", "a\n", "\"a\"", "a\\b"] {
             assert!(check_metric(name).is_err(), "{name:?}");
         }
     }
 
     #[test]
     fn a_prefix_may_be_what_only_another_prefix_makes_a_name() {
-        for prefix in ["", "worker_", "5xx_"] {
+        for prefix in ["", "worker_", "5xx_", "my-worker_"] {
             assert_eq!(check_prefix(prefix), Ok(()), "{prefix:?}");
         }
-        assert!(check_prefix("my-worker_").is_err());
+        assert!(check_prefix("my\nworker_").is_err());
     }
 
     #[test]
     fn labels_that_mean_something_else_do_not_pass() {
-        assert_eq!(check_label("method"), Ok(()));
+        for name in ["method", "a:b", "9a", "_1", "http.method", "é_"] {
+            assert_eq!(check_label(name), Ok(()), "{name:?}");
+        }
         for name in [
             "",
-            "a:b",
-            "9a",
+            "a\n",
+            "_.a",
             "le",
             "quantile",
             "otel_metric_overflow",

@@ -165,7 +165,6 @@ fn a_bad_name_is_flagged_by_promtool_and_by_the_lints() -> Outcome {
         (Counter, "hit_counter_total", "The type in the name."),
         (Gauge, "load_gauge", "The type in the name."),
         (Histogram, "size_histogram", "The type in the name."),
-        (Gauge, "a_summary_of_it", "Another type in the name."),
         (Gauge, "queueDepth", "In camelCase."),
         (Gauge, "job:depth:sum5", "As of a recording rule."),
         (Gauge, "depth_count", "The suffix of a histogram."),
@@ -338,7 +337,11 @@ fn the_lints_flag_all_that_promtool_flags_and_little_else() -> Outcome {
     let complaints = verdict.complaints();
     let missed: Vec<_> = complaints
         .iter()
-        .filter(|(name, _)| !flagged.contains(**name))
+        .filter(|(name, texts)| {
+            // Up to 2.53 promtool complains of any type in a name; since then, as the lint, of the metric's own.
+            let of_type = |text: &&str| text.contains("should not include type");
+            !flagged.contains(**name) && !texts.iter().all(of_type)
+        })
         .collect();
     let extra: Vec<_> = lints
         .iter()

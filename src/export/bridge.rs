@@ -11,6 +11,7 @@ use prometheus::{
     proto,
 };
 
+use super::Escaping;
 use crate::{FamilySnapshot, MetricBus, MetricKind, SampleValue};
 
 /// The metrics of a bus as a collector of the `prometheus` crate, for an application that has a registry and serves it
@@ -21,7 +22,8 @@ use crate::{FamilySnapshot, MetricBus, MetricKind, SampleValue};
 /// later under a name which the registry has already is not noticed by the registry, which then mixes the two; declare
 /// first, register then.
 ///
-/// The registry's text format has no units, and shows counters as floats.
+/// The registry's text format has no units, shows counters as floats, and has [underscores](Escaping::Underscores) for what
+/// its names can't have in them.
 ///
 /// ```
 /// use metricbus::{MetricBus, export::PrometheusCollector};
@@ -70,9 +72,13 @@ impl PrometheusCollector {
         let claims = bus.snapshot().families.into_iter().map(|family| {
             let first = family.series.into_iter().next();
             let labels = first.map_or_else(Vec::new, |s| {
-                s.labels.into_iter().map(|(name, _)| name).collect()
+                let names = s.labels.into_iter().map(|(name, _)| name);
+                names
+                    .map(|name| Escaping::Underscores.of_label(&name).into_owned())
+                    .collect()
             });
-            Desc::new(family.name, described(family.help), labels, HashMap::new())
+            let name = Escaping::Underscores.of_metric(&family.name).into_owned();
+            Desc::new(name, described(family.help), labels, HashMap::new())
         });
         PrometheusCollector {
             bus: bus.clone(),
@@ -121,12 +127,12 @@ fn to_proto(family: FamilySnapshot) -> proto::MetricFamily {
         MetricKind::Gauge => proto::MetricType::GAUGE,
         MetricKind::Histogram => proto::MetricType::HISTOGRAM,
     });
-    out.set_name(family.name);
+    out.set_name(Escaping::Underscores.of_metric(&family.name).into_owned());
     out.set_help(described(family.help));
     for series in family.series {
         let labels = series.labels.into_iter().map(|(name, value)| {
             let mut pair = proto::LabelPair::default();
-            pair.set_name(name);
+            pair.set_name(Escaping::Underscores.of_label(&name).into_owned());
             pair.set_value(value);
             pair
         });

@@ -1,7 +1,10 @@
 //! What a registry that isn't ours has to say. Owns the one type of metric that the bus does not have: the summary.
 
-use super::{protobuf, text::Format};
-use crate::{FamilySnapshot, labels::push_label};
+use super::{
+    protobuf,
+    text::{Format, Style},
+};
+use crate::{FamilySnapshot, labels::push_label, names::is_plain};
 
 /// What one foreign registry said.
 #[derive(Default)]
@@ -38,37 +41,47 @@ impl Summary {
     }
 
     /// Summaries read the same in both text formats, but for a quote in the help text and sums that OpenMetrics forbids.
-    pub(super) fn encode(&self, format: Format, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, style: Style, out: &mut Vec<u8>) {
+        let Style {
+            format, escaping, ..
+        } = style;
         if format == Format::Protobuf {
-            return protobuf::encode_summary(self, out);
+            return protobuf::encode_summary(self, escaping, out);
         }
         let mut text = String::new();
         let mut help = self.help.replace('\\', "\\\\").replace('\n', "\\n");
         if format == Format::OpenMetrics {
             help = help.replace('"', "\\\"");
         }
-        let name = &self.name;
-        text += &format!("# HELP {name} {help}\n# TYPE {name} summary\n");
+        let name = escaping.of_metric(&self.name);
+        let quoted = !is_plain(&name, true);
+        let family = if quoted {
+            format!("\"{name}\"")
+        } else {
+            name.to_string()
+        };
+        text += &format!("# HELP {family} {help}\n# TYPE {family} summary\n");
+        let start = |suffix: &str, labels: &str| match (quoted, labels.is_empty()) {
+            (false, true) => format!("{name}{suffix}"),
+            (false, false) => format!("{name}{suffix}{{{labels}}}"),
+            (true, true) => format!("{{\"{name}{suffix}\"}}"),
+            (true, false) => format!("{{\"{name}{suffix}\",{labels}}}"),
+        };
         for series in &self.series {
             let mut labels = String::new();
             for (name, value) in &series.labels {
-                push_label(&mut labels, name, value);
+                push_label(&mut labels, &escaping.of_label(name), value);
             }
             for (quantile, value) in &series.quantiles {
                 let mut labels = labels.clone();
                 push_label(&mut labels, "quantile", &number(*quantile));
-                text += &format!("{name}{{{labels}}} {}\n", number(*value));
+                text += &format!("{} {}\n", start("", &labels), number(*value));
             }
-            let braced = if labels.is_empty() {
-                String::new()
-            } else {
-                format!("{{{labels}}}")
-            };
             // OpenMetrics wants sums that only grow.
-            if format == Format::Text || series.sum >= 0.0 {
-                text += &format!("{name}_sum{braced} {}\n", number(series.sum));
+            if format == Format::Text || !style.strict || series.sum >= 0.0 {
+                text += &format!("{} {}\n", start("_sum", &labels), number(series.sum));
             }
-            text += &format!("{name}_count{braced} {}\n", series.count);
+            text += &format!("{} {}\n", start("_count", &labels), series.count);
         }
         out.extend_from_slice(text.as_bytes());
     }
@@ -103,7 +116,7 @@ mod tests {
             series: vec![series(&[]), series(&[("service", "a\"b")])],
         };
         let mut out = Vec::new();
-        summary.encode(Format::Text, &mut out);
+        summary.encode(Style::of(Format::Text), &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#"# HELP rpc_seconds A "quoted"\nhelp.
@@ -119,7 +132,7 @@ rpc_seconds_count{service="a\"b"} 3
 "#
         );
         let mut out = Vec::new();
-        summary.encode(Format::OpenMetrics, &mut out);
+        summary.encode(Style::of(Format::OpenMetrics), &mut out);
         assert!(
             String::from_utf8(out)
                 .unwrap()

@@ -14,7 +14,8 @@
 //! bound are its own, so that neither stands in the way of the other.
 
 use std::{
-    collections::HashSet,
+    borrow::Cow,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     fmt,
     future::Future,
@@ -49,7 +50,7 @@ use super::{
     foreign::Foreign,
     health::{self, Check, CheckResult},
     join_all,
-    negotiate::{self, Encoding},
+    negotiate::{self, Encoding, Wanted},
     own::Own,
     process,
     rules::{self, Query},
@@ -123,7 +124,7 @@ const PAGE: &str = "<!doctype html>\n\
 /// |---|---|
 /// | `name`, `labels`, `annotations`, `conditions`, `thresholds`, `hold_for`, `keep_firing_for`, `m_of_n`, `every`, `grouping`, `by`, `dry_run` | as the rule was [made](crate::Rule); `type` is `metric` |
 /// | `state` | the gravest of its groups: `inactive`, `pending`, `clearing` or `firing` |
-/// | `note` | only where there is reason for one: no series has ever matched, or none does now; a dry run |
+/// | `note` | only where there is reason for one: no series has ever matched, or none does now, and which metric may have been meant; a dry run |
 /// | `groups` | how many are in each state |
 /// | `series`, `ever_matched` | how many series match now, and whether any ever has |
 /// | `value`, `lastEvaluation`, `since_evaluation` | what was judged last, and when |
@@ -184,7 +185,7 @@ pub(super) struct Inner {
     /// How many batches may be encoded at a time.
     encoders: Arc<Semaphore>,
     /// For each format and encoding, the batch that has not started yet.
-    batches: [Mutex<Option<Batch>>; 6],
+    batches: Mutex<HashMap<(Wanted, Encoding), Batch>>,
     buffers: Arc<Buffers>,
     /// The same for `/rules`.
     rule_writers: Arc<Semaphore>,
@@ -618,7 +619,7 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
         }
         let names = super::names::wanted(request.uri().query());
         let head_only = request.method() == Method::HEAD;
-        let format = negotiate::format(request.headers());
+        let wanted = negotiate::wanted(request.headers());
         let encoding = negotiate::encoding(request.headers());
         let query = match route {
             Route::Rules => Query::parse(request.uri().query().unwrap_or_default()),
@@ -626,7 +627,7 @@ impl<B> tower_service::Service<Request<B>> for Exporter {
         };
         ResponseFuture(Box::pin(async move {
             let mut response = match route {
-                Route::Metrics => inner.metrics(format, encoding, &names).await,
+                Route::Metrics => inner.metrics(wanted, encoding, &names).await,
                 Route::Rules => inner.rules(query, encoding).await,
                 Route::Health => inner.health().await,
                 Route::Live => answer(StatusCode::OK, JSON, "{\"status\":\"ok\"}\n"),
@@ -685,13 +686,22 @@ impl Route {
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn answer(
+    status: StatusCode,
+    kind: impl Into<Cow<'static, str>>,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let body = body.into();
     let length = HeaderValue::from(body.len());
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let kind = match kind.into() {
+        Cow::Borrowed(kind) => HeaderValue::from_static(kind),
+        // Made of words of ours.
+        Cow::Owned(kind) => HeaderValue::try_from(kind).unwrap_or(HeaderValue::from_static(PLAIN)),
+    };
+    headers.insert(CONTENT_TYPE, kind);
     headers.insert(CONTENT_LENGTH, length);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -749,22 +759,22 @@ impl Inner {
 
     async fn metrics(
         self: Arc<Self>,
-        mut format: Format,
+        mut wanted: Wanted,
         mut encoding: Encoding,
         names: &[String],
     ) -> Response<Full<Bytes>> {
         if !names.is_empty() {
             // Chosen from the text.
             encoding = Encoding::Identity;
-            if format == Format::Protobuf {
-                format = Format::Text;
+            if wanted.format == Format::Protobuf {
+                wanted = Wanted::TEXT;
             }
         }
         let began = Instant::now();
         let encoded = match Handle::try_current() {
             Err(_) => Err(Arc::new(ScrapeError::NoRuntime)),
             Ok(_) => {
-                match tokio::time::timeout(SCRAPE_DEADLINE, self.scrape(format, encoding)).await {
+                match tokio::time::timeout(SCRAPE_DEADLINE, self.scrape(wanted, encoding)).await {
                     Ok(encoded) => encoded,
                     Err(_elapsed) => Err(Arc::new(ScrapeError::Late)),
                 }
@@ -778,8 +788,8 @@ impl Inner {
                 return self.no_answer(&error);
             }
         };
-        self.own.scraped(format, began.elapsed(), body.len());
-        let mut response = answer(StatusCode::OK, format.content_type(), body);
+        self.own.scraped(wanted.format, began.elapsed(), body.len());
+        let mut response = answer(StatusCode::OK, wanted.content_type(), body);
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
         if encoding == Encoding::Gzip {
@@ -854,36 +864,25 @@ impl Inner {
         answer(status, PLAIN, format!("{error}\n"))
     }
 
-    async fn scrape(self: &Arc<Self>, format: Format, encoding: Encoding) -> Encoded {
+    async fn scrape(self: &Arc<Self>, wanted: Wanted, encoding: Encoding) -> Encoded {
         let hooks = join_all(self.hooks.iter().map(Job::run));
         let sources = join_all(self.sources.iter().map(Job::run));
         let (_outcomes, foreign) = tokio::join!(hooks, sources);
         let foreign = foreign.into_iter().map(Result::ok).collect();
-        let mut encoded = self.join_batch(format, encoding, foreign);
+        let mut encoded = self.join_batch((wanted, encoding), foreign);
         match encoded.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(encoded)) => encoded.clone(),
             _ => Err(Arc::new(ScrapeError::Closing)),
         }
     }
 
-    fn slot(&self, format: Format, encoding: Encoding) -> &Mutex<Option<Batch>> {
-        let format = match format {
-            Format::Text => 0,
-            Format::OpenMetrics => 1,
-            Format::Protobuf => 2,
-        };
-        let encoding = usize::from(matches!(encoding, Encoding::Gzip));
-        &self.batches[format * 2 + encoding]
-    }
-
     fn join_batch(
         self: &Arc<Self>,
-        format: Format,
-        encoding: Encoding,
+        kind: (Wanted, Encoding),
         foreign: Vec<Option<Arc<Foreign>>>,
     ) -> watch::Receiver<Option<Encoded>> {
-        let mut slot = lock(self.slot(format, encoding));
-        if let Some(batch) = &*slot
+        let mut batches = lock(&self.batches);
+        if let Some(batch) = batches.get(&kind)
             // Closed where the runtime that was to encode it is gone: another one may be running this.
             && batch.encoded.has_changed().is_ok()
         {
@@ -896,11 +895,12 @@ impl Inner {
         }
         let (send, encoded) = watch::channel(None);
         let foreign = Arc::new(Mutex::new(foreign));
-        *slot = Some(Batch {
+        let batch = Batch {
             foreign: foreign.clone(),
             encoded: encoded.clone(),
-        });
-        drop(slot);
+        };
+        batches.insert(kind, batch);
+        drop(batches);
 
         let inner = self.clone();
         let pending = encoded.clone();
@@ -908,18 +908,18 @@ impl Inner {
         tokio::spawn(async move {
             let permit = inner.encoders.clone().acquire_owned().await;
             {
-                let mut slot = lock(inner.slot(format, encoding));
-                if slot
-                    .as_ref()
+                let mut batches = lock(&inner.batches);
+                if batches
+                    .get(&kind)
                     .is_some_and(|batch| batch.encoded.same_channel(&pending))
                 {
-                    *slot = None;
+                    batches.remove(&kind);
                 }
             }
             let done = spawn_blocking(move || {
                 let _permit = permit;
                 let foreign = std::mem::take(&mut *lock(&foreign));
-                inner.encode(format, encoding, &foreign)
+                inner.encode(kind, &foreign)
             });
             let encoded = done
                 .await
@@ -932,14 +932,15 @@ impl Inner {
     /// The whole answer. Blocks the thread for as long as it takes.
     fn encode(
         &self,
-        format: Format,
-        encoding: Encoding,
+        (wanted, encoding): (Wanted, Encoding),
         foreign: &[Option<Arc<Foreign>>],
     ) -> Encoded {
         self.buffers.check().map_err(Arc::new)?;
         let mut text = Buffer::from(&self.buffers);
         let style = Style {
-            format,
+            format: wanted.format,
+            escaping: wanted.escaping.unwrap_or_default(),
+            strict: wanted.strict,
             ..self.style
         };
         text::encode_as(&self.bus, style, &mut text.bytes);
@@ -959,19 +960,19 @@ impl Inner {
         if self.process_metrics {
             let mut families = process::families();
             families.retain(|f| take(&f.name, exposed_names(&f.name, f.kind)));
-            text::encode_families(&families, format, &mut text.bytes);
+            text::encode_families_as(&families, style, &mut text.bytes);
         }
         // Nobody else can have a name that begins like these.
-        text::encode_families(&self.bus.self_families(), format, &mut text.bytes);
+        text::encode_families_as(&self.bus.self_families(), style, &mut text.bytes);
         for foreign in foreign.iter().flatten() {
             for family in &foreign.families {
                 if take(&family.name, exposed_names(&family.name, family.kind)) {
-                    text::encode_families(std::slice::from_ref(family), format, &mut text.bytes);
+                    text::encode_families_as(std::slice::from_ref(family), style, &mut text.bytes);
                 }
             }
             for summary in &foreign.summaries {
                 if take(&summary.name, summary.exposed_names()) {
-                    summary.encode(format, &mut text.bytes);
+                    summary.encode(style, &mut text.bytes);
                 }
             }
             for (name, fault) in &foreign.unfit {
@@ -990,8 +991,8 @@ impl Inner {
         }
         // Last, with what was left out counted.
         let own = self.own.families(&self.hooks, &self.sources);
-        text::encode_families(&own, format, &mut text.bytes);
-        text::finish(format, &mut text.bytes);
+        text::encode_families_as(&own, style, &mut text.bytes);
+        text::finish(wanted.format, &mut text.bytes);
         let body = match encoding {
             Encoding::Identity => text,
             Encoding::Gzip => text.gzip(),

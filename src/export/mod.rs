@@ -57,6 +57,7 @@ pub use self::{
     http::{Exporter, ExporterBuilder, ResponseFuture},
     server::{BackgroundServer, ExporterServer, ServeError},
 };
+pub use crate::names::Escaping;
 pub use text::Format;
 
 /// Polls all to their end at once, and gives their outcomes in order.

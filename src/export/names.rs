@@ -21,8 +21,12 @@ pub(super) fn only(text: &[u8], names: &[String]) -> Bytes {
         if line == b"# EOF\n" {
             out.extend_from_slice(line);
         } else if line.starts_with(b"# ") {
-            let of = line.split(|&byte| byte == b' ').nth(2).unwrap_or_default();
-            let of = of.strip_suffix(b"\n").unwrap_or(of);
+            let after_word = line[2..].iter().position(|&byte| byte == b' ');
+            let of = after_word.map_or(&[][..], |at| &line[2 + at + 1..]);
+            // A name in quotes may have spaces.
+            let end: &[u8] = if of.starts_with(b"\"") { b"\"" } else { b" \n" };
+            let length = of.iter().skip(1).position(|byte| end.contains(byte));
+            let of = length.map_or(of, |at| &of[..=at]);
             if of != family {
                 family = of;
                 head.clear();
@@ -67,6 +71,11 @@ mod tests {
             "# TYPE c.d gauge\n{\"c.d\",x=\"y\"} 3\n# EOF\n"
         );
         assert_eq!(some(&["a", "nobody"]), "# EOF\n");
+        let spaces = "# TYPE \"a b\" gauge\n{\"a b\"} 1\n# TYPE \"a c\" gauge\n{\"a c\"} 2\n";
+        assert_eq!(
+            only(spaces.as_bytes(), &names(&["a c"])),
+            "# TYPE \"a c\" gauge\n{\"a c\"} 2\n"
+        );
         assert_eq!(wanted(Some("name[]=a&x=y&name%5B%5D=b%20c")), ["a", "b c"]);
         assert!(wanted(None).is_empty());
     }

@@ -3,12 +3,14 @@
 //! The rules are RFC 9110's (§12.4.2 quality, §12.5.1 `Accept`, §12.5.3 `Accept-Encoding`), with what Prometheus clients
 //! do on top: a request that names no format of ours is answered in text 0.0.4, never with 406.
 
+use std::borrow::Cow;
+
 use http::{
     HeaderMap,
     header::{ACCEPT, ACCEPT_ENCODING, AsHeaderName},
 };
 
-use super::text::Format;
+use super::{Escaping, text::Format};
 
 /// How the body travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,21 +19,75 @@ pub(super) enum Encoding {
     Gzip,
 }
 
-/// The format for a request.
-///
+/// What a scrape is to be answered in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    pub(super) format: Format,
+    /// Where it was asked for in a way that there is.
+    pub(super) escaping: Option<Escaping>,
+    /// Text 1.0.0, which may have names in quotes, rather than 0.0.4.
+    text_1: bool,
+    /// OpenMetrics to the letter, for those who have not asked for text as well: who has (any Prometheus, and what is made
+    /// of its parsers) takes sums that the specification forbids, and would miss them.
+    pub(super) strict: bool,
+}
+
+impl Wanted {
+    /// Text 0.0.4 for everybody.
+    pub(super) const TEXT: Wanted = Wanted {
+        format: Format::Text,
+        escaping: None,
+        text_1: false,
+        strict: false,
+    };
+
+    pub(super) fn content_type(self) -> Cow<'static, str> {
+        let kind = if self.text_1 {
+            "text/plain; version=1.0.0; charset=utf-8"
+        } else {
+            self.format.content_type()
+        };
+        match self.escaping {
+            None => kind.into(),
+            Some(escaping) => format!("{kind}; escaping={}", escaping.as_str()).into(),
+        }
+    }
+}
+
+/// The format for a request, and what can be chosen in it.
+pub(super) fn wanted(headers: &HeaderMap) -> Wanted {
+    let ranges: Vec<Range> = members(headers, ACCEPT).filter_map(Range::parse).collect();
+    let (format, decided) = format_of(&ranges);
+    let range = decided.map(|verdict| &ranges[verdict.position]);
+    let text_1 = format == Format::Text && range.is_some_and(|r| r.version == Some(TEXT_1));
+    let escaping = range.and_then(|r| r.escaping).and_then(Escaping::parse);
+    let quotes_allowed = format != Format::Text || text_1;
+    let is_text = |r: &Range| r.quality > 0 && r.matches_text().is_some_and(|close| close >= 3);
+    Wanted {
+        format,
+        escaping: escaping.map(|escaping| match escaping {
+            Escaping::AllowUtf8 if !quotes_allowed => Escaping::Underscores,
+            escaping => escaping,
+        }),
+        text_1,
+        strict: format == Format::OpenMetrics && !ranges.iter().any(is_text),
+    }
+}
+
+/// The version of text in which names may be in quotes.
+const TEXT_1: &str = "1.0.0";
+
 /// OpenMetrics has to be asked for by name: `*/*` says that anything is welcome, and text 0.0.4 is what everyone can
 /// read. Only a client that refuses text gets OpenMetrics for its wildcard. Protobuf has to be asked for by name with the
 /// message and the encoding that there is, as Prometheus does where native histograms are wanted.
-pub(super) fn format(headers: &HeaderMap) -> Format {
-    let ranges: Vec<Range> = members(headers, ACCEPT).filter_map(Range::parse).collect();
-    let text = best(&ranges, |r| r.matches("text", "plain", "0.0.4"));
-    let readable = readable(&ranges, text);
-    let Some(protobuf) = best(&ranges, |r| r.wants_protobuf()).filter(|p| p.quality > 0) else {
-        return readable.0;
+fn format_of(ranges: &[Range]) -> (Format, Option<Verdict>) {
+    let readable = readable(ranges, best(ranges, |r| r.matches_text()));
+    let Some(protobuf) = best(ranges, |r| r.wants_protobuf()).filter(|p| p.quality > 0) else {
+        return readable;
     };
-    match readable.1 {
-        Some(other) if other.quality > 0 && other.rank() > protobuf.rank() => readable.0,
-        _ => Format::Protobuf,
+    match &readable.1 {
+        Some(other) if other.quality > 0 && other.rank() > protobuf.rank() => readable,
+        _ => (Format::Protobuf, Some(protobuf)),
     }
 }
 
@@ -90,6 +146,8 @@ struct Range<'a> {
     /// Of protobuf: the type of the messages, and how they stand one after the other.
     proto: Option<&'a str>,
     encoding: Option<&'a str>,
+    /// What is to become of names that are not plain.
+    escaping: Option<&'a str>,
     /// In thousandths.
     quality: u16,
 }
@@ -99,9 +157,9 @@ impl<'a> Range<'a> {
     fn parse(member: &'a str) -> Option<Self> {
         let mut parts = split(member, ';');
         let (kind, subtype) = parts.next()?.trim().split_once('/')?;
-        let (mut version, mut proto, mut encoding) = (None, None, None);
+        let (mut version, mut proto, mut encoding, mut escaping) = (None, None, None, None);
         for parameter in parts.clone() {
-            // What else a range may carry (`charset`, Prometheus 3's `escaping`) doesn't change what we can send.
+            // What else a range may carry, as `charset`, doesn't change what we can send.
             let Some((name, value)) = parameter.split_once('=') else {
                 continue;
             };
@@ -109,6 +167,7 @@ impl<'a> Range<'a> {
                 name if name.eq_ignore_ascii_case("version") => &mut version,
                 name if name.eq_ignore_ascii_case("proto") => &mut proto,
                 name if name.eq_ignore_ascii_case("encoding") => &mut encoding,
+                name if name.eq_ignore_ascii_case("escaping") => &mut escaping,
                 _ => continue,
             };
             *slot = Some(unquote(value));
@@ -119,6 +178,7 @@ impl<'a> Range<'a> {
             version,
             proto,
             encoding,
+            escaping,
             quality: quality(parts)?,
         })
     }
@@ -131,6 +191,12 @@ impl<'a> Range<'a> {
             && is(self.proto, "io.prometheus.client.MetricFamily")
             && is(self.encoding, "delimited");
         wanted.then_some(4)
+    }
+
+    /// Of text, in either version.
+    fn matches_text(&self) -> Option<u8> {
+        self.matches("text", "plain", "0.0.4")
+            .or_else(|| self.matches("text", "plain", TEXT_1))
     }
 
     /// How closely the range describes a format, from 1 (`*/*`) to 4 (with its version), if it does at all.
@@ -261,7 +327,7 @@ mod tests {
         for line in lines {
             headers.append(ACCEPT, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
-        format(&headers)
+        wanted(&headers).format
     }
 
     fn accept_encoding(line: &str) -> Encoding {
@@ -306,6 +372,86 @@ mod tests {
             ),
         ] {
             assert_eq!(accept(&[line]), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn names_are_escaped_as_the_range_that_decides_says() {
+        let of = |line: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(ACCEPT, HeaderValue::from_str(line).unwrap());
+            wanted(&headers).content_type().into_owned()
+        };
+        let (text, open) = (
+            "text/plain; version=",
+            "application/openmetrics-text; version=1.0.0",
+        );
+        for (line, kind) in [
+            (
+                "text/plain;version=0.0.4",
+                format!("{text}0.0.4; charset=utf-8"),
+            ),
+            (
+                "text/plain;version=1.0.0",
+                format!("{text}1.0.0; charset=utf-8"),
+            ),
+            (
+                "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                format!("{text}1.0.0; charset=utf-8; escaping=allow-utf-8"),
+            ),
+            // Text 0.0.4 has no quotes around names.
+            (
+                "text/plain;version=0.0.4;escaping=allow-utf-8",
+                format!("{text}0.0.4; charset=utf-8; escaping=underscores"),
+            ),
+            (
+                "text/plain;version=0.0.4;escaping=dots",
+                format!("{text}0.0.4; charset=utf-8; escaping=dots"),
+            ),
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2",
+                format!("{open}; charset=utf-8; escaping=allow-utf-8"),
+            ),
+            (
+                "application/openmetrics-text;escaping=\"values\"",
+                format!("{open}; charset=utf-8; escaping=values"),
+            ),
+            (
+                "application/openmetrics-text;escaping=rot13",
+                format!("{open}; charset=utf-8"),
+            ),
+            (
+                &format!("{PROTOBUF};escaping=allow-utf-8"),
+                format!("{}; escaping=allow-utf-8", Format::Protobuf.content_type()),
+            ),
+            ("*/*", format!("{text}0.0.4; charset=utf-8")),
+        ] {
+            assert_eq!(of(line), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn open_metrics_is_strict_to_those_who_read_nothing_else() {
+        for (line, strict) in [
+            ("application/openmetrics-text;version=1.0.0", true),
+            (
+                "application/openmetrics-text;version=1.0.0, */*;q=0.1",
+                true,
+            ),
+            ("application/openmetrics-text, text/plain;q=0", true),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                false,
+            ),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;version=1.0.0;q=0.5",
+                false,
+            ),
+            ("text/plain", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(ACCEPT, HeaderValue::from_str(line).unwrap());
+            assert_eq!(wanted(&headers).strict, strict, "{line}");
         }
     }
 
@@ -403,7 +549,7 @@ mod tests {
         ] {
             assert_eq!(accept(&[line]), Format::Text, "{line}");
         }
-        assert_eq!(format(&HeaderMap::new()), Format::Text);
+        assert_eq!(wanted(&HeaderMap::new()).format, Format::Text);
     }
 
     #[test]

@@ -6,12 +6,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::text::Style;
 use crate::{
     clock::Clock,
     desc::{MetricKind, Numbers},
     exemplar::{Exemplar, Exemplars},
     labels::raw_pairs,
     metric::FamilyCore,
+    names::Escaping,
     series::{BucketCells, SeriesCore},
     sketch::{Weights, otel_index},
     snapshot::{FamilySnapshot, SampleValue},
@@ -98,6 +100,7 @@ fn type_of(kind: MetricKind) -> u64 {
 #[derive(Default)]
 pub(super) struct Scratch {
     native_buckets_max: usize,
+    escaping: Escaping,
     counts: Vec<u64>,
     weights: Weights,
     positive: Vec<(i32, u64)>,
@@ -111,7 +114,7 @@ pub(super) fn encode_family(family: &FamilyCore, scratch: &mut Scratch, out: &mu
     let mut any = false;
     delimited(out, |out| {
         begin(
-            &meta.name,
+            &scratch.escaping.of_metric(&meta.name),
             &meta.help,
             meta.unit.as_deref(),
             type_of(meta.kind),
@@ -124,7 +127,8 @@ pub(super) fn encode_family(family: &FamilyCore, scratch: &mut Scratch, out: &mu
             any = true;
             message(field::FAMILY_METRIC, out, |out| {
                 for (name, value) in raw_pairs(&series.text) {
-                    label(field::METRIC_LABEL, name, value, out);
+                    let name = scratch.escaping.of_label(name);
+                    label(field::METRIC_LABEL, &name, value, out);
                 }
                 metric(series, scratch, out);
             });
@@ -146,7 +150,8 @@ fn metric(series: &SeriesCore, scratch: &mut Scratch, out: &mut Vec<u8>) {
             let sum = f64::from_bits(series.cell.load());
             let bounds = meta.bounds.iter().copied().chain([f64::INFINITY]);
             // Fewer than are in the buckets: some were counted elsewhere, where there was no sketch.
-            let native = native.filter(|all| *all >= scratch.total() || sum.is_nan());
+            // And a sum of NaN (of both infinities) misleads `histogram_quantile` of Prometheus 3.5.
+            let native = native.filter(|all| *all >= scratch.total() && !sum.is_nan());
             let count = scratch.total().max(native.unwrap_or(0));
             let last = scratch.counts.len() - 1;
             let mut reached = 0;
@@ -180,9 +185,10 @@ fn metric(series: &SeriesCore, scratch: &mut Scratch, out: &mut Vec<u8>) {
 }
 
 impl Scratch {
-    pub(super) fn new(native_buckets_max: usize) -> Self {
+    pub(super) fn new(style: Style) -> Self {
         Scratch {
-            native_buckets_max,
+            native_buckets_max: style.native_buckets_max,
+            escaping: style.escaping,
             ..Scratch::default()
         }
     }
@@ -311,12 +317,12 @@ fn spans(buckets: &[(i32, u64)], span: u32, delta: u32, out: &mut Vec<u8>) {
 }
 
 /// Writes families that were collected elsewhere, but for those without series.
-pub(super) fn encode_families(families: &[FamilySnapshot], out: &mut Vec<u8>) {
+pub(super) fn encode_families(families: &[FamilySnapshot], escaping: Escaping, out: &mut Vec<u8>) {
     for family in families.iter().filter(|family| !family.series.is_empty()) {
         delimited(out, |out| {
             let kind = type_of(family.kind);
             begin(
-                &family.name,
+                &escaping.of_metric(&family.name),
                 &family.help,
                 family.unit.as_deref(),
                 kind,
@@ -325,7 +331,8 @@ pub(super) fn encode_families(families: &[FamilySnapshot], out: &mut Vec<u8>) {
             for series in &family.series {
                 message(field::FAMILY_METRIC, out, |out| {
                     for (name, value) in &series.labels {
-                        plain_label(field::METRIC_LABEL, name, value, out);
+                        let name = escaping.of_label(name);
+                        plain_label(field::METRIC_LABEL, &name, value, out);
                     }
                     match &series.value {
                         SampleValue::Counter(value) => {
@@ -363,16 +370,22 @@ mod summary {
     const QUANTILE_VALUE: u32 = 2;
 
     /// A summary of somebody else's.
-    pub(in crate::export) fn encode_summary(summary: &Summary, out: &mut Vec<u8>) {
+    pub(in crate::export) fn encode_summary(
+        summary: &Summary,
+        escaping: Escaping,
+        out: &mut Vec<u8>,
+    ) {
         if summary.series.is_empty() {
             return;
         }
         delimited(out, |out| {
-            begin(&summary.name, &summary.help, None, SUMMARY, out);
+            let name = escaping.of_metric(&summary.name);
+            begin(&name, &summary.help, None, SUMMARY, out);
             for series in &summary.series {
                 message(field::FAMILY_METRIC, out, |out| {
                     for (name, value) in &series.labels {
-                        plain_label(field::METRIC_LABEL, name, value, out);
+                        let name = escaping.of_label(name);
+                        plain_label(field::METRIC_LABEL, &name, value, out);
                     }
                     message(METRIC_SUMMARY, out, |out| {
                         integer(field::SAMPLE_COUNT, series.count, out);
@@ -837,7 +850,8 @@ mod tests {
             (h.schema, h.zero_threshold),
             (Some(5), Some(2_f64.powi(-128)))
         );
-        assert_eq!((h.sample_count, h.zero_count), (Some(10), Some(3)));
+        assert_eq!((h.sample_count, h.zero_count), (Some(9), Some(3)));
+        assert!(h.sample_sum.unwrap() > 16.0);
         // 1 is the upper bound of bucket 0, 2 of 32, 16 of 128; 1.03 lies between 2^(1/32) and 2^(2/32).
         assert_eq!(
             unrolled(&h.positive_span, &h.positive_delta),
@@ -850,7 +864,7 @@ mod tests {
             .iter()
             .map(|b| b.cumulative_count.unwrap())
             .collect();
-        assert_eq!(buckets, [6, 10]);
+        assert_eq!(buckets, [6, 9]);
     }
 
     #[test]
@@ -978,7 +992,7 @@ mod tests {
             }],
         };
         let mut out = Vec::new();
-        summary.encode(Format::Protobuf, &mut out);
+        summary.encode(Style::of(Format::Protobuf), &mut out);
         let families = decoded(&out);
         assert_eq!(families[0].r#type, Some(2));
         assert_eq!(pairs(&families[0].metric[0].label), [("a", "\"")]);

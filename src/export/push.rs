@@ -18,7 +18,7 @@ use super::text::{self, Format};
 use crate::{
     bus::MetricBus,
     client::{Answer, Client, ClientError, Reach, block_on, check_url, redacted},
-    desc::label_name_fault,
+    names::plain_label_fault,
 };
 
 /// How long a push may take, unless told otherwise.
@@ -199,7 +199,7 @@ impl Push {
             name if self.grouping.iter().any(|(n, _)| n == name) => {
                 Some("it is given twice".to_owned())
             }
-            name => label_name_fault(name).map(|why| {
+            name => plain_label_fault(name).map(|why| {
                 format!(
                     "{why}; a label name is letters, digits and '_', not beginning with a digit"
                 )

@@ -10,8 +10,9 @@ use crate::{
     bus::MetricBus,
     desc::{MetricKind, Numbers},
     exemplar::{Exemplar, Exemplars},
-    labels::push_label,
+    labels::{may_have_quoted_names, push_label, push_raw, raw_pairs},
     metric::FamilyCore,
+    names::{Escaping, is_plain},
     series::{SeriesCore, Value},
     snapshot::{FamilySnapshot, SampleValue},
 };
@@ -51,6 +52,10 @@ pub(super) struct Style {
     pub(super) created: bool,
     /// In protobuf: the most native buckets of a series.
     pub(super) native_buckets_max: usize,
+    /// What becomes of names that are not plain.
+    pub(super) escaping: Escaping,
+    /// In OpenMetrics: sums that its specification forbids are left out.
+    pub(super) strict: bool,
 }
 
 impl Style {
@@ -59,6 +64,8 @@ impl Style {
             format,
             created: false,
             native_buckets_max: protobuf::NATIVE_BUCKETS_MAX,
+            escaping: Escaping::default(),
+            strict: true,
         }
     }
 }
@@ -68,7 +75,9 @@ impl Style {
 ///
 /// In OpenMetrics a histogram's `_sum` is left out where the format does not allow it: when it is negative or NaN, or
 /// there are negative buckets. Its `_count` is left out with it, for the format has both or neither; the bucket `+Inf`
-/// says the same.
+/// says the same. An exporter writes both to those who read text as well, as any Prometheus does: they take them.
+///
+/// Names that are not plain are [escaped](Escaping::Underscores).
 ///
 /// Exemplars are written in OpenMetrics and in protobuf. Histograms that are [native](crate::Desc::native) are so in protobuf
 /// alone, beside their buckets with bounds.
@@ -94,25 +103,30 @@ pub fn encode(bus: &MetricBus, format: Format, out: &mut Vec<u8>) {
 /// As [`encode`].
 pub(super) fn encode_as(bus: &MetricBus, style: Style, out: &mut Vec<u8>) {
     if style.format == Format::Protobuf {
-        let mut scratch = protobuf::Scratch::new(style.native_buckets_max);
+        let mut scratch = protobuf::Scratch::new(style);
         for family in bus.inner().families() {
             protobuf::encode_family(&family, &mut scratch, out);
         }
         return;
     }
-    let mut line = Line::default();
+    let mut line = Line::new(style);
     for family in bus.inner().families() {
-        encode_family(&family, style, &mut line, out);
+        encode_family(&family, &mut line, out);
     }
 }
 
-/// Writes families that were collected elsewhere. Names and label names are written as they are; help and label values
-/// are escaped. A snapshot holds no exemplars, no native buckets and no times of birth.
+/// Writes families that were collected elsewhere; help and label values are escaped, and names that are not plain. A
+/// snapshot holds no exemplars, no native buckets and no times of birth.
 pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Vec<u8>) {
-    if format == Format::Protobuf {
-        return protobuf::encode_families(families, out);
+    encode_families_as(families, Style::of(format), out);
+}
+
+/// As [`encode_families`].
+pub(super) fn encode_families_as(families: &[FamilySnapshot], style: Style, out: &mut Vec<u8>) {
+    if style.format == Format::Protobuf {
+        return protobuf::encode_families(families, style.escaping, out);
     }
-    let mut line = Line::default();
+    let mut line = Line::new(style);
     let mut labels = String::new();
     for family in families.iter().filter(|family| !family.series.is_empty()) {
         line.begin(
@@ -120,7 +134,6 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
             &family.help,
             family.unit.as_deref(),
             family.kind,
-            format,
             out,
         );
         // Of our own, all series of a histogram have the same; others' need not.
@@ -128,7 +141,7 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
         for series in &family.series {
             labels.clear();
             for (name, value) in &series.labels {
-                push_label(&mut labels, name, value);
+                push_label(&mut labels, &style.escaping.of_label(name), value);
             }
             match &series.value {
                 SampleValue::Counter(Value::U64(v)) => line.whole(&labels, *v, out),
@@ -138,11 +151,11 @@ pub fn encode_families(families: &[FamilySnapshot], format: Format, out: &mut Ve
                 SampleValue::Histogram(h) => {
                     let of_series = h.buckets.iter().map(|(bound, _)| *bound);
                     if !bounds.iter().flatten().copied().eq(of_series.clone()) {
-                        line.bounds(of_series.clone(), format);
+                        line.bounds(of_series.clone());
                         bounds = Some(of_series.collect());
                     }
                     let counts = h.buckets.iter().map(|(_, count)| *count);
-                    line.histogram(&labels, counts, h.sum, format, None, out);
+                    line.histogram(&labels, counts, h.sum, None, out);
                 }
             }
         }
@@ -156,10 +169,11 @@ pub fn finish(format: Format, out: &mut Vec<u8>) {
     }
 }
 
-fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut Vec<u8>) {
+fn encode_family(family: &FamilyCore, line: &mut Line, out: &mut Vec<u8>) {
     let meta = &family.meta;
-    let format = style.format;
-    let open = format == Format::OpenMetrics;
+    let style = line.style;
+    let open = style.format == Format::OpenMetrics;
+    let mut relabelled = String::new();
     let created = open && style.created && meta.kind != MetricKind::Gauge;
     let mut begun = false;
     family.for_each(|series| {
@@ -168,19 +182,13 @@ fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut V
         }
         if !begun {
             begun = true;
-            line.begin(
-                &meta.name,
-                &meta.help,
-                meta.unit.as_deref(),
-                meta.kind,
-                format,
-                out,
-            );
+            line.begin(&meta.name, &meta.help, meta.unit.as_deref(), meta.kind, out);
             if meta.kind == MetricKind::Histogram {
-                line.bounds(meta.bounds.iter().copied().chain([f64::INFINITY]), format);
+                line.bounds(meta.bounds.iter().copied().chain([f64::INFINITY]));
             }
         }
         let series: &SeriesCore = series;
+        let text = labels_as(style.escaping, &series.text, &mut relabelled);
         match (&series.buckets, meta.numbers) {
             (Some(buckets), _) => {
                 let sum = f64::from_bits(series.cell.load());
@@ -190,11 +198,11 @@ fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut V
                     total
                 });
                 let exemplars = series.exemplars.get().filter(|_| open);
-                line.histogram(&series.text, cumulative, sum, format, exemplars, out);
+                line.histogram(text, cumulative, sum, exemplars, out);
             }
-            (None, Numbers::Whole) => line.whole(&series.text, series.cell.load(), out),
+            (None, Numbers::Whole) => line.whole(text, series.cell.load(), out),
             (None, Numbers::Amount | Numbers::Real) => {
-                line.real(&series.text, f64::from_bits(series.cell.load()), out);
+                line.real(text, f64::from_bits(series.cell.load()), out);
             }
         }
         if !open {
@@ -207,16 +215,36 @@ fn encode_family(family: &FamilyCore, style: Style, line: &mut Line, out: &mut V
         }
         if created {
             let born = meta.clock.date(series.born());
-            start(out, &line.created, &series.text);
+            start(out, line.quoted, &line.created, text);
             push_date(&mut line.itoa, born, out);
             out.push(b'\n');
         }
     });
 }
 
-/// What the lines of one family have in common, rendered once.
-#[derive(Default)]
+/// The labels of a series as they are exposed. Nothing is to be done where all their names are plain, as nearly always.
+fn labels_as<'a>(escaping: Escaping, text: &'a str, scratch: &'a mut String) -> &'a str {
+    let as_it_is = match escaping {
+        Escaping::AllowUtf8 => true,
+        Escaping::Underscores | Escaping::Values => !may_have_quoted_names(text),
+        Escaping::Dots => false,
+    };
+    if as_it_is {
+        return text;
+    }
+    scratch.clear();
+    for (name, value) in raw_pairs(text) {
+        push_raw(scratch, &escaping.of_label(name), value);
+    }
+    scratch
+}
+
+/// What the lines of one family have in common, rendered once. Names with a quote before them have a brace before that, and
+/// labels follow after a comma.
 struct Line {
+    style: Style,
+    /// Whether the family's name is in quotes.
+    quoted: bool,
     /// `name`, or `name_bucket`, `name_sum` and `name_count`.
     name: Vec<u8>,
     sum: Vec<u8>,
@@ -230,15 +258,41 @@ struct Line {
 }
 
 impl Line {
+    fn new(style: Style) -> Line {
+        Line {
+            style,
+            quoted: false,
+            name: Vec::new(),
+            sum: Vec::new(),
+            count: Vec::new(),
+            created: Vec::new(),
+            les: Vec::new(),
+            negative_bounds: false,
+            itoa: itoa::Buffer::new(),
+            zmij: zmij::Buffer::new(),
+        }
+    }
+
     fn begin(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&str>,
         kind: MetricKind,
-        format: Format,
         out: &mut Vec<u8>,
     ) {
+        let format = self.style.format;
+        let name = &*self.style.escaping.of_metric(name);
+        self.quoted = !is_plain(name, true);
+        let quoted = self.quoted;
+        let of_sample = |name: String| {
+            let name = if quoted {
+                format!("{{\"{name}\"")
+            } else {
+                name
+            };
+            name.into_bytes()
+        };
         let (family, sample) = match (format, kind) {
             (Format::OpenMetrics, MetricKind::Counter) => {
                 let base = name.strip_suffix("_total").unwrap_or(name);
@@ -247,11 +301,12 @@ impl Line {
             (_, MetricKind::Histogram) => (name, format!("{name}_bucket")),
             _ => (name, name.to_owned()),
         };
-        self.name.clear();
-        self.name.extend_from_slice(sample.as_bytes());
-        self.sum = format!("{name}_sum").into();
-        self.count = format!("{name}_count").into();
-        self.created = format!("{family}_created").into();
+        self.name = of_sample(sample);
+        self.sum = of_sample(format!("{name}_sum"));
+        self.count = of_sample(format!("{name}_count"));
+        self.created = of_sample(format!("{family}_created"));
+        let in_quotes = format!("\"{family}\"");
+        let family = if quoted { &in_quotes } else { family };
         if !help.is_empty() || format == Format::Text {
             meta_line(out, "HELP", family, |out| push_help(out, help, format));
         }
@@ -265,13 +320,13 @@ impl Line {
         }
     }
 
-    fn bounds(&mut self, bounds: impl Iterator<Item = f64>, format: Format) {
+    fn bounds(&mut self, bounds: impl Iterator<Item = f64>) {
         self.les.clear();
         self.negative_bounds = false;
         for bound in bounds {
             self.negative_bounds |= bound < 0.0;
             let mut le = b"le=\"".to_vec();
-            match format {
+            match self.style.format {
                 Format::OpenMetrics => le.extend_from_slice(canonical(bound).as_bytes()),
                 _ => self.push_real(bound, &mut le),
             }
@@ -284,7 +339,7 @@ impl Line {
     fn whole(&mut self, labels: &str, value: u64, out: &mut Vec<u8>) {
         // Room for the whole line at once, so that the copies below need not grow `out` in between.
         out.reserve(self.name.len() + labels.len() + 32);
-        start(out, &self.name, labels);
+        start(out, self.quoted, &self.name, labels);
         out.extend_from_slice(self.itoa.format(value).as_bytes());
         out.push(b'\n');
     }
@@ -292,7 +347,7 @@ impl Line {
     #[inline]
     fn real(&mut self, labels: &str, value: f64, out: &mut Vec<u8>) {
         out.reserve(self.name.len() + labels.len() + 40);
-        start(out, &self.name, labels);
+        start(out, self.quoted, &self.name, labels);
         self.push_real(value, out);
         out.push(b'\n');
     }
@@ -302,7 +357,6 @@ impl Line {
         labels: &str,
         cumulative: impl Iterator<Item = u64>,
         sum: f64,
-        format: Format,
         exemplars: Option<&Exemplars>,
         out: &mut Vec<u8>,
     ) {
@@ -312,7 +366,7 @@ impl Line {
             total = count;
             out.reserve(self.name.len() + labels.len() + le.len() + 32);
             out.extend_from_slice(&self.name);
-            out.push(b'{');
+            out.push(if self.quoted { b',' } else { b'{' });
             if !labels.is_empty() {
                 out.extend_from_slice(labels.as_bytes());
                 out.push(b',');
@@ -324,12 +378,13 @@ impl Line {
                 kept.with(at, |it| self.exemplar(it, out));
             }
         }
-        let sum_allowed = format == Format::Text || (sum >= 0.0 && !self.negative_bounds);
+        let strict = self.style.format == Format::OpenMetrics && self.style.strict;
+        let sum_allowed = !strict || (sum >= 0.0 && !self.negative_bounds);
         if sum_allowed {
-            start(out, &self.sum, labels);
+            start(out, self.quoted, &self.sum, labels);
             self.push_real(sum, out);
             out.push(b'\n');
-            start(out, &self.count, labels);
+            start(out, self.quoted, &self.count, labels);
             out.extend_from_slice(self.itoa.format(total).as_bytes());
             out.push(b'\n');
         }
@@ -381,17 +436,18 @@ fn push_date(itoa: &mut itoa::Buffer, date: SystemTime, out: &mut Vec<u8>) {
     }
 }
 
-/// `name{labels} `
+/// `name{labels} `, or `{"name",labels} `.
 #[inline]
-fn start(out: &mut Vec<u8>, name: &[u8], labels: &str) {
+fn start(out: &mut Vec<u8>, quoted: bool, name: &[u8], labels: &str) {
     out.extend_from_slice(name);
-    if labels.is_empty() {
-        out.push(b' ');
-    } else {
-        out.push(b'{');
-        out.extend_from_slice(labels.as_bytes());
-        out.extend_from_slice(b"} ");
+    match (quoted, labels.is_empty()) {
+        (false, true) => return out.push(b' '),
+        (true, true) => {}
+        (false, false) => out.push(b'{'),
+        (true, false) => out.push(b','),
     }
+    out.extend_from_slice(labels.as_bytes());
+    out.extend_from_slice(b"} ");
 }
 
 fn meta_line(out: &mut Vec<u8>, word: &str, family: &str, text: impl FnOnce(&mut Vec<u8>)) {
@@ -620,5 +676,117 @@ mod tests {
         h.observe(-3.0);
         assert!(!text(&bus, Format::OpenMetrics).contains("h_sum"));
         assert!(text(&bus, Format::Text).contains("h_sum -3\n"));
+    }
+
+    fn styled(bus: &MetricBus, style: Style) -> String {
+        let mut out = Vec::new();
+        encode_as(bus, style, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_sum_that_open_metrics_forbids_is_written_to_those_who_take_it() {
+        let bus = MetricBus::new();
+        for (name, bound, value) in [("a", 1.0, -3.0), ("b", 1.0, f64::NAN), ("c", -1.0, 0.5)] {
+            let buckets = Buckets::new([bound]).unwrap();
+            bus.histogram(name, "h", buckets).unwrap().observe(value);
+        }
+        let lenient = Style {
+            strict: false,
+            ..Style::of(Format::OpenMetrics)
+        };
+        let text = styled(&bus, lenient);
+        for line in [
+            "a_sum -3",
+            "a_count 1",
+            "b_sum NaN",
+            "b_count 1",
+            "c_sum 0.5",
+            "c_count 1",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
+        let strict = styled(&bus, Style::of(Format::OpenMetrics));
+        assert!(
+            !strict.contains("_sum") && !strict.contains("_count"),
+            "{strict}"
+        );
+    }
+
+    #[test]
+    fn names_that_are_not_plain_are_escaped_as_was_asked_for() {
+        let bus = MetricBus::new();
+        let requests = bus
+            .family::<Counter>(Desc::new("http.requests_total", "h").labels(["http.method", "x"]))
+            .unwrap();
+        requests.with_label_values(&["a,\"b", "1"]).unwrap().inc();
+        let h: Histogram = bus
+            .declare(Desc::new("größe", "h").buckets(Buckets::new([1.0]).unwrap()))
+            .unwrap();
+        h.observe(0.5);
+        bus.gauge("plain_gauge", "h").unwrap().set(2.0);
+        let written = |format, escaping| {
+            let style = Style {
+                escaping,
+                ..Style::of(format)
+            };
+            let ours = styled(&bus, style);
+            let mut from_snapshot = Vec::new();
+            encode_families_as(&bus.snapshot().families, style, &mut from_snapshot);
+            assert_eq!(ours, String::from_utf8(from_snapshot).unwrap());
+            ours
+        };
+        assert_eq!(
+            written(Format::OpenMetrics, Escaping::AllowUtf8),
+            r##"# HELP "größe" h
+# TYPE "größe" histogram
+{"größe_bucket",le="1.0"} 1
+{"größe_bucket",le="+Inf"} 1
+{"größe_sum"} 0.5
+{"größe_count"} 1
+# HELP "http.requests" h
+# TYPE "http.requests" counter
+{"http.requests_total","http.method"="a,\"b",x="1"} 1
+# HELP plain_gauge h
+# TYPE plain_gauge gauge
+plain_gauge 2
+"##
+        );
+        let lines = |escaping| {
+            let text = written(Format::Text, escaping);
+            let kept = text
+                .lines()
+                .filter(|l| !l.starts_with('#') && !l.contains("_bucket"));
+            let mut kept: Vec<_> = kept.map(str::to_owned).collect();
+            kept.sort();
+            kept
+        };
+        assert_eq!(
+            lines(Escaping::Underscores),
+            [
+                "gr__e_count 1",
+                "gr__e_sum 0.5",
+                r#"http_requests_total{http_method="a,\"b",x="1"} 1"#,
+                "plain_gauge 2"
+            ]
+        );
+        assert_eq!(
+            lines(Escaping::Dots),
+            [
+                "gr____e_count 1",
+                "gr____e_sum 0.5",
+                r#"http_dot_requests__total{http_dot_method="a,\"b",x="1"} 1"#,
+                "plain__gauge 2"
+            ]
+        );
+        assert_eq!(
+            lines(Escaping::Values),
+            [
+                "U__gr_f6__df_e_count 1",
+                "U__gr_f6__df_e_sum 0.5",
+                r#"U__http_2e_requests__total{U__http_2e_method="a,\"b",x="1"} 1"#,
+                "plain_gauge 2"
+            ]
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! Histograms: count observations in buckets.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use super::{Made, Metric, Spec};
 use crate::{
@@ -14,7 +17,8 @@ use crate::{
 /// Observations counted in buckets, with their sum: latencies, sizes.
 ///
 /// Clones are the same histogram. A bucket holds what is at most its bound. NaN counts in the last bucket (+Inf) and
-/// makes the sum NaN, as in Prometheus's Go library (`prometheus_client` for Python counts it in no bucket).
+/// makes the sum NaN, as in Prometheus's Go library (`prometheus_client` for Python counts it in no bucket); a [native](crate::Desc::native)
+/// histogram leaves it out, and counts it apart.
 ///
 /// ```
 /// use metricbus::{Buckets, MetricBus};
@@ -37,11 +41,24 @@ pub struct Histogram {
 
 impl Histogram {
     /// Counts `value` in its bucket and adds it to the sum.
+    ///
+    /// NaN counts in the last bucket, and makes the sum NaN. A [native](crate::Desc::native) histogram leaves it out, since one
+    /// is enough to make `histogram_quantile` of Prometheus 3.5 wrong: `metricbus_nan_observations_total` counts it, and
+    /// subscribers hear of it.
     #[inline]
     pub fn observe(&self, value: f64) {
+        if value.is_nan() && self.core.meta.native {
+            return self.observe_nan();
+        }
         self.core
             .cell
             .observe(value, &*self.core, || self.buckets.count(value));
+    }
+
+    #[cold]
+    fn observe_nan(&self) {
+        self.core.meta.nan_observations.fetch_add(1, Relaxed);
+        self.core.cell.show(f64::NAN, &*self.core);
     }
 
     /// Counts `value`, and keeps `labels` (mostly the id of a trace) as the exemplar of its bucket instead of the one
@@ -129,6 +146,7 @@ impl Metric for Histogram {
 
 /// A histogram at one moment.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HistogramSnapshot {
     /// Upper bound and cumulative count of each bucket; the last bound is +Inf.
     pub buckets: Vec<(f64, u64)>,
@@ -170,5 +188,40 @@ impl Drop for ObserveTimer {
     fn drop(&mut self) {
         let elapsed = self.histogram.core.meta.clock.now().since(self.start);
         self.histogram.observe_duration(elapsed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Buckets, Desc, Histogram, MetricBus, SampleValue, Value};
+
+    #[test]
+    fn a_native_histogram_leaves_nan_out_and_counts_it() {
+        let bus = MetricBus::new();
+        let buckets = Buckets::new([1.0]).unwrap();
+        let native: Histogram = bus
+            .declare(
+                Desc::new("native", "h")
+                    .native(true)
+                    .buckets(buckets.clone()),
+            )
+            .unwrap();
+        let plain: Histogram = bus
+            .declare(Desc::new("plain", "h").buckets(buckets))
+            .unwrap();
+        for value in [0.5, f64::NAN, 2.0] {
+            native.observe(value);
+            plain.observe(value);
+        }
+        assert_eq!((native.snapshot().count, native.snapshot().sum), (2, 2.5));
+        assert_eq!(plain.snapshot().count, 3);
+        assert!(plain.snapshot().sum.is_nan());
+        let families = bus.self_families();
+        let counted = families
+            .iter()
+            .find(|f| f.name == "metricbus_nan_observations_total")
+            .unwrap();
+        assert_eq!(counted.series.len(), 1);
+        assert_eq!(counted.series[0].value, SampleValue::Counter(Value::U64(1)));
     }
 }

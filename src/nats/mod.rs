@@ -100,7 +100,7 @@
 //!
 //! - **Alerts**: at a `Fleet` each exactly once, in the order of its source; through lost connections, a server killed and
 //!   restarted with or without its store, a fleet that fell behind. The limit is the outbox: 10 000 alerts, confirmed or not
-//!   ([`outbox`](NatsForwarderBuilder::outbox)); what has fallen out of it is counted and told
+//!   ([`outbox`](NatsForwarderBuilder::outbox)), and the last of every group beyond them; what has fallen out of it is counted and told
 //!   ([`AlertsLost`](SourceChange::AlertsLost)). Alerts die with their process: what it had not sent when it was killed is
 //!   lost. A fleet that starts hears what is firing, not what had fired before.
 //! - **Values** converge: each frame has a number, what is missing is noticed, and mended by a snapshot. Between two frames

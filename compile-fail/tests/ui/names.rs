@@ -1,15 +1,15 @@
 use metricbus::{Counter, Family, Gauge, Histogram, Metrics};
 
 #[derive(Metrics)]
-#[metrics(prefix = "my-worker_", label("pod name" = "a"))]
+#[metrics(prefix = "my\nworker_", label("pod\nname" = "a"))]
 struct Names {
     /// A name from elsewhere.
-    #[metric(name = "requests.total")]
+    #[metric(name = "requests\\total")]
     requests: Counter,
-    /// A name that begins with a digit.
-    #[metric(name = "5xx_total")]
+    /// A name with quotes.
+    #[metric(name = "\"errors\"_total")]
     errors: Counter,
-    /// A letter that no metric name has.
+    /// Any text can be a name.
     größe: Gauge,
     /// No name.
     #[metric(name = "")]
@@ -23,7 +23,7 @@ struct LabelNames {
     #[metric(labels("le", "quantile", "__address__", "otel_metric_overflow"))]
     taken: Family<Counter>,
     /// Names that no label has.
-    #[metric(labels("http.method", "5xx", ""))]
+    #[metric(labels("http\nmethod", "\"5xx\"", ""))]
     wrong: Family<Counter>,
     /// The same name twice.
     #[metric(labels("method", "code", "method"))]

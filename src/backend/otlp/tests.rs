@@ -144,7 +144,7 @@ fn counters_and_gauges_are_exported_each_interval_with_all_that_is_known_of_them
     let resource = request.resource_metrics[0].resource.as_ref().unwrap();
     let attributes = labels(&resource.attributes);
     assert!(
-        attributes.contains("service.name=\"tested\""),
+        attributes.contains("\"service.name\"=\"tested\""),
         "{attributes}"
     );
     assert!(attributes.contains("zone=\"x\""), "{attributes}");
@@ -1216,7 +1216,7 @@ fn a_container_exports_what_is_made_in_it_and_a_second_bus_is_refused() {
     let seen = server.next();
     assert_eq!(values(&seen)["app_jobs_total{q=\"x\"}"], 2.0);
     let resource = decode(&seen).resource_metrics[0].resource.clone().unwrap();
-    assert!(labels(&resource.attributes).contains("service.name=\"app\""));
+    assert!(labels(&resource.attributes).contains("\"service.name\"=\"app\""));
     let error = container.backend().attach(&MetricBus::new()).unwrap_err();
     assert!(error.to_string().contains("has a bus already"), "{error}");
     MetricContainer::shutdown(&container, LONG).unwrap();

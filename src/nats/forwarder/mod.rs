@@ -353,7 +353,8 @@ impl NatsForwarderBuilder {
     }
 
     /// How many alerts the outbox holds; 10 000 unless told otherwise. Those that are confirmed stay, as long as there is
-    /// room, for those who missed them.
+    /// room, for those who missed them. When there is none, the oldest goes that a later one of its rule and group supersedes. The last of each group
+    /// stays, as long as there is room in bytes.
     pub fn outbox(mut self, alerts: usize) -> Self {
         self.outbox = alerts;
         self

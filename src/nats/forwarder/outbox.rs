@@ -1,17 +1,18 @@
 //! What waits to be sent, and what was sent and may be asked for again. Pure: no time of its own, no network, no lock.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use crate::time::Time;
+use crate::{backlog::Subject, time::Time};
 
 /// Alerts by sequence, bounded by count and bytes.
 ///
 /// Each is unconfirmed until the server is known to have it; then it is history, for those who missed it. When there is no
-/// room the oldest of the history goes, and when there is none the oldest unconfirmed, which is a loss. Nothing is ever
-/// merged with something else.
+/// room the oldest of the history goes, and when there is none the oldest unconfirmed that a later one of its rule and group supersedes,
+/// which is a loss. Where none is superseded there may be more than the count: the last of every group. Then the bytes alone are the bound, and
+/// the oldest goes. Nothing is ever merged with something else.
 pub(crate) struct Outbox<T> {
     items_max: usize,
     bytes_max: usize,
@@ -21,6 +22,9 @@ pub(crate) struct Outbox<T> {
     history: BTreeMap<u64, Item<T>>,
     /// Of the unconfirmed: those that are not on their way.
     unsent: BTreeSet<u64>,
+    /// Of the unconfirmed: the last of each subject, and those behind which a later one of theirs waits.
+    newest: HashMap<u64, u64>,
+    superseded: BTreeSet<u64>,
     dropped: u64,
 }
 
@@ -30,7 +34,7 @@ struct Item<T> {
     since: Time,
 }
 
-impl<T> Outbox<T> {
+impl<T: Subject> Outbox<T> {
     /// At least one item has room.
     pub(crate) fn new(items_max: usize, bytes_max: usize) -> Outbox<T> {
         Outbox {
@@ -41,6 +45,8 @@ impl<T> Outbox<T> {
             unconfirmed: BTreeMap::new(),
             history: BTreeMap::new(),
             unsent: BTreeSet::new(),
+            newest: HashMap::new(),
+            superseded: BTreeSet::new(),
             dropped: 0,
         }
     }
@@ -51,17 +57,28 @@ impl<T> Outbox<T> {
         if bytes > self.bytes_max {
             return None;
         }
+        if let Some(subject) = what.subject() {
+            self.superseded
+                .extend(self.newest.insert(subject, self.last + 1));
+        }
         while self.held() >= self.items_max || self.bytes + bytes > self.bytes_max {
             if let Some((_, old)) = self.history.pop_first() {
                 self.bytes -= old.bytes;
-            } else if let Some((sequence, old)) = self.unconfirmed.pop_first() {
-                self.bytes -= old.bytes;
-                self.unsent.remove(&sequence);
-                self.dropped += 1;
-            } else {
-                // It is empty, and what comes fits.
-                break;
+                continue;
             }
+            let full = self.bytes + bytes > self.bytes_max;
+            let oldest = self.unconfirmed.first_key_value();
+            let oldest = oldest.filter(|(_, item)| full || item.what.subject().is_none());
+            let Some(goes) = self
+                .superseded
+                .first()
+                .or(oldest.map(|(sequence, _)| sequence))
+            else {
+                // It is empty and what comes fits, or all that is here is the last word on something.
+                break;
+            };
+            let goes = *goes;
+            self.dropped += u64::from(self.discard(goes));
         }
         self.last += 1;
         self.bytes += bytes;
@@ -93,8 +110,19 @@ impl<T> Outbox<T> {
             return false;
         };
         self.unsent.remove(&sequence);
+        self.settled(sequence, &item);
         self.history.insert(sequence, item);
         true
+    }
+
+    /// It is not unconfirmed any more.
+    fn settled(&mut self, sequence: u64, item: &Item<T>) {
+        self.superseded.remove(&sequence);
+        if let Some(subject) = item.what.subject()
+            && self.newest.get(&subject) == Some(&sequence)
+        {
+            self.newest.remove(&subject);
+        }
     }
 
     /// The server does not have it after all. `false`: it was not confirmed, or is gone.
@@ -102,6 +130,11 @@ impl<T> Outbox<T> {
         let Some(item) = self.history.remove(&sequence) else {
             return false;
         };
+        if let Some(subject) = item.what.subject() {
+            let newest = *self.newest.entry(subject).or_insert(sequence);
+            self.superseded
+                .extend((newest > sequence).then_some(sequence));
+        }
         self.unconfirmed.insert(sequence, item);
         true
     }
@@ -113,6 +146,7 @@ impl<T> Outbox<T> {
         };
         self.unsent.remove(&sequence);
         self.bytes -= item.bytes;
+        self.settled(sequence, &item);
         true
     }
 
@@ -201,6 +235,71 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Events without a subject.
+    impl Subject for u64 {
+        fn subject(&self) -> Option<u64> {
+            None
+        }
+
+        fn is_final(&self) -> bool {
+            true
+        }
+    }
+
+    /// A state of a subject.
+    struct Told(u64);
+
+    impl Subject for Told {
+        fn subject(&self) -> Option<u64> {
+            Some(self.0)
+        }
+
+        fn is_final(&self) -> bool {
+            false
+        }
+    }
+
+    fn told(subjects: &[u64], items_max: usize) -> Outbox<Told> {
+        let mut outbox = Outbox::new(items_max, 1000);
+        for (sequence, subject) in (1..).zip(subjects) {
+            assert_eq!(
+                outbox.push(Told(*subject), 10, Time(sequence)),
+                Some(sequence)
+            );
+        }
+        outbox
+    }
+
+    fn sequences(outbox: &Outbox<Told>) -> Vec<u64> {
+        let all = outbox.range(0, u64::MAX, usize::MAX);
+        all.into_iter().map(|(sequence, _)| sequence).collect()
+    }
+
+    #[test]
+    fn what_is_superseded_goes_first_and_the_last_of_every_subject_stays() {
+        let outbox = told(&[1, 2, 1, 3, 4, 2], 3);
+        assert_eq!(
+            (sequences(&outbox), outbox.dropped()),
+            (vec![3, 4, 5, 6], 2)
+        );
+        // More than the count, but never more than the bytes.
+        let many: Vec<u64> = (1..=150).collect();
+        let outbox = told(&many, 3);
+        assert_eq!(sequences(&outbox), (51..=150).collect::<Vec<_>>());
+        assert_eq!((outbox.dropped(), outbox.bytes()), (50, 1000));
+    }
+
+    #[test]
+    fn what_is_confirmed_supersedes_nothing_and_what_is_taken_back_is_superseded_again() {
+        let mut outbox = told(&[1, 2, 1], 3);
+        assert!(outbox.confirm(1) && outbox.unconfirm(1));
+        outbox.push(Told(3), 10, Time(4));
+        assert_eq!((sequences(&outbox), outbox.dropped()), (vec![2, 3, 4], 1));
+        assert!(outbox.confirm(3));
+        outbox.push(Told(1), 10, Time(5));
+        assert_eq!((sequences(&outbox), outbox.dropped()), (vec![2, 4, 5], 1));
+    }
 
     fn filled(items: usize) -> Outbox<u64> {
         let mut outbox = Outbox::new(3, 1000);

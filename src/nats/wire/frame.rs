@@ -1279,7 +1279,7 @@ pub(crate) mod tests {
         let encoded = encode_within(
             frame(vec![
                 gauge("good", &[("otel_metric_overflow", "true")], 1.0),
-                gauge("no name", &[], 1.0),
+                gauge("no\nname", &[], 1.0),
                 gauge("a", &[("le", "1")], 1.0),
                 gauge("b", &[("x", &long)], 1.0),
                 gauge("c", &many, 1.0),
@@ -1347,7 +1347,7 @@ pub(crate) mod tests {
         type Change = fn(&mut MetricsData);
         let changes: &[(&str, Change)] = &[
             ("is not valid", |d| {
-                metrics(d)[0].name = "no name".to_owned()
+                metrics(d)[0].name = "no\nname".to_owned()
             }),
             ("the bus's own", |d| {
                 metrics(d)[0].name = "metricbus_x".to_owned()

@@ -18,6 +18,7 @@ pub(crate) mod rule;
 use crate::{
     Selector,
     desc::{check_label_name, check_name},
+    export::Escaping,
     labels::OVERFLOW_LABEL,
     nats::subject::{SubjectError, shown},
 };
@@ -104,12 +105,16 @@ fn check_series(name: &str, labels: &[(String, String)]) -> Result<(), String> {
         check_length("label name", label, limits::NAME_MAX)?;
         check_length("label value", value, limits::LABEL_VALUE_MAX)?;
         check_label_name(name, label).map_err(|error| error.to_string())?;
-        if labels[..i].iter().any(|(earlier, _)| earlier == label) {
+        let underscored = Escaping::Underscores.of_label(label);
+        let same = |(earlier, _): &&(String, String)| {
+            Escaping::Underscores.of_label(earlier) == underscored
+        };
+        if labels[..i].iter().any(|pair| same(&pair)) {
             return Err(format!("{name:?} has the label {label:?} twice"));
         }
         // Of labels that mean something else, one is there: that of the series beyond a family's limit.
         let overflow = label == OVERFLOW_LABEL && value != "true";
-        if overflow || label == "le" || label == "quantile" || label.starts_with("__") {
+        if overflow || label == "le" || label == "quantile" || underscored.starts_with("__") {
             return Err(format!(
                 "{name:?} has the label {label:?}, which is reserved"
             ));
