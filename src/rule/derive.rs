@@ -154,7 +154,7 @@ impl Derived {
     /// ```
     pub fn get(&self) -> Option<f64> {
         match &self.series()[..] {
-            [one] => Some(one.value().as_f64()).filter(|value| !value.is_nan()),
+            [one] => Some(one.value()?.as_f64()).filter(|value| !value.is_nan()),
             _ => None,
         }
     }
