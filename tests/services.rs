@@ -623,6 +623,24 @@ async fn a_full_queue_drops_the_oldest_and_counts_it() {
     assert_eq!(own(&bus, "metricbus_alert_layer_dropped_total"), 3.0);
 }
 
+#[test]
+fn what_a_full_queue_drops_is_counted_though_the_service_hangs() {
+    let (clock, bus) = manual();
+    let (entered, inside) = mpsc::channel();
+    let (open, gate) = mpsc::channel::<()>();
+    let hangs = callback(move |_: Alert| {
+        let _ = entered.send(());
+        let _ = gate.recv();
+    });
+    let mut service = Repeat::new(&bus, secs(10)).capacity(2).layer(hangs);
+    drop(service.call(firing("A")));
+    inside.recv().unwrap();
+    clock.advance(secs(50));
+    assert_eq!(service.stats().dropped, 3);
+    assert_eq!(own(&bus, "metricbus_alert_layer_dropped_total"), 3.0);
+    drop(open);
+}
+
 #[tokio::test]
 async fn what_is_remembered_has_a_bound_and_what_is_forgotten_is_counted() {
     let (_, bus) = manual();
