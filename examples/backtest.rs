@@ -386,7 +386,7 @@ fn record_demo(path: &Path) -> Result<(), Failure> {
         .map(|worker| usage.with_label_values(&[worker]))
         .collect::<Result<Vec<_>, _>>()?;
     let requests: Counter = bus.declare(Desc::new("requests_total", "Requests that came."))?;
-    let recorder = Recorder::start(&bus, "{}", path)?;
+    let recorder = Recorder::start(&bus, r#"{__name__!=""}"#, path)?;
     let mut random = Random(7);
     let mut made = 0;
     // Steps that each worker's spike still lasts.

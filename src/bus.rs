@@ -22,6 +22,7 @@ use crate::{
     scope::{Component, Metrics, Scope},
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore, Value},
+    similar::nearest,
     snapshot::{FamilySnapshot, SampleValue, SeriesSnapshot, Snapshot},
     stats::{self, Stats},
     watch::{Watch, Watches},
@@ -387,6 +388,24 @@ impl Inner {
         let selector = selector.into_selector()?;
         self.check_owns(&selector)?;
         Ok(selector)
+    }
+
+    /// Of a selector with the name of no metric: the name of one that may have been meant.
+    pub(crate) fn did_you_mean(&self, selector: &Selector) -> Option<String> {
+        let asked_for = selector.only_series().is_none();
+        let name = selector.metric_name().filter(|_| asked_for)?;
+        let registry = read(&self.registry);
+        if registry.families.contains_key(name) {
+            return None;
+        }
+        nearest(name, registry.families.keys().map(|name| &**name))
+    }
+
+    /// Says so in the log. Never called under a lock.
+    pub(crate) fn warn_of_name(&self, selector: &Selector) {
+        if let Some(meant) = self.did_you_mean(selector) {
+            tracing::warn!(%selector, "metricbus: no metric has the name of this selector so far; did you mean {meant}?");
+        }
     }
 
     /// A handle of another bus would match nothing, for ever.

@@ -46,6 +46,7 @@ mod selector;
 mod series;
 #[cfg(any(feature = "http", feature = "_client"))]
 mod signal;
+mod similar;
 mod sketch;
 mod snapshot;
 mod source;

@@ -35,6 +35,10 @@ pub(crate) trait Wire: Send + Sync {
     fn dropped(&self) -> u64;
     /// What it is about.
     fn describe(&self) -> String;
+    /// The series that it is about.
+    fn selector(&self) -> Option<&Selector> {
+        None
+    }
 }
 
 impl Wire for Watch {
@@ -56,14 +60,20 @@ impl Wire for Watch {
     fn describe(&self) -> String {
         self.selector.to_string()
     }
+
+    fn selector(&self) -> Option<&Selector> {
+        Some(&self.selector)
+    }
 }
 
 /// What a subscription has done so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscriptionStats {
     /// Series that matched, present and past; of a subscription to alerts, rules.
     pub series_matched: u64,
+    /// Where none has, and no metric has the name in the selector: the name of one that may have been meant.
+    pub did_you_mean: Option<String>,
     /// Events handed over.
     pub delivered: u64,
     /// Events dropped because the mailbox was full.
@@ -85,6 +95,7 @@ impl Subscription {
     ) -> Subscription {
         let watch = Arc::new(Watch::new(id, selector, make, mailbox));
         inner.watch(&watch);
+        inner.warn_of_name(&watch.selector);
         Subscription::by(inner, watch, shared)
     }
 
@@ -114,13 +125,20 @@ impl Subscription {
     /// matches nothing.
     pub fn stats(&self) -> SubscriptionStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let series_matched = self.wire.matched();
         SubscriptionStats {
-            series_matched: self.wire.matched(),
+            series_matched,
+            did_you_mean: self.did_you_mean(series_matched),
             delivered: load(&self.shared.delivered),
             dropped: self.wire.dropped() + load(&self.shared.lost),
             panicked: load(&self.shared.panicked),
             hung: load(&self.shared.hung),
         }
+    }
+
+    fn did_you_mean(&self, series_matched: u64) -> Option<String> {
+        let selector = self.wire.selector().filter(|_| series_matched == 0)?;
+        self.bus.upgrade()?.did_you_mean(selector)
     }
 
     /// For callbacks that something outside of this crate calls.

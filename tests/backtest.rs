@@ -95,7 +95,7 @@ fn what_was_mutated_is_in_the_file_with_its_time() {
     latency.observe(1.5);
     bench.pass(1_000);
 
-    let recorder = bench.record("{}");
+    let recorder = bench.record(r#"{__name__!=""}"#);
     a.set(0.5);
     bench.pass(250);
     requests.inc_by(3);
@@ -540,8 +540,8 @@ proptest! {
         let bench = Bench::new();
         let subjects = Subjects::new(&bench.bus);
         before.iter().for_each(|act| subjects.act(act, &bench.clock));
-        let mut tap = bench.bus.subscribe("{}").unwrap();
-        let recorder = bench.record("{}");
+        let mut tap = bench.bus.subscribe(r#"{__name__!=""}"#).unwrap();
+        let recorder = bench.record(r#"{__name__!=""}"#);
         acts.iter().for_each(|act| subjects.act(act, &bench.clock));
         recorder.finish().unwrap();
         drop(subjects);
@@ -850,7 +850,7 @@ proptest! {
         if !born {
             before.iter().for_each(|act| subjects.act(act, &bench.clock));
         }
-        let recorder = bench.record("{}");
+        let recorder = bench.record(r#"{__name__!=""}"#);
         let live: Vec<_> = rules()
             .into_iter()
             .map(|rule| bench.bus.add_rule(rule.history(1_000)).unwrap())

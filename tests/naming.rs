@@ -21,7 +21,7 @@ fn matchers_are_those_of_promql() {
         ("requests_total", 4),
         ("requests", 0),
         ("{__name__=~\"requests.*|other\"}", 5),
-        ("{__name__!=\"other\"}", 4),
+        ("{__name__!=\"other\",__name__!=\"\"}", 4),
         ("requests_total{method=\"GET\"}", 2),
         ("requests_total{method!=\"GET\"}", 2),
         ("requests_total{method=~\"GE\"}", 0),
@@ -76,6 +76,25 @@ fn the_lint_says_what_would_be_usual_and_refuses_nothing() {
     assert_eq!(bus.lints(), []);
     bus.gauge("no_help", " ").unwrap().inc();
     assert_eq!(bus.lints()[0].text, "no help text");
+}
+
+#[test]
+fn a_name_that_nothing_has_is_told_with_the_one_that_may_have_been_meant() {
+    let bus = MetricBus::new();
+    let _declared = bus.counter("reqs_total", "Requests.").unwrap();
+    let slip = bus.on_change("req_total").call(|_| {}).unwrap();
+    assert_eq!(slip.stats().did_you_mean.as_deref(), Some("reqs_total"));
+    let right = bus.on_change("reqs_total").call(|_| {}).unwrap();
+    assert_eq!(right.stats().did_you_mean, None);
+    let over = metricbus::Condition::when("req_total", metricbus::Threshold::above(1.0));
+    let rule = bus.add_rule(metricbus::Rule::new("Slip", over)).unwrap();
+    let status = rule.status();
+    assert_eq!(
+        (status.unmatched, status.did_you_mean),
+        (vec!["req_total".to_owned()], vec!["reqs_total".to_owned()])
+    );
+    let _late = bus.counter("req_total", "Others.").unwrap();
+    assert!(rule.status().did_you_mean.is_empty());
 }
 
 #[test]

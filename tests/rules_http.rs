@@ -290,6 +290,9 @@ fn a_rule_that_never_matched_says_so_and_one_whose_series_have_gone_too() {
     );
     assert!(metrics(&bus).contains(&"metricbus_rules_unmatched 1".to_owned()));
 
+    let _other = bus.gauge("kv_ratio", "kv").unwrap();
+    assert!(note(&rule(&bus)).ends_with("did you mean kv_ratio?"));
+
     let kv = bus.gauge("kv", "kv").unwrap();
     kv.set(0.95);
     let found = rule(&bus);

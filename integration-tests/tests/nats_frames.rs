@@ -89,7 +89,7 @@ async fn every_kind_of_metric_arrives_as_it_is(release: Release) -> Outcome {
     let family: Family<Gauge> = bus.family(Desc::new("many_ratio", "Labels.").labels(["of"]))?;
     let forwarder = forwarder(&server, &bus).await?;
     let _frames = forwarder
-        .forward(r#"{__name__=~".*"}"#)
+        .forward(r#"{__name__=~".+"}"#)
         .every(FRAMES)
         .start()?;
 
@@ -316,7 +316,7 @@ async fn a_server_with_a_small_max_payload_gets_frames_and_snapshots_in_parts(
     }
     let forwarder = forwarder(&server, &bus).await?;
     let _frames = forwarder
-        .forward(r#"{__name__=~".*"}"#)
+        .forward(r#"{__name__=~".+"}"#)
         .every(FRAMES)
         .start()?;
     let complete = |fleet: &Fleet| {

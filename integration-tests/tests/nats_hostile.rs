@@ -21,7 +21,7 @@ use metricbus_integration_tests::{
 const SOURCE: &str = "metricbus.v1.prod.decode.pod-1";
 
 struct Scene {
-    _server: NatsServer,
+    server: NatsServer,
     client: Client,
     pod: Pod,
     fleet: Fleet,
@@ -40,7 +40,7 @@ impl Scene {
         let options = NatsOptions::new(&server.url())?;
         let pod = Pod::with(options, source("pod-1"), |f| f.delivery(Delivery::Core)).await?;
         let scene = Scene {
-            _server: server,
+            server,
             client,
             pod,
             fleet,
@@ -285,6 +285,60 @@ async fn giant_bodies_and_names_are_bounded(release: Release) -> Outcome {
     Ok(())
 }
 
+/// A heartbeat of somebody who forwards frames and has said an alert.
+fn heartbeat(instance: &str, interval_ms: u64) -> (String, HeaderMap, Vec<u8>) {
+    let body = serde_json::json!({
+        "version": 1,
+        "state": "heartbeat",
+        "source": { "namespace": "hostile", "component": "silent", "instance": instance },
+        "epoch": 1_700_000_000_000_000_u64,
+        "interval_ms": interval_ms,
+        "frames": 1,
+        "alerts": 1,
+        "alerts_from": 1,
+        "series": 1,
+        "at": "2026-01-01T00:00:00Z",
+        "metricbus": "0.1.0",
+    });
+    let subject = format!("metricbus.v1.hostile.silent.{instance}.s.heartbeat");
+    let source = format!("hostile.silent.{instance}");
+    let headers = headers(&source, "1700000000000000", "1");
+    (subject, headers, body.to_string().into_bytes())
+}
+
+async fn thousands_that_do_not_answer_keep_nobody_waiting(release: Release) -> Outcome {
+    let scene = Scene::start(release).await?;
+    // Somebody listens to their questions, and so nobody says that they are not there.
+    let questions = Raw::of(&scene.client, "metricbus.v1.hostile.silent.*.q.>").await;
+    for i in 0..2_000 {
+        let (subject, headers, body) = heartbeat(&format!("i{i}"), 3_600_000);
+        scene.publish(&subject, headers, body).await?;
+    }
+    until_it_answers(&scene.client).await;
+    until("all of them to be known", || {
+        (scene.fleet.sources().len() == 2_001).then_some(())
+    })
+    .await;
+    let late = source("late");
+    let options = NatsOptions::new(&scene.server.url())?;
+    let pod = Pod::with(options, late.clone(), |f| f.delivery(Delivery::Core)).await?;
+    pod.requests.inc();
+    pod.kv.with_label_values(&["late"])?.set(0.95);
+    pod.until_same_on(scene.fleet.bus(), &late).await;
+    until("the alert of the late one", || {
+        let heard = scene.heard.all();
+        let own = |alert: &metricbus::Alert| {
+            let origin = alert.origin.as_ref();
+            origin.is_some_and(|origin| origin.source == late)
+        };
+        heard.iter().any(own).then_some(())
+    })
+    .await;
+    // They have been asked meanwhile, all of them.
+    questions.until(4_000).await;
+    Ok(())
+}
+
 async fn hostile_questions_are_answered_or_ignored_and_the_pod_goes_on(
     release: Release,
 ) -> Outcome {
@@ -424,6 +478,7 @@ on_each_server!(
     messages_under_a_false_name_are_ignored,
     sequences_that_jump_are_mended_and_epochs_beyond_reason_are_refused,
     giant_bodies_and_names_are_bounded,
+    thousands_that_do_not_answer_keep_nobody_waiting,
     hostile_questions_are_answered_or_ignored_and_the_pod_goes_on,
     a_flood_of_false_sources_is_bounded,
     many_questions_about_all_alerts_cost_little_memory,

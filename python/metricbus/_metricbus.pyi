@@ -573,6 +573,9 @@ class SubscriptionStats:
     @property
     def series_matched(self) -> int: ...
     @property
+    def did_you_mean(self) -> str | None:
+        """Where it is none, and no metric has the name in the selector: the name of one that may have been meant."""
+    @property
     def delivered(self) -> int: ...
     @property
     def dropped(self) -> int: ...
@@ -1063,6 +1066,9 @@ class RuleStatus:
     @property
     def unmatched(self) -> list[str]:
         """Selectors of the rule that have never matched a series."""
+    @property
+    def did_you_mean(self) -> list[str]:
+        """Of those in which a name stands that no metric has: the names of metrics that may have been meant."""
     @property
     def no_data(self) -> int:
         """Groups of which nothing is known: what they look at was never set, or saw nothing."""

@@ -384,6 +384,8 @@ impl SubscriptionStats {
 pub(crate) struct SubscriptionStats {
     /// How many series it has listened to.
     series_matched: u64,
+    /// Where it is none, and no metric has the name in the selector: the name of one that may have been meant, or None.
+    did_you_mean: Option<String>,
     /// How many events were taken.
     delivered: u64,
     /// How many events were dropped because the reader was too slow.
@@ -398,6 +400,7 @@ impl From<metricbus::SubscriptionStats> for SubscriptionStats {
     fn from(stats: metricbus::SubscriptionStats) -> SubscriptionStats {
         SubscriptionStats {
             series_matched: stats.series_matched,
+            did_you_mean: stats.did_you_mean,
             delivered: stats.delivered,
             dropped: stats.dropped,
             failed: stats.panicked,

@@ -311,7 +311,7 @@ class TestFleet:
         async def main() -> None:
             async with await worker(bus, nats) as forwarder, await planner(nats, POD) as fleet:
                 assert (await fleet.snapshot(POD)).families == []
-                forwarder.forward('{__name__!="secret"}')
+                forwarder.forward('{__name__!="secret",__name__!=""}')
                 everything = await fleet.snapshot("prod/decode/pod-7")
                 assert everything.value("requests_total", method="GET") == 3
                 assert everything.value("kv_usage_ratio") == 0.5 and everything.value("secret") is None

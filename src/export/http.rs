@@ -124,7 +124,7 @@ const PAGE: &str = "<!doctype html>\n\
 /// |---|---|
 /// | `name`, `labels`, `annotations`, `conditions`, `thresholds`, `hold_for`, `keep_firing_for`, `m_of_n`, `every`, `grouping`, `by`, `dry_run` | as the rule was [made](crate::Rule); `type` is `metric` |
 /// | `state` | the gravest of its groups: `inactive`, `pending`, `clearing` or `firing` |
-/// | `note` | only where there is reason for one: no series has ever matched, or none does now; a dry run |
+/// | `note` | only where there is reason for one: no series has ever matched, or none does now, and which metric may have been meant; a dry run |
 /// | `groups` | how many are in each state |
 /// | `series`, `ever_matched` | how many series match now, and whether any ever has |
 /// | `value`, `lastEvaluation`, `since_evaluation` | what was judged last, and when |

@@ -182,7 +182,8 @@ impl Expr {
         };
         if node.depth() > DEPTH_MAX {
             return Expr(Node::Wrong(format!(
-                "an expression is nested more than {DEPTH_MAX} deep; to add up many series use Expr::sum of a selector, or                  derive a gauge of a part"
+                "an expression is nested more than {DEPTH_MAX} deep; to add up many series use a sum over a selector, or derive \
+                 a gauge of a part"
             )));
         }
         Expr(node)

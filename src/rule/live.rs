@@ -1,7 +1,7 @@
 //! Rules that run: adding, changing, removing, asking, listening.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
@@ -268,6 +268,8 @@ pub struct RuleStatus {
     pub ever_matched: bool,
     /// Selectors of the rule that have never matched a series: where there are some, a part of it is about nothing.
     pub unmatched: Vec<String>,
+    /// Of those in which a name stands that no metric has: the names of metrics that may have been meant.
+    pub did_you_mean: Vec<String>,
     /// Groups of which nothing is known: what they look at was never set, or saw nothing.
     pub no_data: usize,
     /// What it looks at now; of a rule about several sets of labels, what it judged last of whichever. `None` where there is
@@ -328,6 +330,11 @@ pub struct RuleGroup {
     pub holds: usize,
 }
 
+fn sorted(texts: impl Iterator<Item = String>) -> Vec<String> {
+    let texts: BTreeSet<String> = texts.collect();
+    texts.into_iter().collect()
+}
+
 impl RuleStatus {
     fn of(slot: &Slot, groups_max: usize) -> (Arc<Rule>, RuleStatus, usize) {
         let (rule, view) = slot.engine().view_up_to(groups_max);
@@ -349,6 +356,10 @@ impl RuleStatus {
                 holds: group.holds,
             })
             .collect();
+        let bus = slot.bus.upgrade();
+        let meant = |selector| bus.as_ref()?.did_you_mean(selector);
+        let did_you_mean = sorted(view.unmatched.iter().filter_map(meant));
+        let unmatched = sorted(view.unmatched.iter().map(|selector| selector.to_string()));
         let status = RuleStatus {
             name: rule.name.clone(),
             conditions: rule
@@ -368,7 +379,8 @@ impl RuleStatus {
             active,
             series: view.series,
             ever_matched: view.matched > 0,
-            unmatched: view.unmatched,
+            unmatched,
+            did_you_mean,
             no_data: view.no_data,
             value: view.value,
             since_evaluated: view.evaluated.map(|at| slot.clock.now().since(at)),
@@ -437,7 +449,15 @@ impl Slot {
         drop(removed);
         wake_all(&mut wakes);
         drop(listeners);
+        self.warn_of_names(&inner);
         Ok(())
+    }
+
+    /// Says in the log which of its selectors name no metric, but nearly one. It holds no lock.
+    fn warn_of_names(&self, inner: &Inner) {
+        for selector in self.engine().unmatched() {
+            inner.warn_of_name(&selector);
+        }
     }
 
     /// Puts a feed in place: it hears what is firing, then every transition.
@@ -583,6 +603,7 @@ impl Rules {
             engine.settle(inherited, AlertCause::Initial, grace, &mut wakes);
         }
         wake_all(&mut wakes);
+        slot.warn_of_names(inner);
         Ok(slot)
     }
 

@@ -108,6 +108,11 @@ fn note(status: &RuleStatus) -> String {
         unmatched = format!("no series has ever matched {}", status.unmatched.join(", "));
         notes.push(&unmatched);
     }
+    let meant;
+    if !status.did_you_mean.is_empty() {
+        meant = format!("did you mean {}?", status.did_you_mean.join(", "));
+        notes.push(&meant);
+    }
     let no_data;
     if status.no_data > 0 && status.series > 0 {
         no_data = format!(

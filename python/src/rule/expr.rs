@@ -6,7 +6,7 @@ use pyo3::{exceptions::PyTypeError, prelude::*};
 use crate::{convert, error::raise};
 
 /// How deep an expression or a condition may be: whoever compares, shows or drops it goes down to its ground.
-const DEPTH_MAX: usize = 500;
+const DEPTH_MAX: usize = 256;
 
 /// One deeper than these.
 pub(crate) fn deeper(a: usize, b: usize) -> PyResult<usize> {

@@ -158,6 +158,8 @@ pub(crate) struct RuleStatus {
     ever_matched: bool,
     /// Selectors of the rule that have never matched a series.
     unmatched: Vec<String>,
+    /// Of those in which a name stands that no metric has: the names of metrics that may have been meant.
+    did_you_mean: Vec<String>,
     /// Groups of which nothing is known: what they look at was never set, or saw nothing.
     no_data: usize,
     /// What it looks at now; of a rule about several sets of labels, what it judged last. `None`: there is no data.
@@ -210,6 +212,7 @@ impl RuleStatus {
             series: status.series,
             ever_matched: status.ever_matched,
             unmatched: status.unmatched,
+            did_you_mean: status.did_you_mean,
             no_data: status.no_data,
             value: status.value,
             since_evaluated: status.since_evaluated.map(|time| time.as_secs_f64()),

@@ -1,12 +1,15 @@
 //! Questions to sources, and their answers in one or several parts. Checks that an answer is whole and of whom it should be;
 //! what it means is for others.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::{Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
 
 use crate::{
     Alert, SourceId, Time,
@@ -32,9 +35,21 @@ pub(super) const ANSWER: Duration = Duration::from_secs(2);
 /// How long all parts together may take.
 const WHOLE: Duration = Duration::from_secs(30);
 
-/// How much an answer may be.
+/// How much an answer may be, with its headers.
 const BYTES_MAX: usize = 64 << 20;
 const PARTS_MAX: u32 = 10_000;
+
+/// How much all answers together may be that are coming in, or are not yet done with.
+const ROOM: usize = 256 << 20;
+
+/// In what pieces that is given out: each part of an answer takes one at least, however small it is.
+const PIECE: usize = 1 << 10;
+
+/// So many questions of a kind …
+const TURNS: usize = 64;
+
+/// … begin in such a time, however long answers take: those that never come keep nobody else waiting.
+const TURN: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -52,6 +67,12 @@ pub(super) enum AskError {
     Incomplete { got: usize, of: u32 },
     #[error("an answer of more than {max} {what} is too large")]
     TooLarge { what: &'static str, max: usize },
+    /// It is asked again.
+    #[error(
+        "there is no room for it: answers that are coming in may take {} bytes in all",
+        ROOM
+    )]
+    Full,
     /// The source could not, or would not.
     #[error(transparent)]
     Wrong(#[from] WireError),
@@ -61,11 +82,103 @@ pub(super) enum AskError {
     Nats(#[from] NatsError),
 }
 
+/// The room for all answers together.
+#[derive(Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+/// Room that an answer takes, until this is dropped.
+#[derive(Default)]
+pub(super) struct Taken(Option<OwnedSemaphorePermit>);
+
+impl Room {
+    pub(super) fn new() -> Room {
+        Room::of(ROOM)
+    }
+
+    fn of(bytes: usize) -> Room {
+        Room(Arc::new(Semaphore::new(bytes / PIECE)))
+    }
+
+    /// Takes room for so many bytes more. Waits for nobody: all might wait for each other.
+    fn take(&self, taken: &mut Taken, bytes: usize) -> Result<(), AskError> {
+        let pieces = u32::try_from(bytes.div_ceil(PIECE).max(1)).unwrap_or(u32::MAX);
+        let more = self.0.clone().try_acquire_many_owned(pieces);
+        let more = more.map_err(|_| AskError::Full)?;
+        match &mut taken.0 {
+            Some(permit) => permit.merge(more),
+            none => *none = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Whoever is to ask takes turns.
+#[derive(Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    pub(super) fn new() -> Turns {
+        Turns(Arc::new(Semaphore::new(TURNS)))
+    }
+
+    /// Asks when it is its turn, which lasts until the answer is there, but not for long.
+    pub(super) async fn ask<T>(&self, question: impl Future<Output = T>) -> T {
+        // Never closed.
+        let turn = self.0.acquire().await;
+        let mut question = pin!(question);
+        if let Ok(answer) = timeout(TURN, &mut question).await {
+            return answer;
+        }
+        drop(turn);
+        question.await
+    }
+}
+
 /// Whoever asks.
 #[derive(Clone)]
 pub(super) struct Asker {
     pub(super) connection: Connection,
     pub(super) subjects: Subjects,
+    pub(super) room: Room,
+}
+
+/// A part of an answer: who says it, and its body. Nothing else of its headers is kept.
+pub(super) struct Part {
+    pub(super) envelope: Result<Envelope, WireError>,
+    pub(super) payload: Bytes,
+}
+
+impl Part {
+    fn of(message: Message) -> Part {
+        let payload = message.payload;
+        Part {
+            envelope: Envelope::read(message.headers.as_ref()),
+            // It would keep all of what it was received with.
+            payload: match message.length > 2 * payload.len() {
+                true => Bytes::copy_from_slice(&payload),
+                false => payload,
+            },
+        }
+    }
+
+    fn envelope(&self) -> Result<&Envelope, WireError> {
+        self.envelope.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// All parts of an answer, in order, and the room that they take.
+pub(super) struct Whole {
+    pub(super) parts: Vec<Part>,
+    pub(super) taken: Taken,
+}
+
+/// All series of a source as they were after this frame.
+pub(super) struct Snapshot {
+    pub(super) boot: u64,
+    pub(super) sequence: u64,
+    pub(super) frames: Vec<Bytes>,
+    /// That the frames take.
+    pub(super) taken: Taken,
 }
 
 impl Asker {
@@ -96,12 +209,12 @@ impl Asker {
         life: Option<u64>,
         query: Query,
         body: Vec<u8>,
-    ) -> Result<Vec<Message>, AskError> {
+    ) -> Result<Whole, AskError> {
         let subject = self.subjects.query(source, query);
         let (_, denied) = self.connection.denied_since(u64::MAX);
         let asked = async {
             let answers = self.call(subject.clone(), body.into()).await?;
-            gather(answers, life).await
+            gather(answers, life, &self.room).await
         };
         let answer = asked.await;
         if let Err(AskError::TimedOut(_)) = answer {
@@ -117,7 +230,7 @@ impl Asker {
 
     /// Who it is.
     pub(super) async fn info(&self, source: &SourceId) -> Result<Pulse, AskError> {
-        let parts = self.ask(source, None, Query::Info, Vec::new()).await?;
+        let Whole { parts, .. } = self.ask(source, None, Query::Info, Vec::new()).await?;
         let pulse = decode_pulse(&parts.first().ok_or(AskError::Empty)?.payload)?;
         if pulse.source != *source {
             return Err(AskError::Other(pulse.source));
@@ -125,23 +238,23 @@ impl Asker {
         Ok(pulse)
     }
 
-    /// All its series, as they were after the frame of this number: boot, number, frames.
+    /// All its series.
     pub(super) async fn snapshot(
         &self,
         source: &SourceId,
         life: Option<u64>,
         request: &SnapshotRequest,
-    ) -> Result<(u64, u64, Vec<Bytes>), AskError> {
+    ) -> Result<Snapshot, AskError> {
         let body = encode_snapshot_request(request);
-        let parts = self.ask(source, life, Query::Snapshot, body).await?;
+        let Whole { parts, taken } = self.ask(source, life, Query::Snapshot, body).await?;
         let mut of: Option<(u64, u64)> = None;
         if parts.is_empty() {
             return Err(AskError::Empty);
         }
         for part in &parts {
-            let envelope = Envelope::read(part.headers.as_ref())?;
+            let envelope = part.envelope()?;
             if envelope.source != *source {
-                return Err(AskError::Other(envelope.source));
+                return Err(AskError::Other(envelope.source.clone()));
             }
             let this = (envelope.epoch, envelope.sequence);
             if *of.get_or_insert(this) != this {
@@ -150,44 +263,39 @@ impl Asker {
             }
         }
         let (boot, sequence) = of.unwrap_or_default();
-        let bodies = parts.into_iter().map(|part| part.payload).collect();
-        Ok((boot, sequence, bodies))
+        Ok(Snapshot {
+            boot,
+            sequence,
+            frames: parts.into_iter().map(|part| part.payload).collect(),
+            taken,
+        })
     }
 
-    /// What there still is of these alerts. Those that can't be read are left out.
+    /// What there still is of these alerts, and the room that it takes. Those that can't be read are left out.
     pub(super) async fn alerts(
         &self,
         source: &SourceId,
         boot: u64,
         (from, to): (u64, u64),
         now: Time,
-    ) -> Result<Vec<(u64, Alert)>, AskError> {
+    ) -> Result<(Vec<(u64, Alert)>, Taken), AskError> {
         let request = AlertsRequest {
             epoch: boot,
             from,
             to,
         };
         let body = encode_alerts_request(&request);
-        let parts = self.ask(source, Some(boot), Query::Alerts, body).await?;
-        let mut given = Vec::new();
-        for part in &parts {
-            let read = read_alert(part, now).ok();
-            given.extend(read.filter(|(envelope, _)| {
-                envelope.source == *source
-                    && envelope.epoch == boot
-                    && (from..=to).contains(&envelope.sequence)
-            }));
-        }
-        let numbered = |(envelope, alert): (Envelope, Alert)| (envelope.sequence, alert);
-        Ok(given.into_iter().map(numbered).collect())
+        let Whole { parts, taken } = self.ask(source, Some(boot), Query::Alerts, body).await?;
+        let given = parts.iter().filter_map(|part| {
+            let envelope = part.envelope().ok()?;
+            let wanted = envelope.source == *source
+                && envelope.epoch == boot
+                && (from..=to).contains(&envelope.sequence);
+            let alert = wanted.then(|| read_body(envelope, &part.payload, now))?;
+            Some((envelope.sequence, alert.ok()?))
+        });
+        Ok((given.collect(), taken))
     }
-}
-
-/// An alert, and whose: headers and body agree.
-fn read_alert(message: &Message, now: Time) -> Result<(Envelope, Alert), WireError> {
-    let envelope = Envelope::read(message.headers.as_ref())?;
-    let alert = read_body(&envelope, &message.payload, now)?;
-    Ok((envelope, alert))
 }
 
 /// The alert of a message that has these headers.
@@ -215,16 +323,14 @@ pub(super) fn is_nobody(message: &Message) -> bool {
     message.status == Some(StatusCode::NO_RESPONDERS)
 }
 
-/// Whether a message says that it is of another life.
-fn is_of_another(message: &Message, life: Option<u64>) -> bool {
-    let said = Envelope::read(message.headers.as_ref());
-    matches!((said, life), (Ok(said), Some(life)) if said.epoch != life)
-}
-
 /// Waits for all parts of an answer.
-async fn gather(mut answers: Subscriber, life: Option<u64>) -> Result<Vec<Message>, AskError> {
+async fn gather(
+    mut answers: Subscriber,
+    life: Option<u64>,
+    room: &Room,
+) -> Result<Whole, AskError> {
     let end = Instant::now() + WHOLE;
-    let mut parts = Parts::default();
+    let mut parts = Parts::new(room.clone(), life);
     loop {
         let patience = (Instant::now() + ANSWER).min(end);
         match timeout_at(patience, answers.next()).await {
@@ -232,7 +338,6 @@ async fn gather(mut answers: Subscriber, life: Option<u64>) -> Result<Vec<Messag
             Ok(Some(_)) if Instant::now() >= end => return Err(parts.too_late()),
             Ok(None) => return Err(NatsError::Ended.into()),
             Ok(Some(message)) if is_nobody(&message) => return Err(AskError::Nobody),
-            Ok(Some(message)) if is_of_another(&message, life) => {}
             Ok(Some(message)) => {
                 if let Some(whole) = parts.take(message)? {
                     return Ok(whole);
@@ -243,63 +348,86 @@ async fn gather(mut answers: Subscriber, life: Option<u64>) -> Result<Vec<Messag
 }
 
 /// Parts of one answer, in whatever order they come.
-#[derive(Default)]
 struct Parts {
-    parts: Vec<Option<Message>>,
-    got: usize,
+    room: Room,
+    /// What is of another one is passed over.
+    life: Option<u64>,
+    /// How many there are, once one has said so.
+    of: Option<u32>,
+    parts: BTreeMap<u32, Part>,
     bytes: usize,
+    taken: Taken,
 }
 
 impl Parts {
-    /// The answer, when this was the last of its parts.
-    fn take(&mut self, message: Message) -> Result<Option<Vec<Message>>, AskError> {
-        if let Err(error) = envelope::check_error(message.headers.as_ref()) {
-            // The oldest that it has is later than what was asked for: there is nothing of that.
-            return match envelope::alerts_from(message.headers.as_ref()) {
-                Ok(Some(_)) => Ok(Some(Vec::new())),
-                _ => Err(error.into()),
-            };
+    fn new(room: Room, life: Option<u64>) -> Parts {
+        Parts {
+            room,
+            life,
+            of: None,
+            parts: BTreeMap::new(),
+            bytes: 0,
+            taken: Taken::default(),
         }
-        let (part, of) = envelope::part_of(message.headers.as_ref())?;
+    }
+
+    /// The answer, when this was the last of its parts.
+    fn take(&mut self, message: Message) -> Result<Option<Whole>, AskError> {
+        let headers = message.headers.as_ref();
+        let place = envelope::check_error(headers).and_then(|()| envelope::part_of(headers));
+        let oldest = envelope::alerts_from(headers);
+        // With what names it, and its headers.
+        let bytes = message.length.max(message.payload.len());
+        let part = Part::of(message);
+        if let (Ok(said), Some(life)) = (&part.envelope, self.life)
+            && said.epoch != life
+        {
+            return Ok(None);
+        }
+        let (place, of) = match (place, oldest) {
+            (Ok(place), _) => place,
+            // The oldest that it has is later than what was asked for: there is nothing of that.
+            (Err(WireError::Refused { .. }), Ok(Some(_))) => {
+                self.parts.clear();
+                return Ok(Some(self.whole()));
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
         if of > PARTS_MAX {
             return Err(AskError::TooLarge {
                 what: "parts",
                 max: PARTS_MAX as usize,
             });
         }
-        if self.parts.is_empty() {
-            self.parts.resize_with(of as usize, || None);
-        }
-        if self.parts.len() != of as usize {
+        if *self.of.get_or_insert(of) != of {
             let why = "its parts don't agree how many there are";
             return Err(WireError::field("answer", why).into());
         }
-        self.bytes += message.payload.len();
+        self.bytes += bytes;
         if self.bytes > BYTES_MAX {
             return Err(AskError::TooLarge {
                 what: "bytes",
                 max: BYTES_MAX,
             });
         }
-        // From 1, and at most `of`.
-        if let Some(place) = self.parts.get_mut(part as usize - 1)
-            && place.replace(message).is_none()
-        {
-            self.got += 1;
+        self.room.take(&mut self.taken, bytes)?;
+        self.parts.insert(place, part);
+        Ok((self.parts.len() == of as usize).then(|| self.whole()))
+    }
+
+    fn whole(&mut self) -> Whole {
+        Whole {
+            parts: std::mem::take(&mut self.parts).into_values().collect(),
+            taken: std::mem::take(&mut self.taken),
         }
-        if self.got < self.parts.len() {
-            return Ok(None);
-        }
-        let parts = std::mem::take(&mut self.parts);
-        Ok(Some(parts.into_iter().flatten().collect()))
     }
 
     fn too_late(&self) -> AskError {
-        match self.parts.len() {
-            0 => AskError::TimedOut(ANSWER),
-            of => AskError::Incomplete {
-                got: self.got,
-                of: of as u32,
+        match self.of {
+            None => AskError::TimedOut(ANSWER),
+            Some(of) => AskError::Incomplete {
+                got: self.parts.len(),
+                of,
             },
         }
     }
@@ -325,13 +453,27 @@ mod tests {
         }
     }
 
-    fn bodies(whole: Vec<Message>) -> Vec<Bytes> {
-        whole.into_iter().map(|part| part.payload).collect()
+    fn parts() -> Parts {
+        Parts::new(Room::new(), None)
+    }
+
+    fn bodies(whole: Whole) -> Vec<Bytes> {
+        whole.parts.into_iter().map(|part| part.payload).collect()
+    }
+
+    /// A part as it is received, with so many bytes of a header that nobody knows.
+    fn padded(i: u32, of: u32, bytes: usize) -> Message {
+        let mut message = part(i, of, "x");
+        if let Some(headers) = &mut message.headers {
+            headers.insert("Padding", "x".repeat(bytes));
+        }
+        message.length = bytes;
+        message
     }
 
     #[test]
     fn parts_are_put_in_order_and_counted_once() {
-        let mut parts = Parts::default();
+        let mut parts = parts();
         assert!(parts.take(part(3, 3, "c")).unwrap().is_none());
         assert!(parts.take(part(3, 3, "c")).unwrap().is_none());
         assert!(parts.take(part(1, 3, "a")).unwrap().is_none());
@@ -342,21 +484,74 @@ mod tests {
 
     #[test]
     fn an_answer_that_contradicts_itself_is_refused() {
-        let mut parts = Parts::default();
+        let mut parts = parts();
         assert!(parts.take(part(1, 3, "a")).unwrap().is_none());
-        assert!(matches!(
-            parts.take(part(2, 4, "b")),
-            Err(AskError::Wrong(_))
-        ));
+        let error = parts.take(part(2, 4, "b")).err();
+        assert!(matches!(error, Some(AskError::Wrong(_))));
     }
 
     #[test]
     fn an_answer_has_a_bound() {
-        let huge = Parts::default().take(part(1, PARTS_MAX + 1, "a"));
+        let huge = parts().take(part(1, PARTS_MAX + 1, "a"));
+        let error = huge.err();
         assert!(matches!(
-            huge,
-            Err(AskError::TooLarge { what: "parts", .. })
+            error,
+            Some(AskError::TooLarge { what: "parts", .. })
         ));
+    }
+
+    #[test]
+    fn headers_count_and_are_not_kept() {
+        let mut parts = parts();
+        let (bytes, of) = (900_000, 1_000);
+        let mut took = 0;
+        let error = (1..=of).find_map(|i| {
+            let error = parts.take(padded(i, of, bytes)).err();
+            took += usize::from(error.is_none());
+            error
+        });
+        let large = AskError::TooLarge {
+            what: "bytes",
+            max: BYTES_MAX,
+        };
+        assert_eq!(error, Some(large));
+        assert_eq!(took, BYTES_MAX / bytes);
+        assert!(parts.parts.values().all(|part| part.payload.len() == 1));
+    }
+
+    #[test]
+    fn all_answers_together_have_a_bound_and_give_their_room_back() {
+        let room = Room::of(100 * PIECE);
+        let part = |i, of, pieces| padded(i, of, pieces * PIECE);
+        let mut first = Parts::new(room.clone(), None);
+        assert!(first.take(part(1, 2, 60)).is_ok());
+        let mut second = Parts::new(room.clone(), None);
+        assert!(second.take(part(1, 2, 40)).is_ok());
+        assert_eq!(second.take(part(2, 2, 1)).err(), Some(AskError::Full));
+        drop(second);
+        let whole = first.take(part(2, 2, 40)).ok().flatten().unwrap();
+        // As long as what is in it is not done with.
+        drop(first);
+        let mut third = Parts::new(room.clone(), None);
+        assert_eq!(third.take(part(1, 1, 1)).err(), Some(AskError::Full));
+        drop(whole);
+        assert!(third.take(part(1, 1, 100)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_without_an_answer_keep_others_waiting_for_moments_only() {
+        let turns = Turns::new();
+        let start = Instant::now();
+        let silent = (0..2_000).map(|_| turns.ask(tokio::time::sleep(ANSWER)));
+        let silent = futures_util::future::join_all(silent);
+        let answered = async {
+            // It comes last.
+            tokio::task::yield_now().await;
+            turns.ask(std::future::ready(())).await;
+            start.elapsed()
+        };
+        let (_, waited) = tokio::join!(silent, answered);
+        assert!(waited <= TURN * (2_000 / TURNS as u32 + 1), "{waited:?}");
     }
 
     #[test]
@@ -365,7 +560,7 @@ mod tests {
         let headers = message.headers.as_mut().unwrap();
         envelope::set_error(headers, 404, "none of them is kept any more");
         envelope::set_alerts_from(headers, 7);
-        assert_eq!(Parts::default().take(message).unwrap().unwrap().len(), 0);
+        assert_eq!(parts().take(message).unwrap().unwrap().parts.len(), 0);
     }
 
     #[test]
@@ -373,7 +568,7 @@ mod tests {
         let mut message = part(1, 1, "");
         let headers = message.headers.as_mut().unwrap();
         envelope::set_error(headers, 400, "no such thing");
-        let error = Parts::default().take(message).unwrap_err().to_string();
+        let error = parts().take(message).err().unwrap().to_string();
         assert!(error.contains("no such thing"), "{error}");
     }
 }

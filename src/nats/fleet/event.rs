@@ -37,7 +37,11 @@ pub struct SourceEvent {
 
 impl fmt::Display for SourceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.source, self.change)
+        match self.change {
+            // Who has only just come has not heard it before.
+            SourceChange::Live if self.initial => write!(f, "{} is there", self.source),
+            ref change => write!(f, "{} {change}", self.source),
+        }
     }
 }
 
@@ -296,7 +300,7 @@ mod tests {
         assert_eq!(
             heard,
             [
-                ("ns/c/a was heard again", true),
+                ("ns/c/a is there", true),
                 ("ns/c/b is stale", true),
                 ("ns/c/b was heard again", false)
             ]

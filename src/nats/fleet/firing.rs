@@ -24,13 +24,15 @@ use std::{
 
 use crate::{
     Alert, AlertCause, AlertState, Clock, MetricBus, Quality, SourceId, hub::Hub, listen::Listen,
-    rule::Pairs, sync::lock,
+    nats::wire::alert::weigh, rule::Pairs, sync::lock,
 };
 
 /// How many are remembered: of one source, and of all together. What is beyond is told as it is said, but a late subscriber
 /// does not hear of it, and it is not resolved when its source is gone.
 const OF_ONE_MAX: usize = 10_000;
 const MAX: usize = 100_000;
+/// And how many bytes, of all together: an alert may be as large as a message.
+const BYTES_MAX: usize = 256 << 20;
 
 type Key = (Arc<str>, Pairs);
 
@@ -45,6 +47,7 @@ pub(super) struct Alerts {
 struct Firing {
     sources: HashMap<SourceId, OfSource>,
     len: usize,
+    bytes: usize,
     forgotten: u64,
 }
 
@@ -190,9 +193,10 @@ impl Firing {
                     || groups
                         .get(&key)
                         .is_some_and(|entry| place(&entry.alert) < place(alert)))
-                && groups.remove(&key).is_some()
+                && let Some(entry) = groups.remove(&key)
             {
                 self.len -= 1;
+                self.bytes -= weigh(&entry.alert);
             }
             return;
         }
@@ -206,7 +210,8 @@ impl Firing {
         if !told && groups.get(&key).is_some_and(newer) {
             return;
         }
-        let full = groups.len() >= OF_ONE_MAX || self.len >= MAX;
+        let bytes = weigh(alert);
+        let full = groups.len() >= OF_ONE_MAX || self.len >= MAX || self.bytes + bytes > BYTES_MAX;
         if full && !groups.contains_key(&key) {
             self.forgotten += 1;
             *forgotten = true;
@@ -215,8 +220,10 @@ impl Firing {
         let alert = alert.clone();
         // That it fires is not told twice.
         let told = told || groups.get(&key).is_some_and(|entry| entry.told);
-        if groups.insert(key, Entry { alert, told }).is_none() {
-            self.len += 1;
+        self.bytes += bytes;
+        match groups.insert(key, Entry { alert, told }) {
+            Some(before) => self.bytes -= weigh(&before.alert),
+            None => self.len += 1,
         }
     }
 
@@ -241,6 +248,8 @@ impl Firing {
     fn forget(&mut self, source: &SourceId) {
         if let Some(of_source) = self.sources.remove(source) {
             self.len -= of_source.groups.len();
+            let alerts = of_source.groups.values().map(|entry| &entry.alert);
+            self.bytes -= alerts.map(weigh).sum::<usize>();
         }
     }
 
@@ -500,5 +509,23 @@ mod tests {
             alerts.recall(&pod(), &alert(&format!("R{i}"), Firing, 1));
         }
         assert_eq!(alerts.counts(), (OF_ONE_MAX, 1));
+    }
+
+    #[test]
+    fn so_have_its_bytes() {
+        let (_bus, alerts) = world();
+        let large = |rule: &str, state| Alert {
+            annotations: [("a".to_owned(), "x".repeat(BYTES_MAX / 10))].into(),
+            ..alert(rule, state, 1)
+        };
+        for i in 0..12 {
+            alerts.deliver(&pod(), large(&format!("R{i}"), Firing));
+        }
+        assert_eq!(alerts.counts(), (9, 3));
+        alerts.deliver(&pod(), large("R0", Resolved));
+        alerts.deliver(&pod(), large("R12", Firing));
+        assert_eq!(alerts.counts(), (9, 3));
+        alerts.withdraw(&pod(), true);
+        assert_eq!((alerts.counts(), lock(&alerts.firing).bytes), ((0, 3), 0));
     }
 }

@@ -1,6 +1,6 @@
 //! The one task that takes in what sources say: it checks that a message is what it claims to be, gives it to the table of
-//! sources, and does what comes of it. It never waits for anybody: questions are asked by tasks of their own, so many at a
-//! time.
+//! sources, and does what comes of it. It never waits for anybody: questions are asked by tasks of their own, which take
+//! turns.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -8,14 +8,14 @@ use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     task::{JoinSet, unconstrained},
     time::Instant,
 };
 
 use super::{
     Shared,
-    ask::{self, AskError},
+    ask::{self, AskError, Snapshot, Taken, Turns},
     event::{SourceChange, SourceStatus},
     shown::{Outcome, Shown},
     source::{Effect, WordKind},
@@ -45,9 +45,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// So many frames are taken in before anything else is looked at.
 const CROWD: usize = 64;
 
-/// Of each kind of question, so many are asked at a time.
-pub(super) const ASKED_MAX: usize = 64;
-
 /// When nobody else has answered a greeting for so long, all have; and in any case after the second.
 const GREETING_QUIET: Duration = Duration::from_millis(300);
 const GREETING_MAX: Duration = Duration::from_secs(3);
@@ -55,7 +52,7 @@ const GREETING_MAX: Duration = Duration::from_secs(3);
 /// What came of a question.
 enum Answer {
     Info(SourceId, Result<Pulse, AskError>),
-    Snapshot(SourceId, Result<(u64, u64, Vec<Bytes>), AskError>),
+    Snapshot(SourceId, Result<Snapshot, AskError>),
     Alerts {
         source: SourceId,
         boot: u64,
@@ -76,7 +73,9 @@ pub(super) struct Intake {
     seen: Link,
     greeting: Option<Greeting>,
     asked: JoinSet<Answer>,
-    turns: Turns,
+    probes: Turns,
+    snapshots: Turns,
+    recalls: Turns,
 }
 
 /// Answers to a greeting.
@@ -86,14 +85,6 @@ struct Greeting {
     end: Instant,
 }
 
-/// Who may ask.
-#[derive(Clone)]
-struct Turns {
-    probes: Arc<Semaphore>,
-    snapshots: Arc<Semaphore>,
-    alerts: Arc<Semaphore>,
-}
-
 impl Intake {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -101,7 +92,6 @@ impl Intake {
         up: Family<Gauge>,
         [frames, alerts, pulses]: [Subscriber; 3],
     ) -> Intake {
-        let turns = || Arc::new(Semaphore::new(ASKED_MAX));
         let link = shared.asker.connection.watch();
         Intake {
             shown: Shown::new(Mirror::new(&shared.bus), series_max),
@@ -119,11 +109,9 @@ impl Intake {
             link,
             greeting: None,
             asked: JoinSet::new(),
-            turns: Turns {
-                probes: turns(),
-                snapshots: turns(),
-                alerts: turns(),
-            },
+            probes: Turns::new(),
+            snapshots: Turns::new(),
+            recalls: Turns::new(),
             shared,
         }
     }
@@ -315,8 +303,14 @@ impl Intake {
                 let reaction = self.table().unanswered(&source, why, now);
                 self.carry_out(&source, reaction);
             }
-            Answer::Snapshot(source, Ok((boot, sequence, parts))) => {
-                let reaction = self.table().snapshot(&source, boot, sequence, parts, now);
+            Answer::Snapshot(source, Ok(snapshot)) => {
+                let Snapshot {
+                    boot,
+                    sequence,
+                    frames,
+                    taken: _taken,
+                } = snapshot;
+                let reaction = self.table().snapshot(&source, boot, sequence, frames, now);
                 self.carry_out(&source, reaction);
             }
             Answer::Snapshot(source, Err(error)) => {
@@ -331,7 +325,11 @@ impl Intake {
                 asked,
                 given: Ok(given),
             } => {
-                let Given { alerts, firing } = given;
+                let Given {
+                    alerts,
+                    firing,
+                    taken: _taken,
+                } = given;
                 let mut table = self.table();
                 let reaction = table.alerts_answer(&source, boot, asked, firing, alerts, now);
                 drop(table);
@@ -437,18 +435,15 @@ impl Intake {
         }
         let wants = reaction.wants;
         if wants.probe {
-            self.ask(
-                source,
-                &self.turns.probes.clone(),
-                |asker, source| async move {
-                    let info = asker.info(&source).await;
-                    Answer::Info(source, info)
-                },
-            );
+            let turns = self.probes.clone();
+            self.ask(source, turns, |asker, source| async move {
+                let info = asker.info(&source).await;
+                Answer::Info(source, info)
+            });
         }
         if wants.snapshot {
-            let turns = self.turns.snapshots.clone();
-            self.ask(source, &turns, move |asker, source| async move {
+            let turns = self.snapshots.clone();
+            self.ask(source, turns, move |asker, source| async move {
                 let all = SnapshotRequest::default();
                 let snapshot = asker.snapshot(&source, Some(boot), &all).await;
                 Answer::Snapshot(source, snapshot)
@@ -456,8 +451,8 @@ impl Intake {
         }
         if let Some(asked) = wants.alerts {
             let clock = self.shared.bus.clock().clone();
-            let turns = self.turns.alerts.clone();
-            self.ask(source, &turns, move |asker, source| async move {
+            let turns = self.recalls.clone();
+            self.ask(source, turns, move |asker, source| async move {
                 let given = given(&asker, &source, boot, asked, wants.firing, &clock).await;
                 Answer::Alerts {
                     source,
@@ -485,18 +480,14 @@ impl Intake {
     fn ask<F>(
         &mut self,
         source: &SourceId,
-        turns: &Arc<Semaphore>,
+        turns: Turns,
         question: impl FnOnce(ask::Asker, SourceId) -> F + Send + 'static,
     ) where
         F: Future<Output = Answer> + Send + 'static,
     {
         let (asker, source) = (self.shared.asker.clone(), source.clone());
-        let turns = turns.clone();
-        self.asked.spawn(async move {
-            // Never closed.
-            let _turn = turns.acquire_owned().await;
-            question(asker, source).await
-        });
+        let question = question(asker, source);
+        self.asked.spawn(async move { turns.ask(question).await });
     }
 
     fn decode(&self, source: &SourceId, body: &Bytes) -> Option<Frame> {
@@ -580,10 +571,11 @@ impl Intake {
     }
 }
 
-/// Alerts that were asked for, and what was firing before them.
+/// Alerts that were asked for, and what was firing before them; and the room that they take.
 struct Given {
     alerts: Vec<(u64, Alert)>,
     firing: Vec<Alert>,
+    taken: [Taken; 2],
 }
 
 async fn given(
@@ -595,18 +587,22 @@ async fn given(
     clock: &Clock,
 ) -> Result<Given, AskError> {
     // First: what is said after this is among the alerts.
-    let firing = match firing {
+    let (firing, room_of_firing) = match firing {
         true => match asker.firing(source, boot, clock).await {
             // A source of another kind need not have rules, nor know that question.
             Err(AskError::Nobody | AskError::Wrong(WireError::Refused { code: 404, .. })) => {
-                Vec::new()
+                Default::default()
             }
             firing => firing?,
         },
-        false => Vec::new(),
+        false => Default::default(),
     };
-    let alerts = asker.alerts(source, boot, asked, clock.now()).await?;
-    Ok(Given { alerts, firing })
+    let (alerts, room_of_alerts) = asker.alerts(source, boot, asked, clock.now()).await?;
+    Ok(Given {
+        alerts,
+        firing,
+        taken: [room_of_firing, room_of_alerts],
+    })
 }
 
 /// The next answer to a greeting; `None` when no more are to be expected. Never, where nobody was greeted.

@@ -24,10 +24,10 @@ use crate::time::{Time, nanos};
 /// How long a source may take to find back to a server, before its absence proves something.
 pub(super) const RETURN: Duration = Duration::from_secs(5);
 
-/// What a source may say of its own interval. What is less would have us probe it all the time; with what is more it
-/// would never be found dead.
+/// As what a source's own interval counts. With less we would probe it all the time; with more it would not be found dead
+/// for long: nobody is left for live for more than three of these. One that says less often that it lives is asked.
 const INTERVAL_MIN: Duration = Duration::from_millis(20);
-const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+const INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// What is assumed of a source that has not yet told its interval.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
@@ -140,6 +140,8 @@ enum Probe {
 pub(super) struct Life {
     state: SourceState,
     heard: Time,
+    /// As it says, and as it counts.
+    said: Duration,
     interval: Duration,
     probe: Probe,
     /// Answers in a row that nobody is there.
@@ -156,6 +158,7 @@ impl Life {
         Life {
             state: SourceState::Live,
             heard: now,
+            said: INTERVAL_DEFAULT,
             interval: INTERVAL_DEFAULT,
             probe: Probe::Idle {
                 not_before: Time::ZERO,
@@ -184,12 +187,14 @@ impl Life {
         self.heard
     }
 
-    pub(super) fn interval(&self) -> Duration {
-        self.interval
+    /// What it says of its own interval.
+    pub(super) fn said_interval(&self) -> Duration {
+        self.said
     }
 
-    /// What it says of its own interval.
+    /// It says how often it says that it lives.
     pub(super) fn set_interval(&mut self, interval: Duration) {
+        self.said = interval;
         self.interval = interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
         self.curious = false;
     }
@@ -345,6 +350,22 @@ mod tests {
         life.set_interval(Duration::from_secs(30));
         assert_eq!(life.tick(ms(60_000), up(0), PATIENCE), None);
         assert_eq!(life.tick(ms(90_000), up(0), PATIENCE), Some(Turn::Stale));
+    }
+
+    #[test]
+    fn whatever_interval_a_source_says_it_is_asked_and_gone_within_minutes() {
+        let mut life = Life::new(ms(0));
+        life.set_interval(Duration::from_secs(3600));
+        assert_eq!(life.said_interval(), Duration::from_secs(3600));
+        assert!(!life.wants_probe(ms(89_999), up(0)));
+        // It is there, and answers: so it stays.
+        assert!(life.wants_probe(ms(90_000), up(0)));
+        life.answered(ms(90_001));
+        life.heard(ms(90_001));
+        assert_eq!(life.tick(ms(180_000), up(0), PATIENCE), None);
+        assert_eq!(life.tick(ms(270_001), up(0), PATIENCE), Some(Turn::Stale));
+        let gone = Some(Turn::Gone(GoneWhy::Silent));
+        assert_eq!(life.tick(ms(270_001), up(0), PATIENCE), gone);
     }
 
     #[test]

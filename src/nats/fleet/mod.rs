@@ -33,7 +33,7 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle};
 
 use self::{
-    ask::Asker,
+    ask::{Asker, Room},
     event::Events,
     intake::Intake,
     life::Patience,
@@ -414,6 +414,7 @@ impl FleetBuilder {
             asker: Asker {
                 connection: connection.clone(),
                 subjects,
+                room: Room::new(),
             },
             namespace: self.namespace,
             component: self.component,
@@ -562,9 +563,9 @@ impl Fleet {
         let asked = self.shared().asker.snapshot(source, life, &request);
         let asked = asked.await;
         let unanswered = |error| FleetError::unanswered(source, &error);
-        let (_, _, parts) = asked.map_err(unanswered)?;
+        let answer = asked.map_err(unanswered)?;
         let mut snapshot = Snapshot::default();
-        for part in parts {
+        for part in answer.frames {
             let decoded = decode_frame(&part).map_err(|error| unanswered(error.into()))?;
             decoded
                 .frame

@@ -519,7 +519,7 @@ mod tests {
         }
 
         fn all(&self) -> Vec<String> {
-            let series = self.bus.series("{}").unwrap();
+            let series = self.bus.series(r#"{__name__!=""}"#).unwrap();
             let mut all: Vec<String> = series.iter().map(|series| format!("{series:?}")).collect();
             all.sort();
             all

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Shared,
-    ask::{AskError, Asker},
+    ask::{AskError, Asker, Taken, Whole},
     error::FleetError,
 };
 use crate::{
@@ -50,16 +50,15 @@ pub struct SourceRule {
 }
 
 impl Asker {
-    /// What a source has firing, as its rules stand: alerts without a number of their own.
+    /// What a source has firing, as its rules stand: alerts without a number of their own; and the room that the answer takes.
     pub(super) async fn firing(
         &self,
         source: &SourceId,
         boot: u64,
         clock: &Clock,
-    ) -> Result<Vec<Alert>, AskError> {
-        let parts = self
-            .ask(source, Some(boot), Query::Rules, Vec::new())
-            .await?;
+    ) -> Result<(Vec<Alert>, Taken), AskError> {
+        let asked = self.ask(source, Some(boot), Query::Rules, Vec::new());
+        let Whole { parts, taken } = asked.await?;
         let origin = Arc::new(Origin {
             source: source.clone(),
             boot,
@@ -82,7 +81,7 @@ impl Asker {
                 }));
             }
         }
-        Ok(alerts)
+        Ok((alerts, taken))
     }
 }
 
@@ -141,7 +140,7 @@ impl Shared {
     pub(super) async fn rules_of(&self, source: &SourceId) -> Result<SourceRules, FleetError> {
         let life = lock(&self.table).boot(source);
         let asked = self.asker.ask(source, life, Query::Rules, Vec::new());
-        let parts = asked
+        let Whole { parts, taken } = asked
             .await
             .map_err(|error| FleetError::unanswered(source, &error))?;
         let mut rules = SourceRules::default();
@@ -151,6 +150,7 @@ impl Shared {
                 why,
             })?;
         }
+        drop(taken);
         rules.rules.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(rules)
     }

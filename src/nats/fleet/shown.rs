@@ -563,7 +563,7 @@ mod tests {
         fn all(&self) -> Vec<String> {
             let mut all: Vec<String> = self
                 .bus
-                .series("{}")
+                .series(r#"{__name__!=""}"#)
                 .unwrap()
                 .iter()
                 .map(|series| format!("{series:?}"))
@@ -573,7 +573,9 @@ mod tests {
         }
 
         fn increases(&self) -> Windows {
-            self.bus.window("{}", Duration::from_secs(10)).unwrap()
+            self.bus
+                .window(r#"{__name__!=""}"#, Duration::from_secs(10))
+                .unwrap()
         }
     }
 

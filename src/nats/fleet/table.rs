@@ -560,7 +560,7 @@ impl Entry {
             series: self.series,
             series_said: self.series_said,
             age: now.since(source.life().heard_at()),
-            interval: source.life().interval(),
+            interval: source.life().said_interval(),
             skew: self.skew,
             version: self.version.clone(),
             frames: frames.applied,

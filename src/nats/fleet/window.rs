@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 
 use super::{
     Shared,
-    ask::{AskError, Asker},
+    ask::{AskError, Asker, Turns},
     error::FleetError,
-    intake::ASKED_MAX,
     life::SourceState,
     shown::OUTER,
 };
@@ -109,14 +108,16 @@ impl Shared {
         let stale = stale.into_iter().filter(|s| concerned(s).is_some());
         let stale: Vec<SourceId> = stale.collect();
         // Each question owns what it is about: the future as a whole could not be sent to a thread otherwise.
-        let questions = asked.into_iter().map(|(source, selector)| async move {
-            let life = lock(&self.table).boot(&source);
-            ask(&self.asker, &source, life, &selector, width).await
+        let turns = Turns::new();
+        let questions = asked.into_iter().map(|(source, selector)| {
+            let turns = &turns;
+            async move {
+                let life = lock(&self.table).boot(&source);
+                let question = ask(&self.asker, &source, life, &selector, width);
+                turns.ask(question).await
+            }
         });
-        let told: Vec<Told> = stream::iter(questions)
-            .buffer_unordered(ASKED_MAX)
-            .collect()
-            .await;
+        let told: Vec<Told> = join_all(questions).await;
         Ok(merged(told, stale, width))
     }
 }
@@ -144,9 +145,9 @@ async fn ask(
     };
     let answer = async {
         let body = encode_window_request(&request);
-        let parts = asker.ask(source, life, Query::Window, body).await?;
+        let answer = asker.ask(source, life, Query::Window, body).await?;
         let mut series = Vec::new();
-        for part in parts {
+        for part in &answer.parts {
             let reply = decode_window_reply(&part.payload)?;
             // It may be wider where it would be too narrow to mean anything.
             if reply.width < width {

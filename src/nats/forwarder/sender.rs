@@ -35,6 +35,7 @@ use crate::{
     nats::{
         connection::{Connection, Denial, jittered},
         error::NatsError,
+        wire::alert,
     },
     sync::lock,
 };
@@ -648,7 +649,7 @@ pub(super) fn offer(core: &Core, alert: Alert, here: bool) -> Result<u64, NatsEr
             source_id: origin.source.to_string(),
         });
     }
-    let bytes = weigh(&alert);
+    let bytes = alert::weigh(&alert);
     let (now, time) = (Instant::now(), core.clock.now());
     let up = core.connection.is_up();
     let generation = core.connection.generation();
@@ -1223,29 +1224,6 @@ pub(super) fn wire_len(headers: &HeaderMap) -> usize {
     "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>()
 }
 
-/// About how many bytes an alert takes in memory.
-fn weigh(alert: &Alert) -> usize {
-    let pairs = |pairs: &[(String, String)]| {
-        pairs
-            .iter()
-            .map(|(name, value)| 2 * size_of::<String>() + name.len() + value.len())
-            .sum::<usize>()
-    };
-    let text = |text: &Option<Arc<str>>| text.as_deref().map_or(0, str::len);
-    size_of::<Alert>()
-        + alert.rule.len()
-        + text(&alert.level)
-        + text(&alert.previous_level)
-        + pairs(&alert.group)
-        + pairs(&alert.labels)
-        + pairs(&alert.annotations)
-        + alert
-            .holding
-            .iter()
-            .map(|group| pairs(group))
-            .sum::<usize>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1665,14 +1643,5 @@ mod tests {
             wire_len(&headers),
             "NATS/1.0\r\nA: b\r\nA: cc\r\n\r\n".len()
         );
-    }
-
-    #[test]
-    fn all_texts_of_an_alert_are_weighed() {
-        let mut alert = Alert::new("R", AlertState::Firing, Time::ZERO);
-        let light = weigh(&alert);
-        alert.annotations = [("a".to_owned(), "x".repeat(1000))].into();
-        alert.holding = [alert.annotations.clone(), alert.annotations.clone()].into();
-        assert!(weigh(&alert) >= light + 3000);
     }
 }

@@ -553,6 +553,29 @@ struct IncomingData<'a> {
     repeat: u32,
 }
 
+/// About how many bytes an alert takes in memory.
+pub(crate) fn weigh(alert: &Alert) -> usize {
+    let pairs = |pairs: &[(String, String)]| {
+        pairs
+            .iter()
+            .map(|(name, value)| 2 * size_of::<String>() + name.len() + value.len())
+            .sum::<usize>()
+    };
+    let text = |text: &Option<Arc<str>>| text.as_deref().map_or(0, str::len);
+    size_of::<Alert>()
+        + alert.rule.len()
+        + text(&alert.level)
+        + text(&alert.previous_level)
+        + pairs(&alert.group)
+        + pairs(&alert.labels)
+        + pairs(&alert.annotations)
+        + alert
+            .holding
+            .iter()
+            .map(|group| pairs(group))
+            .sum::<usize>()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::time::Duration;
@@ -818,5 +841,14 @@ pub(crate) mod tests {
             prop_assert!(text.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(read_uri(&text), Some(source));
         }
+    }
+
+    #[test]
+    fn all_texts_of_an_alert_are_weighed() {
+        let mut alert = Alert::new("R", AlertState::Firing, Time::ZERO);
+        let light = weigh(&alert);
+        alert.annotations = [("a".to_owned(), "x".repeat(1000))].into();
+        alert.holding = [alert.annotations.clone(), alert.annotations.clone()].into();
+        assert!(weigh(&alert) >= light + 3000);
     }
 }

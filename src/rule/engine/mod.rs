@@ -61,6 +61,7 @@ use crate::{
     cell::{Listener, Wakes, wake_all},
     clock::Clock,
     mailbox::Mailbox,
+    selector::Selector,
     series::SeriesCore,
     stats::next_id,
     sync::lock,
@@ -420,6 +421,17 @@ impl Engine {
         }
     }
 
+    /// Its selectors that have never matched a series.
+    pub(crate) fn unmatched(&self) -> Vec<Selector> {
+        self.never_matched(&lock(&self.state))
+    }
+
+    fn never_matched(&self, state: &State) -> Vec<Selector> {
+        let places = self.plan.places.iter();
+        let never = places.filter(|place| !state.places[place.index]);
+        never.map(|place| place.selector.clone()).collect()
+    }
+
     /// The rule and its counts, without any group: takes the rule's lock for a moment that does not grow with them, but
     /// for those that are awaited after a restart.
     pub(crate) fn summary(&self) -> (Arc<Rule>, View) {
@@ -456,14 +468,7 @@ impl Engine {
             evaluated: state.evaluated,
             ..View::default()
         };
-        let never = self
-            .plan
-            .places
-            .iter()
-            .filter(|place| !state.places[place.index]);
-        view.unmatched = never.map(|place| place.selector.to_string()).collect();
-        view.unmatched.sort();
-        view.unmatched.dedup();
+        view.unmatched = self.never_matched(state);
         let mut active = Vec::new();
         for index in state.groups.indices() {
             // As it is, even where a timer is late.

@@ -14,6 +14,7 @@ use crate::{
         compute::{Computation, Edge, LeafState, Reading, Truth},
         machine::{Machine, Phase, Timing},
     },
+    selector::Selector,
     series::SeriesCore,
     time::Time,
 };
@@ -340,7 +341,7 @@ pub(crate) struct View {
     pub(crate) series: usize,
     pub(crate) matched: u64,
     /// Selectors that have never matched a series.
-    pub(crate) unmatched: Vec<String>,
+    pub(crate) unmatched: Vec<Selector>,
     /// Groups of which nothing is known.
     pub(crate) no_data: usize,
     pub(crate) value: Reading,
