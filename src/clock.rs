@@ -525,6 +525,21 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// Nanoseconds.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Time {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Time {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {
+        serde::Deserialize::deserialize(deserializer).map(Time)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

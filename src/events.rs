@@ -6,6 +6,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
 use crate::{
@@ -60,6 +61,7 @@ impl MetricBus {
 /// that were dropped from a full mailbox. The last crossing of each series always arrives.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Crossing {
     /// Where.
     pub series: Series,
@@ -77,6 +79,8 @@ pub struct Crossing {
 
 /// Which way a threshold was crossed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Crossed {
     /// The condition holds.
     Raised,
@@ -87,6 +91,8 @@ pub enum Crossed {
 /// Why a crossing is reported now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Cause {
     /// A mutation crossed the bound.
     Crossing,
@@ -99,6 +105,7 @@ pub enum Cause {
 /// A value has moved by a delta or more.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Moved {
     /// Where.
     pub series: Series,
@@ -116,6 +123,7 @@ pub struct Moved {
 /// A value is not what it was when last delivered. Changes in between are conflated into one.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Changed {
     /// Where.
     pub series: Series,
@@ -123,6 +131,27 @@ pub struct Changed {
     pub value: Value,
     /// The time of the delivery, by the bus's clock.
     pub at: Time,
+}
+
+impl Crossing {
+    /// [`at`](Crossing::at) as a date, for people and other machines.
+    pub fn date(&self) -> SystemTime {
+        self.series.date(self.at)
+    }
+}
+
+impl Moved {
+    /// [`at`](Moved::at) as a date, for people and other machines.
+    pub fn date(&self) -> SystemTime {
+        self.series.date(self.at)
+    }
+}
+
+impl Changed {
+    /// [`at`](Changed::at) as a date, for people and other machines.
+    pub fn date(&self) -> SystemTime {
+        self.series.date(self.at)
+    }
 }
 
 /// A series, as a subject of letters: the letter keeps it from being freed, so nothing else has its address.

@@ -26,6 +26,7 @@ const CHARACTERS_MAX: usize = 128;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Exemplar {
     /// Names and values; 128 characters in all at most. A name has letters of ASCII, digits and `_`, and does not begin with a
     /// digit or `__`.

@@ -27,6 +27,8 @@ use crate::{
 
 /// The value of a counter, a gauge, or (as a count) a histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(untagged))]
 pub enum Value {
     /// Of a counter that counts in `u64`, or the number of observations of a histogram.
     U64(u64),
@@ -377,6 +379,20 @@ impl SeriesCore {
 #[derive(Clone)]
 pub struct Series(Held);
 
+/// As `name` and `labels`.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Series {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+
+        let labels: std::collections::BTreeMap<_, _> = self.labels().into_iter().collect();
+        let mut series = serializer.serialize_struct("Series", 2)?;
+        series.serialize_field("name", self.name())?;
+        series.serialize_field("labels", &labels)?;
+        series.end()
+    }
+}
+
 /// The reference count of a series lies beside its value. A reader that clones a handle for every mutation would take
 /// that cache line away from the mutating thread each time, and counts a reference of its own instead.
 #[derive(Clone)]
@@ -454,6 +470,11 @@ impl Series {
     /// ```
     pub fn created(&self) -> SystemTime {
         self.core().meta.clock.date(self.core().born())
+    }
+
+    /// A time of the series' bus as a date.
+    pub(crate) fn date(&self, at: Time) -> SystemTime {
+        self.core().meta.clock.wall(at)
     }
 
     /// Whether the series was removed or has expired. Writes to it go nowhere.

@@ -11,6 +11,7 @@ use crate::{
 ///
 /// Each value is read atomically; the whole is not one instant: mutations go on while it is taken.
 #[derive(Clone, Debug, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Snapshot {
     /// Sorted by name.
     pub families: Vec<FamilySnapshot>,
@@ -25,6 +26,7 @@ impl Snapshot {
 
 /// A declared metric with its series.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FamilySnapshot {
     /// The full name.
     pub name: String,
@@ -55,6 +57,7 @@ impl FamilySnapshot {
 
 /// One series with its value.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SeriesSnapshot {
     /// Names and values of the labels, as they are exposed.
     pub labels: Vec<(String, String)>,
@@ -79,6 +82,8 @@ impl SeriesSnapshot {
 /// The value of a series, by its type.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum SampleValue {
     /// Of a counter.
     Counter(Value),

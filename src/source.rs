@@ -15,6 +15,7 @@ use std::{fmt, str::FromStr};
 /// assert_eq!("prod/decode/pod-7".parse(), Ok(source));
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SourceId {
     /// Such as a cluster, a tenant, or Dynamo's namespace.
     pub namespace: String,
@@ -77,6 +78,7 @@ impl FromStr for SourceId {
 
 /// Where an alert was made that came from another process, and its place among what that process said.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Origin {
     /// Who made it.
     pub source: SourceId,

@@ -78,6 +78,7 @@ impl MetricBus {
 /// One mutation of one series.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Mutation {
     /// Where.
     pub series: Series,
@@ -90,9 +91,18 @@ pub struct Mutation {
     pub change: Change,
 }
 
+impl Mutation {
+    /// [`at`](Mutation::at) as a date, for people and other machines.
+    pub fn date(&self) -> std::time::SystemTime {
+        self.series.date(self.at)
+    }
+}
+
 /// What a mutation did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Change {
     /// A counter grew.
     Counted {

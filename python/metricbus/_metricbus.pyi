@@ -210,6 +210,8 @@ class Exemplar:
     @property
     def date(self) -> datetime:
         """When, by the bus's clock."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Series:
@@ -511,6 +513,11 @@ class Crossing:
     def cause(self) -> Literal["crossing", "initial", "removed", "other"]: ...
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Moved:
@@ -528,6 +535,11 @@ class Moved:
 
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Changed:
@@ -539,6 +551,11 @@ class Changed:
     def value(self) -> float: ...
     @property
     def at(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Mutation:
@@ -558,6 +575,11 @@ class Mutation:
     def after(self) -> float | None: ...
     @property
     def amount(self) -> float: ...
+    @property
+    def date(self) -> datetime:
+        """`at` as a date, in UTC."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Lagged:
@@ -565,6 +587,8 @@ class Lagged:
 
     @property
     def missed(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SubscriptionStats:
@@ -592,6 +616,8 @@ class Snapshot:
     def families(self) -> list[FamilySnapshot]: ...
     def family(self, name: str) -> FamilySnapshot | None: ...
     def value(self, name: str, /, **labels: str) -> float | HistogramSnapshot | None: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class FamilySnapshot:
@@ -607,6 +633,8 @@ class FamilySnapshot:
     def kind(self) -> _Kind: ...
     @property
     def series(self) -> list[SeriesSnapshot]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SeriesSnapshot:
@@ -616,6 +644,8 @@ class SeriesSnapshot:
     def labels(self) -> dict[str, str]: ...
     @property
     def value(self) -> float | HistogramSnapshot: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class HistogramSnapshot:
@@ -627,6 +657,8 @@ class HistogramSnapshot:
     def sum(self) -> float: ...
     @property
     def count(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SourceId:
@@ -648,6 +680,8 @@ class SourceId:
         """Which one of those: a pod's name."""
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Origin:
@@ -663,6 +697,8 @@ class Origin:
         """1 for the first alert of that life, 2 for the next …"""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Alert:
@@ -748,6 +784,8 @@ class Alert:
         """One annotation, or `None`."""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class Sync:
@@ -991,6 +1029,8 @@ class Rule:
         """Its condition as text, or its conditions with the names of their levels."""
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class LiveRule:
@@ -1152,6 +1192,13 @@ class Derived:
         """Keeps it for as long as the bus lives, though nobody holds it."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
+    def get(self) -> float | None:
+        """Its present value, where it is one series; `None` where there is no data, no series, or more than one."""
+    @property
+    def series(self) -> list[Series]:
+        """Its series: one for each set of labels that the expression has a value for."""
+    def window(self, width: _Time) -> Window:
+        """A sliding window over its series, those to come too, from now on."""
 
 @final
 class Window:
@@ -2013,6 +2060,8 @@ class SourceEvent:
     @property
     def text(self) -> str:
         """All of it in words, such as `prod/decode/pod-7 is stale`."""
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels."""
 
 @final
 class SourceStatus:

@@ -11,7 +11,9 @@ use pyo3::prelude::*;
 
 use crate::{
     deliver::{Letter, Source},
+    nats::Date,
     series::{self, Series},
+    values::value,
 };
 
 /// A threshold was crossed.
@@ -29,6 +31,8 @@ pub(crate) struct Crossing {
     cause: &'static str,
     /// When, in seconds on the bus's clock.
     at: f64,
+    /// `at` as a date, in UTC.
+    date: Date,
 }
 
 #[pymethods]
@@ -52,6 +56,7 @@ impl Crossing {
 
 impl Letter for metricbus::Crossing {
     fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let date = Date(self.date());
         let crossing = Crossing {
             series: Py::new(py, Series::of(self.series))?,
             state: match self.state {
@@ -68,6 +73,7 @@ impl Letter for metricbus::Crossing {
                 _ => "other",
             },
             at: self.at.as_secs_f64(),
+            date,
         };
         Ok(Py::new(py, crossing)?.into_any())
     }
@@ -86,6 +92,8 @@ pub(crate) struct Moved {
     epoch: u64,
     /// When, in seconds on the bus's clock.
     at: f64,
+    /// `at` as a date, in UTC.
+    date: Date,
 }
 
 #[pymethods]
@@ -102,12 +110,14 @@ impl Moved {
 
 impl Letter for metricbus::Moved {
     fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let date = Date(self.date());
         let moved = Moved {
             series: Py::new(py, Series::of(self.series))?,
             before: self.from,
             after: self.to,
             epoch: self.epoch,
             at: self.at.as_secs_f64(),
+            date,
         };
         Ok(Py::new(py, moved)?.into_any())
     }
@@ -122,6 +132,8 @@ pub(crate) struct Changed {
     value: Py<PyAny>,
     /// When, in seconds on the bus's clock.
     at: f64,
+    /// `at` as a date, in UTC.
+    date: Date,
 }
 
 #[pymethods]
@@ -133,10 +145,12 @@ impl Changed {
 
 impl Letter for metricbus::Changed {
     fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let date = Date(self.date());
         let changed = Changed {
             series: Py::new(py, Series::of(self.series))?,
             value: series::number(py, self.value)?,
             at: self.at.as_secs_f64(),
+            date,
         };
         Ok(Py::new(py, changed)?.into_any())
     }
@@ -151,6 +165,8 @@ pub(crate) struct Mutation {
     sequence: u64,
     /// When, in seconds on the bus's clock.
     at: f64,
+    /// `at` as a date, in UTC.
+    date: Date,
     /// `"counted"`, `"set"` or `"observed"`.
     kind: &'static str,
     /// The value before; `None` of a histogram.
@@ -190,6 +206,7 @@ impl Lagged {
 
 impl Letter for metricbus::Mutation {
     fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let date = Date(self.date());
         let amount = self.change.amount();
         let (kind, before, after) = match self.change {
             Change::Counted { before, after } => {
@@ -204,6 +221,7 @@ impl Letter for metricbus::Mutation {
             series: Py::new(py, Series::of(self.series))?,
             sequence: self.sequence,
             at: self.at.as_secs_f64(),
+            date,
             kind,
             before,
             after,
@@ -226,3 +244,38 @@ impl Source for Mutations {
         Mutations::subscription(self)
     }
 }
+
+value!(Crossing {
+    series,
+    state,
+    value,
+    epoch,
+    cause,
+    at,
+    date
+});
+value!(Moved {
+    epoch,
+    series,
+    before,
+    after,
+    at,
+    date
+});
+value!(Changed {
+    series,
+    value,
+    at,
+    date
+});
+value!(Mutation {
+    series,
+    sequence,
+    at,
+    date,
+    kind,
+    before,
+    after,
+    amount
+});
+value!(Lagged { missed });

@@ -27,6 +27,7 @@ mod snapshot;
 mod source;
 mod text;
 mod thread_pool;
+mod values;
 mod window;
 
 use pyo3::prelude::*;

@@ -31,6 +31,7 @@ use crate::{
     gate,
     series::Series,
     snapshot::HistogramSnapshot,
+    values::value,
 };
 
 /// What is said when a metric is declared.
@@ -575,6 +576,12 @@ impl Exemplar {
         Ok(format!("<Exemplar {labels} {}>", self.value))
     }
 }
+
+value!(Exemplar {
+    labels,
+    value,
+    date
+});
 
 fn borrowed(labels: &[(String, String)]) -> Vec<(&str, &str)> {
     let pairs = labels.iter();

@@ -3,23 +3,59 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use metricbus::Value;
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyTuple},
+};
 
-use crate::{convert, error::raise, fork::Forked};
+use crate::{
+    convert,
+    error::raise,
+    fork::Forked,
+    values::{self, Part},
+};
 
-/// One metric with one set of labels, as the bus knows it.
+/// One metric with one set of labels, as the bus knows it. One that was unpickled is the same in name and labels, but on no bus.
 #[pyclass(frozen, module = "metricbus", weakref)]
-pub(crate) struct Series(Forked<metricbus::Series>);
+pub(crate) struct Series(Held);
+
+enum Held {
+    Live(Forked<metricbus::Series>),
+    Copied(Copied),
+}
+
+/// What is known of a series of another process.
+struct Copied {
+    text: String,
+    name: String,
+    help: String,
+    unit: Option<String>,
+    kind: &'static str,
+    labels: Vec<(String, String)>,
+}
 
 impl Series {
     pub(crate) fn of(series: metricbus::Series) -> Series {
-        Series(Forked::new(series))
+        Series(Held::Live(Forked::new(series)))
     }
 
     pub(crate) fn inner(&self) -> PyResult<&metricbus::Series> {
-        self.0.here().ok_or_else(|| {
-            raise("ForkedError", "this series is of the process from which this one was forked; look it up on the bus again")
-        })
+        match &self.0 {
+            Held::Live(series) => series.here().ok_or_else(|| {
+                raise("ForkedError", "this series is of the process from which this one was forked; look it up on the bus again")
+            }),
+            Held::Copied(copied) => Err(raise(
+                "ForkedError",
+                format!("{} was unpickled and is on no bus; look it up on one, as in bus.series({:?})", copied.text, copied.text),
+            )),
+        }
+    }
+
+    fn copied(&self) -> Option<&Copied> {
+        match &self.0 {
+            Held::Live(_) => None,
+            Held::Copied(copied) => Some(copied),
+        }
     }
 }
 
@@ -36,36 +72,57 @@ impl Series {
     /// The metric's name.
     #[getter]
     fn name(&self) -> PyResult<&str> {
-        Ok(self.inner()?.name())
+        match self.copied() {
+            Some(copied) => Ok(&copied.name),
+            None => Ok(self.inner()?.name()),
+        }
     }
 
     /// The metric's help text.
     #[getter]
     fn help(&self) -> PyResult<&str> {
-        Ok(self.inner()?.help())
+        match self.copied() {
+            Some(copied) => Ok(&copied.help),
+            None => Ok(self.inner()?.help()),
+        }
     }
 
     /// The metric's unit, if one was declared.
     #[getter]
     fn unit(&self) -> PyResult<Option<&str>> {
-        Ok(self.inner()?.unit())
+        match self.copied() {
+            Some(copied) => Ok(copied.unit.as_deref()),
+            None => Ok(self.inner()?.unit()),
+        }
     }
 
     /// `"counter"`, `"gauge"` or `"histogram"`.
     #[getter]
     fn kind(&self) -> PyResult<&'static str> {
-        Ok(self.inner()?.kind().as_str())
+        match self.copied() {
+            Some(copied) => Ok(copied.kind),
+            None => Ok(self.inner()?.kind().as_str()),
+        }
     }
 
     /// Label names and values.
     #[getter]
     fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        convert::dict(py, self.inner()?.labels())
+        match self.copied() {
+            Some(copied) => convert::pairs_dict(py, &copied.labels),
+            None => convert::dict(py, self.inner()?.labels()),
+        }
     }
 
     /// The value of one label, or `None` where there is no such label.
     fn label(&self, name: &str) -> PyResult<Option<String>> {
-        Ok(self.inner()?.label(name))
+        match self.copied() {
+            Some(copied) => {
+                let found = copied.labels.iter().find(|(label, _)| label == name);
+                Ok(found.map(|(_, value)| value.clone()))
+            }
+            None => Ok(self.inner()?.label(name)),
+        }
     }
 
     /// Its value now; of a histogram, the number of observations.
@@ -81,30 +138,77 @@ impl Series {
     }
 
     fn __str__(&self) -> PyResult<String> {
-        Ok(self.inner()?.to_string())
+        self.text()
     }
 
     fn __repr__(&self) -> PyResult<String> {
-        Ok(format!("<Series {}>", self.inner()?))
+        Ok(format!("<Series {}>", self.text()?))
     }
 
     fn __eq__(&self, other: &Series) -> PyResult<bool> {
-        Ok(self.inner()? == other.inner()?)
+        match (self.copied(), other.copied()) {
+            (None, None) => Ok(self.inner()? == other.inner()?),
+            _ => Ok(self.text()? == other.text()?),
+        }
     }
 
     fn __hash__(&self) -> PyResult<u64> {
         let mut hasher = DefaultHasher::new();
-        self.inner()?.hash(&mut hasher);
+        self.text()?.hash(&mut hasher);
         Ok(hasher.finish())
+    }
+
+    fn __copy__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: PyRef<'py, Self>, _memo: &Bound<'py, PyAny>) -> PyRef<'py, Self> {
+        slf
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        let mut parts = vec![slf.get().text()?.into_pyobject(slf.py())?.into_any()];
+        for name in ["name", "help", "unit", "kind", "labels"] {
+            parts.push(slf.getattr(name)?);
+        }
+        values::reduce(slf.as_any(), PyTuple::new(slf.py(), parts)?)
+    }
+
+    #[staticmethod]
+    fn _restored(parts: &Bound<'_, PyTuple>) -> PyResult<Series> {
+        type Parts<'py> = (
+            String,
+            String,
+            String,
+            Option<String>,
+            Bound<'py, PyAny>,
+            Bound<'py, PyAny>,
+        );
+        let (text, name, help, unit, kind, labels): Parts<'_> = parts.extract()?;
+        Ok(Series(Held::Copied(Copied {
+            text,
+            name,
+            help,
+            unit,
+            kind: Part::part(&kind)?,
+            labels: convert::pairs(&labels)?,
+        })))
+    }
+}
+
+impl Series {
+    fn text(&self) -> PyResult<String> {
+        match self.copied() {
+            Some(copied) => Ok(copied.text.clone()),
+            None => Ok(self.inner()?.to_string()),
+        }
     }
 }
 
 impl Series {
     /// For people, in texts that can't fail.
     pub(crate) fn shown(&self) -> String {
-        match self.0.here() {
-            Some(series) => series.to_string(),
-            None => "a series of another process".to_owned(),
-        }
+        self.text()
+            .unwrap_or_else(|_| "a series of another process".to_owned())
     }
 }

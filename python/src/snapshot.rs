@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 use metricbus::{MetricKind, SampleValue};
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::{bus::MetricBus, convert, export::HOOKS_DEADLINE, hooks, series};
+use crate::{bus::MetricBus, convert, export::HOOKS_DEADLINE, hooks, series, values::value};
 
 /// All metrics of a bus at one time.
 #[pyclass(frozen, module = "metricbus")]
@@ -247,3 +247,18 @@ impl MetricBus {
         }))
     }
 }
+
+value!(Snapshot { families });
+value!(FamilySnapshot {
+    name,
+    help,
+    unit,
+    kind,
+    series
+});
+value!(SeriesSnapshot { labels, value });
+value!(HistogramSnapshot {
+    buckets,
+    sum,
+    count
+});

@@ -2,7 +2,9 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyTuple};
+
+use crate::values;
 
 /// The identity of a process that publishes metrics, as `prod/decode/pod-7`: its namespace (a cluster, a tenant), its
 /// component (what it does) and its instance (which one of those).
@@ -46,6 +48,31 @@ impl SourceId {
 
     fn __str__(&self) -> String {
         self.0.to_string()
+    }
+
+    /// Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels.
+    fn to_dict(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        values::to_dict(slf.as_any())
+    }
+
+    fn __copy__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: PyRef<'py, Self>, _memo: &Bound<'py, PyAny>) -> PyRef<'py, Self> {
+        slf
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        let this = &slf.get().0;
+        let parts = [&this.namespace, &this.component, &this.instance];
+        values::reduce(slf.as_any(), PyTuple::new(slf.py(), parts)?)
+    }
+
+    #[staticmethod]
+    fn _restored(parts: &Bound<'_, PyTuple>) -> PyResult<SourceId> {
+        let (namespace, component, instance) = parts.extract()?;
+        Ok(SourceId::new(namespace, component, instance))
     }
 
     fn __repr__(&self) -> String {
@@ -93,6 +120,35 @@ impl Origin {
     #[getter]
     fn sequence(&self) -> u64 {
         self.0.sequence
+    }
+
+    /// Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels.
+    fn to_dict(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        values::to_dict(slf.as_any())
+    }
+
+    fn __copy__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: PyRef<'py, Self>, _memo: &Bound<'py, PyAny>) -> PyRef<'py, Self> {
+        slf
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        let parts = ["source", "boot", "sequence"].map(|name| slf.getattr(name));
+        let parts = parts.into_iter().collect::<PyResult<Vec<_>>>()?;
+        values::reduce(slf.as_any(), PyTuple::new(slf.py(), parts)?)
+    }
+
+    #[staticmethod]
+    fn _restored(parts: &Bound<'_, PyTuple>) -> PyResult<Origin> {
+        let (source, boot, sequence): (Bound<'_, SourceId>, u64, u64) = parts.extract()?;
+        Ok(Origin(metricbus::Origin {
+            source: source.get().0.clone(),
+            boot,
+            sequence,
+        }))
     }
 
     fn __repr__(&self) -> String {

@@ -314,7 +314,7 @@ impl MetricBus {
     ///
     /// >>> window = bus.window("ttft_seconds", 60)
     /// >>> window.stats().quantile(0.99)
-    fn window(
+    pub(crate) fn window(
         &self,
         py: Python<'_>,
         selector: &Bound<'_, PyAny>,

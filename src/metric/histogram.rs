@@ -146,6 +146,7 @@ impl Metric for Histogram {
 
 /// A histogram at one moment.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HistogramSnapshot {
     /// Upper bound and cumulative count of each bucket; the last bound is +Inf.
     pub buckets: Vec<(f64, u64)>,

@@ -13,6 +13,7 @@ pub type Pairs = Arc<[(String, String)]>;
 /// full mailbox. Firing and resolved alternate; with levels there can be several firing in a row, each of another level.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Alert {
     /// The rule's name.
     pub rule: Arc<str>,
@@ -29,6 +30,7 @@ pub struct Alert {
     /// The rule's annotations, [filled in](crate::Rule::annotation).
     pub annotations: Pairs,
     /// The series, where the rule is about one: a group of one, and a single metric.
+    #[cfg_attr(feature = "serde", serde(skip_deserializing))]
     pub series: Option<Series>,
     /// The value that made the difference, as the thread that made it saw it; of a group of several that fires, the value
     /// of the first of [`holding`](Alert::holding). `None` where there was no data, and of absence.
@@ -109,6 +111,8 @@ impl fmt::Display for Alert {
 
 /// Which way an alert goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum AlertState {
     /// The rule fires, or fires at another level.
     Firing,
@@ -135,6 +139,8 @@ impl fmt::Display for AlertState {
 /// Why an alert comes now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum AlertCause {
     /// The condition began or ceased to hold, for as long as the rule wants.
     Condition,
@@ -173,6 +179,8 @@ impl fmt::Display for AlertCause {
 /// How good what is known of a condition's inputs is. It stands beside the state and does not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Quality {
     /// Numbers all.
     #[default]

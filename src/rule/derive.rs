@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Wake, Waker},
+    time::Duration,
 };
 
 use super::{
@@ -22,14 +23,16 @@ use crate::{
     bus::{Inner, MetricBus},
     cell::{Wakes, wake_all},
     desc::Desc,
-    error::RuleError,
+    error::{RuleError, SelectorError},
     handoff::{Handoff, Turn, this_thread},
     labels::push_label,
     metric::FamilyCore,
-    series::SeriesCore,
+    selector::{IntoSelector, Selector},
+    series::{Series, SeriesCore},
     stats::{Stats, bump},
     sync::lock,
     threshold::Threshold,
+    window::Windows,
 };
 
 impl MetricBus {
@@ -135,9 +138,58 @@ impl Derived {
         &self.expr
     }
 
+    /// Its present value, where it is one series; `None` where there is no data, no series, or more than one.
+    ///
+    /// ```
+    /// use metricbus::{Desc, Expr, MetricBus};
+    ///
+    /// let bus = MetricBus::new();
+    /// let (used, total) = (bus.gauge("used", "Used.")?, bus.gauge("total", "There are.")?);
+    /// let share = bus.derive(Desc::new("share_ratio", "Share."), Expr::value(&used) / Expr::value(&total))?;
+    /// assert_eq!(share.get(), None);
+    /// (total.set(8.0), used.set(2.0));
+    /// assert_eq!(share.get(), Some(0.25));
+    /// assert_eq!(share.series()[0].name(), "share_ratio");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get(&self) -> Option<f64> {
+        match &self.series()[..] {
+            [one] => Some(one.value().as_f64()).filter(|value| !value.is_nan()),
+            _ => None,
+        }
+    }
+
+    /// Its series: one for each set of labels that the expression has a value for.
+    pub fn series(&self) -> Vec<Series> {
+        let children = self.sink.family.children();
+        children.into_iter().map(Series::of).collect()
+    }
+
+    /// A sliding window over its series, those to come too, from now on. See [`Windows`].
+    ///
+    /// # Errors
+    ///
+    /// When the bus has ended.
+    pub fn window(&self, width: Duration) -> Result<Windows, SelectorError> {
+        let selector = self.into_selector()?;
+        match self.sink.bus.upgrade() {
+            Some(inner) => Ok(Windows::over(&inner, selector, width)),
+            None => Err(SelectorError::Elsewhere {
+                series: self.name().to_owned(),
+            }),
+        }
+    }
+
     /// Keeps it for as long as the bus lives.
     pub fn forget(mut self) {
         self.bus = Weak::new();
+    }
+}
+
+/// All its series, those to come too.
+impl IntoSelector for &Derived {
+    fn into_selector(self) -> Result<Selector, SelectorError> {
+        self.name().into_selector()
     }
 }
 

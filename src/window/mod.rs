@@ -271,7 +271,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    fn over(inner: &Arc<Inner>, selector: Selector, width: Duration) -> Windows {
+    pub(crate) fn over(inner: &Arc<Inner>, selector: Selector, width: Duration) -> Windows {
         let id = next_id();
         let members = Arc::new(Mutex::new(Vec::new()));
         let make = {

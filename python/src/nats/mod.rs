@@ -97,7 +97,7 @@ fn at_once<'py>(py: Python<'py>, value: impl IntoPyObject<'py>) -> PyResult<Boun
 
 /// A date of a status.
 #[derive(Clone, Copy)]
-struct Date(SystemTime);
+pub(crate) struct Date(pub(crate) SystemTime);
 
 impl<'py> IntoPyObject<'py> for Date {
     type Target = PyAny;

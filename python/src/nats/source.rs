@@ -6,7 +6,7 @@ use metricbus::nats::{self, GoneWhy, SourceChange};
 use pyo3::prelude::*;
 
 use super::Date;
-use crate::{deliver::Letter, source::SourceId};
+use crate::{deliver::Letter, source::SourceId, values::value};
 
 /// Something has become of a source.
 ///
@@ -213,3 +213,18 @@ impl SourceStatus {
         )
     }
 }
+
+value!(SourceEvent {
+    source,
+    boot,
+    change,
+    gone,
+    why,
+    other_boot,
+    alerts,
+    metric,
+    at,
+    date,
+    initial,
+    text
+});

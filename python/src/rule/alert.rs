@@ -2,11 +2,12 @@
 
 use metricbus::{AlertState, Notice};
 use pyo3::{
+    exceptions::PyValueError,
     prelude::*,
-    types::{PyDict, PyList},
+    types::{PyDict, PyList, PyTuple},
 };
 
-use crate::{convert, deliver::Letter, series::Series, source::Origin};
+use crate::{convert, deliver::Letter, series::Series, source::Origin, values};
 
 /// A transition of a rule: it fires, its level changes, or it is resolved.
 ///
@@ -211,6 +212,41 @@ impl Alert {
         self.alert.to_string()
     }
 
+    /// Its attributes in a dictionary, as what JSON has: dates as text, series as names and labels.
+    fn to_dict(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        values::to_dict(slf.as_any())
+    }
+
+    fn __copy__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: PyRef<'py, Self>, _memo: &Bound<'py, PyAny>) -> PyRef<'py, Self> {
+        slf
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        let (this, py) = (slf.get(), slf.py());
+        let text = serde_json::to_string(&this.alert)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let parts = [
+            text.into_pyobject(py)?.into_any(),
+            // JSON has no NaN.
+            this.alert.value.into_pyobject(py)?.into_any(),
+            this.series.as_ref().into_pyobject(py)?.into_any(),
+        ];
+        values::reduce(slf.as_any(), PyTuple::new(py, parts)?)
+    }
+
+    #[staticmethod]
+    fn _restored(parts: &Bound<'_, PyTuple>) -> PyResult<Alert> {
+        let (text, value, series): (String, Option<f64>, Option<Py<Series>>) = parts.extract()?;
+        let mut alert: metricbus::Alert = serde_json::from_str(&text)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        alert.value = value;
+        Ok(Alert { alert, series })
+    }
+
     fn __repr__(&self) -> String {
         format!("<Alert {} (epoch {})>", self.alert, self.alert.epoch)
     }
@@ -223,6 +259,15 @@ pub(crate) struct Synced;
 
 #[pymethods]
 impl Synced {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        values::reduce(slf.as_any(), PyTuple::empty(slf.py()))
+    }
+
+    #[staticmethod]
+    fn _restored(_parts: &Bound<'_, PyTuple>) -> Synced {
+        Synced
+    }
+
     fn __repr__(&self) -> &'static str {
         "<Sync>"
     }

@@ -10,6 +10,8 @@ use crate::{
     bus::{Bus, MetricBus},
     error::Raise,
     fork::{Counted, Forked, Kind},
+    series::Series,
+    window::Window,
 };
 
 /// A gauge that shows an expression. Ends when it is closed, or when nothing refers to it any more: its series are removed.
@@ -17,12 +19,17 @@ use crate::{
 pub(crate) struct Derived {
     name: String,
     expr: Expr,
-    _bus: Arc<Bus>,
+    bus: Arc<Bus>,
     /// `None` when it was closed or is to be forgotten.
     made: Forked<Mutex<Option<(Core, Counted)>>>,
 }
 
 impl Derived {
+    /// By its name, so that one which was forgotten still has them.
+    fn all(&self) -> PyResult<Vec<metricbus::Series>> {
+        self.bus.current()?.series(self.name.as_str()).or_raise()
+    }
+
     fn take(&self) -> Option<(Core, Counted)> {
         let made = self.made.here()?;
         made.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -41,6 +48,29 @@ impl Derived {
     #[getter]
     fn expr(&self) -> Expr {
         self.expr.clone()
+    }
+
+    /// Its present value, where it is one series; `None` where there is no data, no series, or more than one.
+    fn get(&self) -> PyResult<Option<f64>> {
+        Ok(match &self.all()?[..] {
+            [one] => Some(one.value().as_f64()).filter(|value| !value.is_nan()),
+            _ => None,
+        })
+    }
+
+    /// Its series: one for each set of labels that the expression has a value for.
+    #[getter]
+    fn series(&self) -> PyResult<Vec<Series>> {
+        Ok(self.all()?.into_iter().map(Series::of).collect())
+    }
+
+    /// A sliding window over its series, those to come too, from now on.
+    fn window(&self, py: Python<'_>, width: &Bound<'_, PyAny>) -> PyResult<Window> {
+        MetricBus(self.bus.clone()).window(
+            py,
+            self.name.as_str().into_pyobject(py)?.as_any(),
+            width,
+        )
     }
 
     /// Removes its series. In a forked child there is nothing to remove.
@@ -98,7 +128,7 @@ impl MetricBus {
         Ok(Derived {
             name: made.name().to_owned(),
             expr,
-            _bus: self.0.clone(),
+            bus: self.0.clone(),
             made: Forked::new(Mutex::new(Some((made, Counted::new(Kind::DerivedGauge))))),
         })
     }

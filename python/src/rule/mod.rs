@@ -11,7 +11,7 @@ use metricbus::Rule as Core;
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     prelude::*,
-    types::{PyBool, PyString},
+    types::{PyBool, PyString, PyTuple},
 };
 
 pub(crate) use alert::{Alert, Synced};
@@ -20,7 +20,7 @@ pub(crate) use derive::Derived;
 pub(crate) use expr::{Expr, Over};
 pub(crate) use live::{LiveRule, RuleGroup, RuleStatus, RuleThreshold};
 
-use crate::convert;
+use crate::{convert, error::raise, values};
 
 /// What to watch, and when it is worth a word: a plain value, checked when it is added to a bus.
 ///
@@ -258,6 +258,36 @@ impl Rule {
         self.core == other.core
     }
 
+    /// All of it in a dictionary, as what JSON has: as a rule in a bucket is written (`docs/nats.md`).
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let json = py.import("json")?;
+        Ok(json.getattr("loads")?.call1((self.json()?,))?.unbind())
+    }
+
+    fn __copy__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: PyRef<'py, Self>, _memo: &Bound<'py, PyAny>) -> PyRef<'py, Self> {
+        slf
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<crate::values::Reduced<'py>> {
+        let (this, py) = (slf.get(), slf.py());
+        let parts = [
+            this.json()?.into_pyobject(py)?.into_any(),
+            this.conditions.clone().into_pyobject(py)?.into_any(),
+        ];
+        values::reduce(slf.as_any(), PyTuple::new(py, parts)?)
+    }
+
+    #[staticmethod]
+    fn _restored(parts: &Bound<'_, PyTuple>) -> PyResult<Rule> {
+        let (text, conditions): (String, Vec<(Option<String>, String)>) = parts.extract()?;
+        let core = serde_json::from_str(&text).map_err(|error| raise("RuleError", error))?;
+        Ok(Rule { core, conditions })
+    }
+
     fn __repr__(&self) -> String {
         let conditions = self.conditions.iter().map(|(level, text)| match level {
             None => text.clone(),
@@ -265,5 +295,11 @@ impl Rule {
         });
         let conditions = conditions.collect::<Vec<_>>().join("; ");
         format!("<Rule '{}': {conditions}>", self.core.name())
+    }
+}
+
+impl Rule {
+    fn json(&self) -> PyResult<String> {
+        serde_json::to_string(&self.core).map_err(|error| raise("RuleError", error))
     }
 }

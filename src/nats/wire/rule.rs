@@ -27,6 +27,26 @@ use crate::{
 /// What stands for every namespace, or every component, in a key: nothing is escaped to it.
 const ALL: &str = "=all";
 
+/// As in a bucket, for people to read.
+#[cfg(feature = "serde")]
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error;
+
+        let text = encode_rule(self).map_err(S::Error::custom)?;
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(S::Error::custom)?;
+        value.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        decode_rule(&value.to_string()).map_err(D::Error::custom)
+    }
+}
+
 /// The rules of a bucket that a source takes, and their keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RuleKey {
