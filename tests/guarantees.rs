@@ -908,7 +908,7 @@ fn g6_however_many_callbacks_hang_the_others_are_called() {
             told as f64 == own(&bus, "metricbus_callbacks_hung_total")
                 && told >= (hanging - THREADS + 1) as u64
         });
-        let now = own(&bus, "metricbus_callbacks_hung");
+        let now = own(&bus, "metricbus_callbacks_hanging");
         assert!(
             now >= (hanging - THREADS + 1) as f64 && now <= hanging as f64,
             "{now}"
@@ -917,7 +917,7 @@ fn g6_however_many_callbacks_hang_the_others_are_called() {
 
         drop(closed);
         until("all have come back", || {
-            own(&bus, "metricbus_callbacks_hung") == 0.0
+            own(&bus, "metricbus_callbacks_hanging") == 0.0
                 && own(&bus, "metricbus_callbacks_running") == 0.0
         });
         assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);
