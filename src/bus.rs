@@ -105,7 +105,7 @@ impl MetricBusBuilder {
     /// How many threads run callbacks, at most: 64 unless told otherwise. There are two as long as none takes long.
     ///
     /// When all of them are at work, callbacks that have been running for a second or more are said to hang: they are counted
-    /// (`metricbus_callbacks_hung`), logged, and their threads are replaced, so that they hold up nobody else. So there are no more threads than these
+    /// (`metricbus_callbacks_hanging`), logged, and their threads are replaced, so that they hold up nobody else. So there are no more threads than these
     /// and one for each subscription whose callback hangs.
     pub fn workers_max(mut self, workers_max: usize) -> Self {
         self.workers_max = workers_max;
@@ -788,7 +788,7 @@ impl Inner {
         let unmatched = watches.iter().filter(|w| w.matched() == 0).count();
         for (name, help, value) in [
             (
-                "metricbus_callbacks_hung",
+                "metricbus_callbacks_hanging",
                 "Callbacks that hang now: their threads are none of the dispatcher's any more until they come back.",
                 hung,
             ),

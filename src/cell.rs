@@ -551,9 +551,14 @@ impl Cell {
         true
     }
 
-    /// The series is gone: every listener hears so and leaves, and none can come any more. Late writes go to the value
-    /// and nowhere else.
-    pub(crate) fn retire<R: Repr>(&self, host: &dyn Now, wakes: &mut Wakes) {
+    /// The series is gone: every listener hears so and leaves, and none can come any more but `last`, who hears of late
+    /// writes. They go to the value and nowhere else.
+    pub(crate) fn retire<R: Repr>(
+        &self,
+        host: &dyn Now,
+        last: Box<dyn Listener>,
+        wakes: &mut Wakes,
+    ) {
         let mut stamp = Stamp::new(host);
         let mut guard = lock(&self.desk);
         let desk = guard.get_or_insert_with(Desk::new);
@@ -563,7 +568,7 @@ impl Cell {
         for listener in &mut desk.listeners {
             listener.removed(value, &mut stamp, wakes);
         }
-        let gone = std::mem::take(&mut desk.listeners);
+        let gone = std::mem::replace(&mut desk.listeners, vec![last]);
         let _ = self.store_band::<R>(desk);
         drop(guard);
         drop(gone);

@@ -17,10 +17,12 @@ use crate::{
     desc::{Meta, MetricKind, Numbers},
     exemplar::{Exemplar, Exemplars},
     hint::bounds_under,
+    interest::Interval,
     labels,
     names::is_plain,
     sketch::Sketch,
-    time::{Now, Time},
+    stats::{LATE_WRITES, bump},
+    time::{Now, Stamp, Time},
 };
 
 /// The value of a counter, a gauge, or (as a count) a histogram.
@@ -206,6 +208,25 @@ impl BucketCells {
     }
 }
 
+/// Counts what is written to a series that was removed. Has no size, so a box of it allocates nothing.
+struct LateWrites;
+
+impl Listener for LateWrites {
+    fn id(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn judge(&mut self, _value: f64, mutated: bool, _stamp: &mut Stamp<'_>) {
+        if mutated {
+            bump(&LATE_WRITES);
+        }
+    }
+
+    fn quiet(&self) -> Interval {
+        Interval::NOTHING
+    }
+}
+
 impl Now for SeriesCore {
     fn now(&self) -> Time {
         self.meta.clock.now()
@@ -352,10 +373,11 @@ impl SeriesCore {
     }
 
     pub(crate) fn retire(&self, wakes: &mut Wakes) {
+        let late = Box::new(LateWrites);
         match self.meta.numbers {
-            Numbers::Whole => self.cell.retire::<Whole>(self, wakes),
-            Numbers::Amount => self.cell.retire::<Amount>(self, wakes),
-            Numbers::Real => self.cell.retire::<Real>(self, wakes),
+            Numbers::Whole => self.cell.retire::<Whole>(self, late, wakes),
+            Numbers::Amount => self.cell.retire::<Amount>(self, late, wakes),
+            Numbers::Real => self.cell.retire::<Real>(self, late, wakes),
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::{
 /// Amounts that counters of this process refused. Process-wide: a counter does not know its bus.
 pub(crate) static REFUSED_AMOUNTS: AtomicU64 = AtomicU64::new(0);
 
+/// Writes to series that had been removed. Process-wide: a removed series has no bus.
+pub(crate) static LATE_WRITES: AtomicU64 = AtomicU64::new(0);
+
 /// A number that no other watch or listener of this process has. Starts above [`TOUCH_ID`](crate::metric).
 pub(crate) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -193,6 +196,11 @@ impl Stats {
                 "metricbus_inline_overruns_total",
                 "Times that inline callbacks set each other off so often that the rest went to the dispatcher.",
                 &self.inline_overruns,
+            ),
+            total(
+                "metricbus_late_writes_total",
+                "Writes to series that had been removed or had expired; they are lost. Of the whole process.",
+                &LATE_WRITES,
             ),
             total(
                 "metricbus_refused_amounts_total",

@@ -783,6 +783,39 @@ fn g5_a_tap_forgets_series_that_were_removed() {
     assert_eq!(own(&bus, "metricbus_series"), 0.0);
 }
 
+#[test]
+fn g5_what_is_written_to_a_series_that_expired_or_was_removed_is_counted() {
+    let clock = Clock::manual();
+    let bus = MetricBus::builder().clock(clock.clone()).build();
+    let ttl = Duration::from_secs(60);
+    let desc = |name: &str| {
+        Desc::new(name, "Of a test.")
+            .labels(["i"])
+            .expire_after(ttl)
+    };
+    let counters = bus.family::<Counter>(desc("c_total")).unwrap();
+    let gauges = bus.family::<Gauge>(desc("g")).unwrap();
+    let latencies = bus.family::<metricbus::Histogram>(desc("h")).unwrap();
+    let counter = counters.with_label_values(&["a"]).unwrap();
+    let gauge = gauges.with_label_values(&["a"]).unwrap();
+    let latency = latencies.with_label_values(&["a"]).unwrap();
+    counter.inc();
+    gauge.set(1.0);
+    latency.observe(0.5);
+    // Of the whole process: other tests write to what was removed as well, so it is at least this many.
+    let late = || own(&bus, "metricbus_late_writes_total");
+    let before = late();
+    gauges.remove(&["a"]).unwrap();
+    clock.advance(ttl * 3);
+    assert!(counter.series().is_removed());
+    for _ in 0..10 {
+        counter.inc();
+        gauge.set(2.0);
+        latency.observe(0.5);
+    }
+    assert!(late() >= before + 30.0, "{} to {}", before, late());
+}
+
 // G6
 
 #[test]
@@ -908,7 +941,7 @@ fn g6_however_many_callbacks_hang_the_others_are_called() {
             told as f64 == own(&bus, "metricbus_callbacks_hung_total")
                 && told >= (hanging - THREADS + 1) as u64
         });
-        let now = own(&bus, "metricbus_callbacks_hung");
+        let now = own(&bus, "metricbus_callbacks_hanging");
         assert!(
             now >= (hanging - THREADS + 1) as f64 && now <= hanging as f64,
             "{now}"
@@ -917,7 +950,7 @@ fn g6_however_many_callbacks_hang_the_others_are_called() {
 
         drop(closed);
         until("all have come back", || {
-            own(&bus, "metricbus_callbacks_hung") == 0.0
+            own(&bus, "metricbus_callbacks_hanging") == 0.0
                 && own(&bus, "metricbus_callbacks_running") == 0.0
         });
         assert!(own(&bus, "metricbus_dispatcher_threads") <= THREADS as f64);

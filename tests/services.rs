@@ -15,8 +15,8 @@ use std::{
 };
 
 use metricbus::{
-    Alert, AlertState, Clock, Condition, Crossed, Crossing, Delta, Desc, Gauge, MetricBus, Rule,
-    SampleValue, Threshold,
+    Alert, AlertState, Clock, Condition, Crossed, Crossing, Delta, Desc, Gauge, MetricBus, Origin,
+    Rule, SampleValue, Threshold,
     service::{
         ChannelError, Flap, LayerError, Repeat, Rolled, Rollup, Stable, Throttle, async_callback,
         callback, channel,
@@ -621,6 +621,54 @@ async fn a_full_queue_drops_the_oldest_and_counts_it() {
     );
     assert_eq!(service.stats().dropped, 3);
     assert_eq!(own(&bus, "metricbus_alert_layer_dropped_total"), 3.0);
+}
+
+/// Two pods of a fleet have a rule of one name firing, and one of them resolves it.
+#[test]
+fn alerts_of_one_rule_from_two_sources_are_two() {
+    let (clock, bus) = manual();
+    let (tell, told) = mpsc::channel();
+    let inner = callback(move |alert: Alert| {
+        let source = alert.origin.map(|origin| origin.source.to_string());
+        drop(tell.send((source.unwrap(), alert.repeat)));
+    });
+    let mut service = Repeat::new(&bus, secs(10)).layer(inner);
+    let of = |pod: &str, state| {
+        let mut alert = Alert::new("Full", state, clock.now());
+        alert.origin = Some(
+            Origin {
+                source: format!("prod/decode/{pod}").parse().unwrap(),
+                boot: 1,
+                sequence: 1,
+            }
+            .into(),
+        );
+        alert
+    };
+    drop(service.call(of("a", AlertState::Firing)));
+    drop(service.call(of("b", AlertState::Firing)));
+    drop(service.call(of("b", AlertState::Resolved)));
+    clock.advance(secs(10));
+    let told: Vec<_> = (0..4).map(|_| told.recv().unwrap()).collect();
+    assert_eq!(told[3], ("prod/decode/a".to_owned(), 1));
+}
+
+#[test]
+fn what_a_full_queue_drops_is_counted_though_the_service_hangs() {
+    let (clock, bus) = manual();
+    let (entered, inside) = mpsc::channel();
+    let (open, gate) = mpsc::channel::<()>();
+    let hangs = callback(move |_: Alert| {
+        let _ = entered.send(());
+        let _ = gate.recv();
+    });
+    let mut service = Repeat::new(&bus, secs(10)).capacity(2).layer(hangs);
+    drop(service.call(firing("A")));
+    inside.recv().unwrap();
+    clock.advance(secs(50));
+    assert_eq!(service.stats().dropped, 3);
+    assert_eq!(own(&bus, "metricbus_alert_layer_dropped_total"), 3.0);
+    drop(open);
 }
 
 #[tokio::test]

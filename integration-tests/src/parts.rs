@@ -18,6 +18,30 @@ pub fn prometheus_program(name: &str) -> Option<PathBuf> {
     debian_program("prometheus", name)
 }
 
+/// A program of each release of Prometheus that `make test` unpacked, the oldest first. The newest is whatever Debian's
+/// unstable has, and not having it fails no test.
+pub fn prometheus_releases(name: &str) -> Vec<PathBuf> {
+    let of = |folder: &str| {
+        checkout()
+            .join(".tools")
+            .join(folder)
+            .join("usr/bin")
+            .join(name)
+    };
+    let newer = of("prometheus-2.53");
+    let newer = if newer.is_file() {
+        Some(newer)
+    } else {
+        missing(&format!("{name} 2.53"))
+    };
+    let newest = Some(of("prometheus-unstable")).filter(|program| program.is_file());
+    if newest.is_none() {
+        println!("skipped: {name} of Debian's unstable is missing");
+    }
+    let all = prometheus_program(name).into_iter();
+    all.chain(newer).chain(newest).collect()
+}
+
 /// The Pushgateway, of Debian's package `prometheus-pushgateway`.
 pub fn pushgateway_program() -> Option<PathBuf> {
     debian_program("pushgateway", "prometheus-pushgateway")

@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -51,10 +51,22 @@ impl Prometheus {
     /// As [`scraping`](Prometheus::scraping), with options.
     pub fn with(options: &Options, targets: &[(&str, SocketAddr)]) -> Option<Prometheus> {
         let program = parts::prometheus_program("prometheus")?;
-        Some(
-            Prometheus::start(program, options, targets)
-                .unwrap_or_else(|why| panic!("prometheus did not start: {why}")),
-        )
+        Some(Prometheus::of(&program, options, targets))
+    }
+
+    /// As [`with`](Prometheus::with), of the release that this program is.
+    pub fn of(program: &Path, options: &Options, targets: &[(&str, SocketAddr)]) -> Prometheus {
+        Prometheus::start(program.to_owned(), options, targets)
+            .unwrap_or_else(|why| panic!("{} did not start: {why}", program.display()))
+    }
+
+    /// Its version, as it says itself.
+    pub fn version(&self) -> String {
+        let answer = self.api("/api/v1/status/buildinfo");
+        answer["data"]["version"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     fn start(

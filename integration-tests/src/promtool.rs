@@ -46,6 +46,11 @@ impl Verdict {
 /// Checks a text in the format 0.0.4, the only one it reads. `None` if there is no promtool here.
 pub fn check_metrics(exposition: &str) -> Option<Verdict> {
     let program = parts::prometheus_program("promtool")?;
+    Some(check_metrics_with(&program, exposition))
+}
+
+/// As [`check_metrics`], by the promtool that this program is.
+pub fn check_metrics_with(program: &Path, exposition: &str) -> Verdict {
     let mut promtool = Command::new(program)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -65,7 +70,7 @@ pub fn check_metrics(exposition: &str) -> Option<Verdict> {
         promtool.wait_with_output()
     })
     .unwrap_or_else(|why| panic!("promtool: {why}"));
-    Some(Verdict::of(&output))
+    Verdict::of(&output)
 }
 
 /// Checks a file of alerting rules. `None` if there is no promtool here.

@@ -596,7 +596,8 @@ fn retiring_a_cell_while_it_is_set_is_the_last_word() {
         let (listener, events) = above(1, 90.0, 80.0);
         attach::<Real>(&cell, listener);
         let setter = setting(&cell, [95.0]);
-        cell.retire::<Real>(&NoClock, &mut Wakes::new());
+        let (last, _) = above(3, 200.0, 100.0);
+        cell.retire::<Real>(&NoClock, last, &mut Wakes::new());
         setter.join().unwrap();
         // Raised and then cleared by the removal, or never heard of: but not raised for good.
         let events = said(&events);

@@ -216,7 +216,7 @@ def test_nonsense_of_a_collector_never_breaks_the_scrape(bus: mb.MetricBus, regi
     registry.register(Custom(negative, shrinking, twice, empty, odd, numbers))
     found = scrape(bus, registry)
     # One bad child does not take its family with it.
-    assert found.keys() == {"numbers", "twice"}
+    assert found.keys() == {"numbers", "twice", "not_a_name"}
     assert [sample.value for sample in found["twice"].samples] == [1]
     assert samples(found["numbers"]) == {("numbers", (("code", "404"),)): 1}
 
@@ -247,3 +247,11 @@ def test_a_scrape_while_the_interpreter_ends_is_harmless(run: Any) -> None:
         """
     )
     assert done.stdout == "done\n" and done.stderr == ""
+
+
+def test_names_and_labels_with_dots_come_as_prometheus_client_writes_them(bus: mb.MetricBus, registry: pc.CollectorRegistry) -> None:
+    pc.Gauge("http.depth", "Depth.", ["queue.name"], registry=registry).labels("x").set(3)
+    found = scrape(bus, registry)
+    theirs = {family.name for family in parse_text(pc.generate_latest(registry).decode())}
+    assert found.keys() == theirs == {"http_depth"}
+    assert [(sample.labels, sample.value) for sample in found["http_depth"].samples] == [({"queue_name": "x"}, 3)]

@@ -6,15 +6,17 @@ use std::{collections::BTreeSet, hash::Hash, sync::Arc};
 use lru::LruCache;
 
 use crate::{
+    SourceId,
     rule::{Alert, Pairs},
     time::Time,
 };
 
-/// A rule and a group of it.
-pub(super) type AlertKey = (Arc<str>, Pairs);
+/// A rule and a group of it, of one source where it came from another process.
+pub(super) type AlertKey = (Option<SourceId>, Arc<str>, Pairs);
 
 pub(super) fn key_of(alert: &Alert) -> AlertKey {
-    (alert.rule.clone(), alert.group.clone())
+    let source = alert.origin.as_ref().map(|origin| origin.source.clone());
+    (source, alert.rule.clone(), alert.group.clone())
 }
 
 /// How many rules and groups a layer remembers unless told otherwise.

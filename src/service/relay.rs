@@ -147,6 +147,8 @@ pub(super) struct Relay<M: Machine>(Arc<Shared<M>>);
 struct Shared<M: Machine> {
     steps: Mutex<Steps<M>>,
     mailbox: Arc<Mailbox<M::Out>>,
+    /// How many of those that the mailbox dropped are counted.
+    counted: AtomicU64,
     tally: Arc<Tally>,
     clock: Clock,
 }
@@ -190,6 +192,7 @@ impl<M: Machine> Relay<M> {
                 timer: None,
             }),
             mailbox,
+            counted: AtomicU64::new(0),
             tally,
             clock: ground.clock.clone(),
         }))
@@ -287,6 +290,11 @@ impl<M: Machine> Shared<M> {
         for letter in effects.send {
             waker = self.mailbox.push(letter).or(waker);
         }
+        // Here and not by the reader, who may hang.
+        let dropped = self.mailbox.dropped();
+        let before = self.counted.swap(dropped, Ordering::Relaxed);
+        self.tally
+            .add(|c| &c.dropped, dropped.saturating_sub(before));
         self.tally.add(|c| &c.passed_over, effects.passed_over);
         self.tally.add(|c| &c.forgotten, effects.forgotten);
         waker
@@ -334,10 +342,8 @@ impl<T: Send + 'static> Delivery<T> {
         loop {
             let letter = match poll_fn(|cx| self.inbox.poll_next(cx)).await {
                 Item::Letter(letter) => letter,
-                Item::Lagged(n) => {
-                    self.tally.add(|c| &c.dropped, n);
-                    continue;
-                }
+                // Counted when it happened.
+                Item::Lagged(_) => continue,
                 Item::End => return,
             };
             self.delivering = true;
@@ -412,7 +418,7 @@ impl<T> Drop for Delivery<T> {
         loop {
             match self.inbox.poll_next(&mut cx) {
                 Poll::Ready(Item::Letter(_)) => lost += 1,
-                Poll::Ready(Item::Lagged(n)) => lost += n,
+                Poll::Ready(Item::Lagged(_)) => {}
                 Poll::Ready(Item::End) | Poll::Pending => break,
             }
         }

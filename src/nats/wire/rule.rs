@@ -1236,6 +1236,12 @@ pub(crate) mod tests {
             .prop_map(|pairs| pairs.into_iter().rev().collect())
     }
 
+    /// Braces mean something in them.
+    fn annotations() -> impl Strategy<Value = Vec<(String, String)>> {
+        let template = |(name, text): (String, String)| (name, text.replace('{', "{{ $value }}"));
+        pairs().prop_map(move |pairs| pairs.into_iter().map(template).collect())
+    }
+
     /// Any rule that JSON can express.
     pub(crate) fn rules() -> impl Strategy<Value = Rule> {
         let conditions = prop_oneof![
@@ -1254,7 +1260,7 @@ pub(crate) mod tests {
             any::<bool>(),
             0..=HISTORY_MAX,
             pairs(),
-            pairs(),
+            annotations(),
         );
         (conditions, what, how).prop_map(|(mut rule, what, how)| {
             let (group, k, by, hold, keep) = what;
