@@ -16,6 +16,7 @@ pub(crate) struct Inbox<T> {
     /// Whether it looks at all.
     patient: bool,
     position: u64,
+    steps: usize,
 }
 
 /// How often a reader looks again before it parks when letters come thick and fast (several at once, or while it was
@@ -39,6 +40,7 @@ impl<T> Inbox<T> {
             looks: 0,
             patient: false,
             position: 0,
+            steps: 0,
         }
     }
 
@@ -48,6 +50,11 @@ impl<T> Inbox<T> {
             patient: true,
             ..Inbox::new(mailbox)
         }
+    }
+
+    /// How far the letters at hand are from a mutation that nobody derived, at most.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
     }
 
     /// How many letters left the mailbox before those at hand.
@@ -84,6 +91,7 @@ impl<T> Inbox<T> {
                 Poll::Ready(Taken::Closed) => return Poll::Ready(Item::End),
                 Poll::Ready(Taken::Letters { lagged, position }) => {
                     self.position = position;
+                    self.steps = self.mailbox.take_steps();
                     // The thread that woke a reader is busy with that for a while: a letter that came alone may be the
                     // first of many, and is worth one look.
                     let busy = self.looks > 0 || self.batch.len() > 1;

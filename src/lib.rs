@@ -51,6 +51,7 @@ mod sketch;
 mod snapshot;
 mod source;
 mod stats;
+mod steps;
 mod subscription;
 mod sync;
 mod tap;

@@ -23,6 +23,7 @@ use crate::{
     selector::Selector,
     series::SeriesCore,
     stats::{bump, next_id},
+    steps::at_step,
     subscription::{Shared, Subscription, Wire},
     watch::Watch,
 };
@@ -491,13 +492,16 @@ async fn drive<E: Event, Fut: Future<Output: Outcome>>(
     });
     while let Some(event) = poll_fn(|cx| reader.poll_next(cx)).await {
         dispatch::calling(&callee);
-        let outcome = match catch_unwind(AssertUnwindSafe(|| f(event))) {
+        let steps = reader.inbox.steps();
+        let outcome = match catch_unwind(AssertUnwindSafe(|| at_step(steps, || f(event)))) {
             Err(panic) => Err(panic),
             Ok(future) => {
                 let mut future = pin!(future);
                 poll_fn(|cx| {
                     dispatch::calling(&callee);
-                    match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                    match catch_unwind(AssertUnwindSafe(|| {
+                        at_step(steps, || future.as_mut().poll(cx))
+                    })) {
                         Ok(Poll::Pending) => Poll::Pending,
                         Ok(Poll::Ready(done)) => Poll::Ready(done.outcome()),
                         Err(panic) => Poll::Ready(Err(panic)),

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 use crate::{
     backlog::{Backlog, Evicted, Subject, Subjects},
     hint::prefetch_write,
+    steps::steps,
     sync::{Mutex, lock, lock_politely},
 };
 
@@ -35,6 +36,8 @@ struct Inner<T> {
     dropped: u64,
     /// Letters that left the queue, taken or dropped, since the mailbox was made.
     gone: u64,
+    /// The farthest that a letter here is from a mutation that nobody derived.
+    steps: usize,
     closed: bool,
     parked: Option<Waker>,
 }
@@ -132,6 +135,7 @@ impl<T> Mailbox<T> {
                 lagged: 0,
                 dropped: 0,
                 gone: 0,
+                steps: 0,
                 closed: false,
                 parked: None,
             }),
@@ -158,6 +162,7 @@ impl<T> Mailbox<T> {
         if inner.closed {
             return None;
         }
+        inner.steps = inner.steps.max(steps());
         if inner.queue.is_full() || inner.backlog.is_some() {
             inner.push_full(self.subjects, letter, &mut evicted);
         } else {
@@ -167,6 +172,11 @@ impl<T> Mailbox<T> {
         drop(inner);
         drop(evicted);
         wake
+    }
+
+    /// How far the letters taken last are from a mutation that nobody derived, at most. Once per batch.
+    pub(crate) fn take_steps(&self) -> usize {
+        std::mem::take(&mut lock_politely(&self.inner).steps)
     }
 
     /// How many letters were dropped since the mailbox was made.

@@ -674,12 +674,12 @@ fn a_wrong_backend_is_an_error_that_lists_the_right_ones() {
 
 #[test]
 fn a_wrong_prefix_is_an_error() {
-    let error = refused(&[("METRICBUS_PREFIX", "my app")]);
+    let error = refused(&[("METRICBUS_PREFIX", "my\"app")]);
     assert!(
-        error.starts_with("METRICBUS_PREFIX is \"my app\": no metric's name can begin with it: "),
+        error
+            .starts_with("METRICBUS_PREFIX is \"my\\\"app\": no metric's name can begin with it: "),
         "{error}"
     );
-    assert!(refused(&[("METRICBUS_PREFIX", "9")]).contains("not beginning with a digit"));
     assert!(refused(&[("METRICBUS_PREFIX", "metricbus_")]).contains("are the bus's own"));
 }
 

@@ -306,11 +306,8 @@ mod merged {
         negative.set_counter(value);
 
         let unfit = [
-            family("bad name", GAUGE, vec![gauge(&[])]),
-            family("9bad", GAUGE, vec![gauge(&[])]),
             family("", GAUGE, vec![gauge(&[])]),
             family("bad\nname 1\n# EOF", GAUGE, vec![gauge(&[])]),
-            family("bad_label", GAUGE, vec![gauge(&[("a-b", "c")])]),
             family("label_twice", GAUGE, vec![gauge(&[("a", "1"), ("a", "2")])]),
             family(
                 "bad_le",
@@ -334,6 +331,10 @@ mod merged {
         ];
         let fit = [
             family("fine", GAUGE, vec![gauge(&[("a", "x\ny\"")])]),
+            // Names of any text are escaped for those who do not ask for more.
+            family("odd name", GAUGE, vec![gauge(&[])]),
+            family("9odd", GAUGE, vec![gauge(&[])]),
+            family("odd_label", GAUGE, vec![gauge(&[("a-b", "c")])]),
             family(
                 "fine_histogram",
                 HISTOGRAM,
@@ -368,6 +369,8 @@ mod merged {
             "fine_summary{x=\"y\",quantile=\"0.99\"} 0.75",
             "fine_summary_sum{x=\"y\"} 3.5",
             "fine_summary_count{x=\"y\"} 7",
+            "odd_name 1",
+            "odd_label{a_b=\"c\"} 1",
             "series_twice{a=\"1\"} 1",
             "one_bad_count{a=\"2\"} 3",
         ] {
@@ -376,7 +379,7 @@ mod merged {
                 "{line}\n{scraped}"
             );
         }
-        assert_eq!(scraped.matches("Help.").count(), 5);
+        assert_eq!(scraped.matches("Help.").count(), 8);
         assert!(!scraped.contains("one_bad_count{a=\"1\"}"), "{scraped}");
         assert!(scraped.contains("\nmetricbus_exporter_skipped_series_total 2\n"));
         let skipped = format!("\nmetricbus_exporter_skipped_families_total {count}\n");

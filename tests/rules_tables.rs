@@ -1846,7 +1846,7 @@ fn an_alert_says_what_is_known() {
         .label("i", "wins")
         .annotation(
             "summary",
-            "{{ $labels.severity }} of {{ $labels.i }}: {{ $value }}{{ $labels.none }}!",
+            "{{ $labels.severity }} of {{ $labels.i }}: {{ $value }}!",
         ),
     );
     bench.at(1.0);

@@ -837,7 +837,7 @@ mod tests {
     #[test]
     fn every_mistake_of_a_struct_is_told_at_once_and_the_trait_is_implemented_all_the_same() {
         let input: DeriveInput = parse_quote! {
-            #[metrics(prefix = "a-b")]
+            #[metrics(prefix = "a\"b")]
             struct Worker {
                 no_help: Counter,
                 /// Help.

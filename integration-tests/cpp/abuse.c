@@ -87,7 +87,7 @@ int main(void) {
     WANT(MB_ERROR_UTF8, mb_counter_new(bus, &desc, &counter2));
     desc = mb_desc_of("b_total", "\xff");
     WANT(MB_ERROR_UTF8, mb_counter_new(bus, &desc, &counter2));
-    desc = mb_desc_of("9lives", "");
+    desc = mb_desc_of("nine\"lives", "");
     WANT(MB_ERROR_DECLARE, mb_gauge_new(bus, &desc, &gauge));
     double bounds[] = {2, 1};
     desc = mb_desc_of("size", "Size.");

@@ -123,7 +123,7 @@ static void metrics() {
     WANT(code_of([&] { requests.with({"GET"}); }) == MB_ERROR_LABELS);
     WANT(code_of([&] { b.gauge("jobs_total", ""); }) == MB_ERROR_DECLARE);
     WANT(code_of([&] { b.gauge("\xff", ""); }) == MB_ERROR_UTF8);
-    WANT(code_of([&] { b.gauge("no name", ""); }) == MB_ERROR_DECLARE);
+    WANT(code_of([&] { b.gauge("no \"name", ""); }) == MB_ERROR_DECLARE);
     WANT(code_of([&] { b.value("nothing"); }) == MB_ERROR_VALUE);
     WANT(b.remove("depth") == 1);
 }

@@ -21,6 +21,8 @@ mod hint;
 mod interest;
 #[path = "../../src/mailbox.rs"]
 mod mailbox;
+#[path = "../../src/steps.rs"]
+mod steps;
 #[path = "../../src/sync.rs"]
 mod sync;
 #[path = "../../src/time.rs"]

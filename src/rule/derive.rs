@@ -1,7 +1,6 @@
 //! Derived gauges: an expression as a metric like any other, so that rules, taps, windows and `/metrics` apply to it.
 
 use std::{
-    cell::Cell,
     collections::HashMap,
     fmt,
     sync::{
@@ -30,6 +29,7 @@ use crate::{
     selector::{IntoSelector, Selector},
     series::{Series, SeriesCore},
     stats::{Stats, bump},
+    steps::{at_step, steps},
     sync::lock,
     threshold::Threshold,
     window::Windows,
@@ -244,7 +244,7 @@ impl Sink for Gauges {
                 setter
             }
         };
-        let steps = STEPS.get() + 1;
+        let steps = steps() + 1;
         let step = if steps > STEPS_MAX {
             Step::CutOff
         } else {
@@ -292,11 +292,6 @@ enum Step {
     CutOff,
     /// The series ends.
     End,
-}
-
-thread_local! {
-    /// The gauge that this thread is setting is so many steps away from a mutation that nobody derived.
-    static STEPS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Steps that one mutation may lead to. More than the longest chain that can be declared: only callbacks that set what a gauge
@@ -366,10 +361,7 @@ impl Setter {
                 return;
             }
         };
-        // Inline callbacks that panic are caught; so this is always put back.
-        let before = STEPS.replace(steps);
-        self.set_value(value, &gauges);
-        STEPS.set(before);
+        at_step(steps, || self.set_value(value, &gauges));
     }
 
     fn set_value(&self, value: f64, gauges: &Gauges) {
