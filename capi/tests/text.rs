@@ -82,6 +82,7 @@ fn a_text_that_its_owner_has_shortened_is_given_back_whole() {
         desc.name = s("depth");
         desc.help = s("Depth.");
         assert_eq!(mb_gauge_new(bus, &desc, &mut gauge), 0);
+        mb_gauge_set(gauge, 1.0);
         for keep in [0, 1, 7, 8, 9, 20] {
             let (mut text, mut len): (*mut c_char, usize) = (ptr::null_mut(), 0);
             assert_eq!(mb_bus_text(bus, &mut text, &mut len), 0);

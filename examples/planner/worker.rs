@@ -511,7 +511,7 @@ mod tests {
         assert!(names(r#"{worker="a"}"#).contains(&"fleet_requests_total".to_owned()));
         assert_eq!(names("fleet_kv_usage_ratio").len(), 1);
         // A worker of that name that comes later is a new one.
-        assert_eq!(worker("a").kv_usage_ratio.get(), Some(0.0));
+        assert_eq!(worker("a").kv_usage_ratio.get(), None);
         assert_eq!(names("fleet_kv_usage_ratio").len(), 2);
     }
 }

@@ -13,7 +13,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 fn declare(bus: &MetricBus, kind: MetricKind, name: &str, help: &str) -> Result<(), DeclareError> {
     match kind {
         MetricKind::Counter => bus.counter(name, help).map(|_| ()),
-        MetricKind::Gauge => bus.gauge(name, help).map(|_| ()),
+        // One that was never set would not be there.
+        MetricKind::Gauge => bus.gauge(name, help).map(|gauge| gauge.set(0.0)),
         _ => bus
             .histogram(name, help, Buckets::from_static(&[1.0]))
             .map(|_| ()),

@@ -121,7 +121,7 @@ class Gauge:
         registry: MetricBus | Scope | None = ...,
         multiprocess_mode: str | None = None,
         *,
-        initial: float | None = 0.0,
+        initial: float | None = ...,
         expire_after: _Time | None = None,
         max_series: int | None = None,
     ) -> Self: ...
@@ -368,7 +368,7 @@ class MetricBus:
     def series(self, selector: _Selector) -> list[Series]: ...
     def remove(self, selector: _Selector) -> int: ...
     def lints(self) -> list[str]: ...
-    def serve(self, address: str | int = "127.0.0.1:9464") -> Server:
+    def serve(self, address: str | int = ...) -> Server:
         """Serves `/metrics` and its siblings in the background. A port alone, `9464` or `"9464"`, is one of this machine only."""
     def get_sample_value(self, name: str, labels: Mapping[str, object] | None = None) -> float | None:
         """The value of one sample as it would be scraped, or `None`. What is to run before a scrape runs first. `_created` is since when a
@@ -1345,7 +1345,7 @@ class Exporter:
     ) -> Awaitable[tuple[int, list[tuple[str, str]], bytes]]:
         """`answer`, to be awaited: the event loop goes on meanwhile."""
 
-    def serve(self, address: str | int = "127.0.0.1:9464", *, metrics_on_every_path: bool = False) -> Server:
+    def serve(self, address: str | int = ..., *, metrics_on_every_path: bool = False) -> Server:
         """Serves in the background. `metrics_on_every_path`: `/` and all paths that lead nowhere lead to the metrics, as
         `prometheus_client` has it.
         """

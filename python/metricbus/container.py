@@ -78,8 +78,8 @@ class MetricGauge(Protocol):
     def dec(self, amount: float | None = None, /) -> None:
         """Lowers it by `amount`, or by 1."""
 
-    def get(self) -> float:
-        """The value now; NaN for a backend that can't be read back."""
+    def get(self) -> float | None:
+        """The value now, `None` where there was none yet; NaN for a backend that can't be read back."""
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ class Worker(mb.Component, prefix="worker_", labels={"tier": "gpu"}):
     slow: Queue = mb.nested(lane="slow")
 
     def busy(self) -> bool:
-        return self.kv_usage_ratio.get() > 0.9
+        return (self.kv_usage_ratio.get() or 0) > 0.9
 
 
 def test_each_field_is_a_metric_with_prefix_and_labels(bus: mb.MetricBus) -> None:

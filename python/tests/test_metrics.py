@@ -177,12 +177,12 @@ def test_a_timer_reports_blocks_calls_and_coroutines(bus: MetricBus) -> None:
     with last.time():
         pass
     assert latency.get().count == 4
-    assert last.get() > 0
+    assert (last.get() or 0) > 0
 
 
 def test_calls_in_progress_are_counted_while_they_are(bus: MetricBus) -> None:
     running = bus.gauge("running", "Running.")
-    seen: list[float] = []
+    seen: list[float | None] = []
 
     @running.track_inprogress()
     async def call() -> None:
@@ -236,7 +236,7 @@ def test_a_function_says_the_value_when_somebody_looks(bus: MetricBus, caplog: p
     with caplog.at_level(logging.ERROR, "metricbus"):
         body = metricbus.Exporter(bus).answer()[2]
     assert b"\nsessions 2\n" in body
-    assert b"\nbroken 0\n" in body
+    assert b"\nbroken " not in body
     assert "of broken" in caplog.text and "ZeroDivisionError" in caplog.text
 
 

@@ -202,9 +202,9 @@ class TestForwarder:
         within(10, main())
 
     def test_it_outlives_the_loop_in_which_it_was_started(self, bus: mb.MetricBus, nats: NatsServer) -> None:
-        bus.gauge("up", "").set(1)
+        bus.gauge("ready", "").set(1)
         forwarder = within(10, worker(bus, nats))
-        forwarder.forward("up", every=0.01)
+        forwarder.forward("ready", every=0.01)
 
         async def main() -> None:
             async with await planner(nats, POD) as fleet:
@@ -593,21 +593,21 @@ class TestEnds:
         logging.getLogger("metricbus").setLevel(logging.CRITICAL)
 
         bus = mb.MetricBus()
-        up = bus.gauge("up", "Of a test.")
+        up = bus.gauge("ready", "Of a test.")
         up.set(1)
         bus.add_rule(mb.Rule("Up", mb.when(up, above=2)))
         kept = []
 
         async def main():
             forwarder = await mb.NatsForwarder.start(bus, URL, source="prod/decode/pod-7", heartbeat=0.1)
-            forwarder.forward("up", every=0.01)
+            forwarder.forward("ready", every=0.01)
             forwarder.forward_alerts()
             fleet = await mb.Fleet.start(URL)
             await asyncio.wait_for(fleet.synced(), 20)
             nowhere = await mb.Fleet.start("nats://127.0.0.1:1")
             kept.extend([forwarder, fleet, nowhere, fleet.on_source().stream(), fleet.on_source(print_nothing)])
             # Nobody waits for these, and they go on while the loop is closed and the interpreter ends.
-            kept.extend([nowhere.synced(), forwarder.flush(5), fleet.window("up", 1), fleet.sent_rules()])
+            kept.extend([nowhere.synced(), forwarder.flush(5), fleet.window("ready", 1), fleet.sent_rules()])
 
         def print_nothing(event):
             pass
@@ -629,17 +629,17 @@ class TestEnds:
 
             ready = threading.Event()
             bus = mb.MetricBus()
-            up = bus.gauge("up", "Of a test.")
+            up = bus.gauge("ready", "Of a test.")
 
             async def ask(fleet):
                 while True:
-                    await fleet.window("up", 1)
+                    await fleet.window("ready", 1)
                     up.inc()
                     ready.set()
 
             async def main():
                 forwarder = await mb.NatsForwarder.start(bus, URL, source="prod/decode/pod-7", heartbeat=0.1)
-                forwarder.forward("up", every=0.01)
+                forwarder.forward("ready", every=0.01)
                 fleet = await mb.Fleet.start(URL)
                 await fleet.synced()
                 await asyncio.gather(*[ask(fleet) for _ in range(8)])

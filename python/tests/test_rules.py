@@ -642,7 +642,7 @@ def test_a_rule_written_before_a_fork_is_added_in_the_child(run: Callable[..., C
     assert done.stdout.splitlines() == ['Full{worker="a"} firing at 2, Full{worker="a"} firing at 1', "firing"]
 
 
-def test_an_annotation_that_cannot_be_filled_is_refused_when_the_rule_is_added():
+def test_an_annotation_that_cannot_be_filled_is_refused_when_the_rule_is_added() -> None:
     bus = mb.MetricBus()
     kv = bus.gauge("kv", "Share in use.", labels=("worker",))
     full = mb.when("kv", above=0.9)
@@ -659,8 +659,8 @@ def test_an_annotation_that_cannot_be_filled_is_refused_when_the_rule_is_added()
     assert rule.history()[-1].annotations == {"what": 'a of {worker="a"}'}
 
 
-def test_a_rule_between_its_bounds_is_still_firing_after_a_restart(tmp_path):
-    told = []
+def test_a_rule_between_its_bounds_is_still_firing_after_a_restart(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
     for value in (0.95, 0.85):
         bus = mb.MetricBus()
         bus.keep_rule_state(tmp_path / "rules.json")

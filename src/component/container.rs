@@ -111,8 +111,8 @@ impl BackendContainer<Prometheus> {
     /// ```
     /// use metricbus::{MetricContainer, PrometheusContainer};
     ///
-    /// let error = PrometheusContainer::new("my app").create_gauge("ready", "Ready.", &[]).unwrap_err();
-    /// assert!(error.to_string().contains("\"my app_ready\""));
+    /// let error = PrometheusContainer::new("my\"app").create_gauge("ready", "Ready.", &[]).unwrap_err();
+    /// assert!(error.to_string().contains("app_ready"));
     /// ```
     pub fn new(prefix: &str) -> Self {
         PrometheusContainer::on(&MetricBus::new(), prefix)

@@ -297,7 +297,7 @@ impl Fleet {
     ) -> PyResult<Bound<'py, PyAny>> {
         let selector = match selector {
             Some(selector) => convert::written(selector)?,
-            None => metricbus::IntoSelector::into_selector(r#"{__name__=~".*"}"#).or_raise()?,
+            None => metricbus::IntoSelector::into_selector(r#"{__name__!=""}"#).or_raise()?,
         };
         let source = self::source(source)?;
         let ask = move |fleet: nats::Fleet| async move { fleet.snapshot(&source, &selector).await };

@@ -53,7 +53,10 @@ impl Derived {
     /// Its present value, where it is one series; `None` where there is no data, no series, or more than one.
     fn get(&self) -> PyResult<Option<f64>> {
         Ok(match &self.all()?[..] {
-            [one] => one.value().map(|value| value.as_f64()).filter(|value| !value.is_nan()),
+            [one] => one
+                .value()
+                .map(|value| value.as_f64())
+                .filter(|value| !value.is_nan()),
             _ => None,
         })
     }
