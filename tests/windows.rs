@@ -19,6 +19,23 @@ fn close(a: Option<f64>, b: f64) -> bool {
 }
 
 #[test]
+fn a_window_by_name_has_the_last_value_of_the_one_series_that_it_is_about() {
+    let (bus, _) = bus();
+    let family = bus
+        .family::<Gauge>(Desc::new("kv", "k").labels(["worker"]))
+        .unwrap();
+    let windows = bus.window("kv", secs(10.0)).unwrap();
+    assert_eq!(windows.stats().last, None);
+    family.with_label_values(&["a"]).unwrap().set(3.0);
+    assert_eq!(windows.stats().last, Some(3.0));
+    family.with_label_values(&["b"]).unwrap().set(4.0);
+    assert_eq!((windows.stats().last, windows.stats().sources), (None, 2));
+    let by_worker = windows.stats_by(&["worker"]);
+    let last: Vec<_> = by_worker.iter().map(|(_, seen)| seen.last).collect();
+    assert_eq!(last, [Some(3.0), Some(4.0)]);
+}
+
+#[test]
 fn a_gauges_average_counts_each_value_for_as_long_as_it_was_held() {
     let (bus, clock) = bus();
     let gauge = bus.gauge("g", "g").unwrap();

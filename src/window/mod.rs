@@ -83,7 +83,7 @@ impl MetricBus {
 ///
 /// Of several series ([`Windows`]): counts, sums, increases and rates add up; `avg`, `stddev` and quantiles are over all
 /// series and their time (gauges) or over all observations; `min` and `max` are those of single series, not of their sum;
-/// `age` is that of the newest mutation; `last` is `None`. Of gauges together with other types, `avg`, `stddev` and
+/// `age` is that of the newest mutation; `last` is that of the series where there is one, and `None` where there are more. Of gauges together with other types, `avg`, `stddev` and
 /// quantiles are those of the gauges.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -314,10 +314,7 @@ impl Windows {
     /// What all series together have seen, up to now. Without any series: `sources` is 0, and everything is `None`.
     pub fn stats(&self) -> WindowStats {
         let parts: Vec<Part> = self.parts().into_iter().map(|(_, part)| part).collect();
-        WindowStats {
-            last: None,
-            ..merge(&parts, self.width)
-        }
+        merge(&parts, self.width)
     }
 
     /// What each series has seen, up to now.
@@ -362,11 +359,7 @@ impl Windows {
             .into_iter()
             .map(|(values, parts)| {
                 let names = labels.iter().map(|&l| l.to_owned());
-                let stats = WindowStats {
-                    last: None,
-                    ..merge(&parts, self.width)
-                };
-                (names.zip(values).collect(), stats)
+                (names.zip(values).collect(), merge(&parts, self.width))
             })
             .collect()
     }

@@ -207,10 +207,7 @@ fn of_source(
 
 fn together(parts: &[Part], width: Duration) -> WindowStats {
     let width = parts.iter().map(of_part).max().unwrap_or(width);
-    let mut stats = merge(parts, width);
-    // As of every window over what a selector matches.
-    stats.last = None;
-    stats
+    merge(parts, width)
 }
 
 fn of_part(part: &Part) -> Duration {

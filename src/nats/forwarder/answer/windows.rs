@@ -61,8 +61,7 @@ impl Panes {
             .collect();
         let width = request.width.max(WIDTH_MIN);
         let parts: Vec<_> = series.iter().map(|series| series.part.clone()).collect();
-        let mut stats = merge(&parts, width);
-        stats.last = None;
+        let stats = merge(&parts, width);
         let reply = WindowReply {
             width,
             at: bus.clock().wall(now),
