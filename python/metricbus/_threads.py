@@ -84,7 +84,11 @@ def _run_hook(job: int) -> None:
 
 def start_log() -> None:
     """Starts the thread that hands the library's log to `logging`. Called by the Rust side."""
-    threading.Thread(target=_log, name="metricbus-log", daemon=True).start()
+    try:
+        threading.Thread(target=_log, name="metricbus-log", daemon=True).start()
+    except RuntimeError:
+        # While the program ends there are no new threads, from Python 3.12 on, and soon nobody to log to.
+        pass
 
 
 def _log() -> None:
